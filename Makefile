@@ -1,0 +1,54 @@
+# Every target sets up what it needs. The first `make` builds .venv (minutes); after that setting up is a no-op.
+SHELL := /bin/sh
+BIN := .venv/bin
+ARGS ?=
+
+# TFX's imports take three times as long without bytecode.
+export UV_COMPILE_BYTECODE := 1
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup pipeline test test-fast test-next lint format bench constraints clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
+
+setup: .venv/.done  ## build .venv: finds or fetches Python 3.10 (or 3.11 on glibc >= 2.39) and installs everything
+
+.venv/.done: pyproject.toml constraints.txt .ci/find-python
+	@test -x $(BIN)/python || "$$(.ci/find-python)" -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[kfp,dev]'
+	@touch $@
+
+pipeline: setup  ## train, compress, evaluate and release scikit-learn's digits (ARGS="--help" lists the options)
+	@$(BIN)/python -m pipelines.local $(ARGS)
+
+test: setup  ## all tests, whole pipeline runs included
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: setup  ## the tests that run no pipeline, in under two minutes
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-next: setup  ## all tests on the other TFX line (1.21, Python 3.11), in a Debian 13 chroot
+	.ci/test-next $(ARGS)
+
+lint: setup  ## ruff, mypy and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: setup  ## format the code
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: setup  ## every benchmark, one after the other; each prints one JSON object
+	@for benchmark in benchmarks/*.py; do echo "$$benchmark" >&2; $(BIN)/python $$benchmark || exit 1; done
+
+constraints: setup  ## resolve pyproject.toml anew, for both TFX lines
+	$(BIN)/uv pip compile --quiet --universal --upgrade --all-extras --no-annotate --no-header --no-emit-index-url \
+	  --python-version 3.10 -o constraints.txt pyproject.toml
+
+clean:  ## remove what the targets made, runs/ excepted
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache
