@@ -1,1 +1,61 @@
+"""TFX components that make a trained model smaller and faster, prove that it is still good, and release it.
+
+The public names load on first use, so that importing this package costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+_HOME = {
+    "Pruner": "pruner.component",
+    "SparsityFineTuner": "sparsity_fine_tuner.component",
+    "TFLiteQuantizer": "tflite_quantizer.component",
+    "CompressedEvaluator": "compressed_evaluator.component",
+    "TFLiteStorePusher": "tflite_store_pusher.component",
+    "PruningPlan": "models.plan",
+    "LayerRule": "models.plan",
+    "FineTuning": "sparsity_fine_tuner.config",
+    "Quantization": "tflite_quantizer.config",
+    "Budget": "compressed_evaluator.budget",
+    "StoreTarget": "store.target",
+    "Compressed": "models.compressed",
+    "Evaluation": "compressed_evaluator.record",
+    "prune": "pruner.pruning",
+    "fine_tune": "sparsity_fine_tuner.training",
+    "quantize": "tflite_quantizer.quantization",
+    "evaluate": "compressed_evaluator.evaluation",
+}
+
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from tfx_compression.compressed_evaluator.budget import Budget
+    from tfx_compression.compressed_evaluator.component import CompressedEvaluator
+    from tfx_compression.compressed_evaluator.evaluation import evaluate
+    from tfx_compression.compressed_evaluator.record import Evaluation
+    from tfx_compression.models.compressed import Compressed
+    from tfx_compression.models.plan import LayerRule, PruningPlan
+    from tfx_compression.pruner.component import Pruner
+    from tfx_compression.pruner.pruning import prune
+    from tfx_compression.sparsity_fine_tuner.component import SparsityFineTuner
+    from tfx_compression.sparsity_fine_tuner.config import FineTuning
+    from tfx_compression.sparsity_fine_tuner.training import fine_tune
+    from tfx_compression.store.target import StoreTarget
+    from tfx_compression.tflite_quantizer.component import TFLiteQuantizer
+    from tfx_compression.tflite_quantizer.config import Quantization
+    from tfx_compression.tflite_quantizer.quantization import quantize
+    from tfx_compression.tflite_store_pusher.component import TFLiteStorePusher
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""What the components share: configuration, loading and saving models, signatures, examples, sizes. No TFX in here."""

@@ -1,0 +1,53 @@
+"""The base of every configuration: frozen, strict about names, one JSON string as a component's exec property."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import pydantic
+
+ConfigT = TypeVar("ConfigT", bound="Config")
+
+
+class Config(pydantic.BaseModel):
+    """A frozen configuration that round-trips through JSON. Unknown fields are errors."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def to_json(self) -> str:
+        """The configuration as JSON with sorted keys: equal configurations give equal strings, for TFX's cache."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except pydantic.ValidationError as error:
+            raise ConfigError(_explain(type(self), error)) from error
+
+    @classmethod
+    def merged(cls: type[ConfigT], config_json: str, overrides: Mapping[str, Any]) -> ConfigT:
+        """The configuration of `config_json` with the fields in `overrides` that are not None put over it.
+
+        Raises:
+          ConfigError: naming each bad field, its value, and what it may be.
+        """
+        fields = json.loads(config_json)
+        fields.update({name: value for name, value in overrides.items() if value is not None})
+        return cls(**fields)
+
+
+class ConfigError(ValueError):
+    """A configuration that can't be used; the message names the field, its value and the remedy."""
+
+
+def _explain(config: type[Config], error: pydantic.ValidationError) -> str:
+    """A pydantic error in one line per field: where, which value, what is wrong, and the fields that exist."""
+    lines = []
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"]) or config.__name__
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(sorted(config.model_fields))
+            lines.append(f"{config.__name__} has no field {place!r}; its fields are: {known}")
+        else:
+            lines.append(f"{config.__name__}.{place} = {problem['input']!r}: {problem['msg']}")
+    return "; ".join(lines)

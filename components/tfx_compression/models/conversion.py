@@ -1,0 +1,80 @@
+"""From a SavedModel to a TFLite model, in a process of its own: TensorFlow's converter can end the one it runs in."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tfx_compression.models.keras2 import ModelError
+from tfx_compression.models.serving import FeatureSignature
+
+_TIMEOUT_SECONDS = 3600.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the converting process is asked for; all paths are local."""
+
+    saved_model: str
+    mode: str
+    io: str
+    calibration: str
+    output: str
+
+
+def convert(
+    signature: FeatureSignature,
+    mode: str,
+    io: str = "float32",
+    calibration: Sequence[Mapping[str, np.ndarray]] = (),
+) -> bytes:
+    """The TFLite model of a signature, its inputs called `serving_default_<feature>`.
+
+    Args:
+      signature: what to convert.
+      mode: `float32`, `float16`, `dynamic` or `int8`.
+      io: for `int8`, what the model takes and returns: `int8` or `float32`.
+      calibration: for `int8`, rows as `{feature: [1, …] array}`.
+
+    Raises:
+      ModelError: where the converter refuses the model, crashes or hangs.
+    """
+    with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
+        request = Request(
+            saved_model=os.path.join(folder, "saved_model"),
+            mode=mode,
+            io=io,
+            calibration=os.path.join(folder, "calibration.npz"),
+            output=os.path.join(folder, "model.tflite"),
+        )
+        signature.save(request.saved_model)
+        names = signature.features if calibration else ()
+        np.savez(request.calibration, **{name: np.concatenate([row[name] for row in calibration]) for name in names})
+        _run(request)
+        with open(request.output, "rb") as file:
+            return file.read()
+
+
+def _run(request: Request) -> None:
+    command = [sys.executable, "-m", "tfx_compression.models.convert_worker", json.dumps(dataclasses.asdict(request))]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(f"TensorFlow's converter hung in mode {request.mode!r}: no result in {error.timeout:.0f} s.") from error
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise ModelError(f"TensorFlow's converter crashed in mode {request.mode!r} ({name}). Its last words: {_tail(done.stderr)}")
+    if done.returncode:
+        raise ModelError(f"TensorFlow's converter refused the model in mode {request.mode!r}: {_tail(done.stderr)}")
+    print(done.stderr, file=sys.stderr)
+
+
+def _tail(output: str) -> str:
+    lines = [line for line in output.strip().splitlines() if line.strip()]
+    return " ".join(lines[-3:])[-1500:] or "nothing"

@@ -1,0 +1,151 @@
+"""tf.Examples in TFRecord files: what is in them, as a tf.data pipeline or a sample of rows."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_metadata.proto.v0 import schema_pb2
+
+FeatureSpec = Mapping[str, tf.io.FixedLenFeature]
+
+
+class ExamplesError(ValueError):
+    """Examples that can't be used as asked; the message names the place and the remedy."""
+
+
+def records(files: Sequence[str]) -> tf.data.Dataset:
+    """The serialized tf.Examples of TFRecord files, plain or gzipped by their name."""
+    gzipped = [name for name in files if name.endswith(".gz")]
+    plain = [name for name in files if not name.endswith(".gz")]
+    parts = [
+        tf.data.TFRecordDataset(names, compression_type=compression)
+        for names, compression in ((plain, ""), (gzipped, "GZIP"))
+        if names
+    ]
+    if not parts:
+        return tf.data.Dataset.from_tensors("").take(0)
+    return parts[0] if len(parts) == 1 else parts[0].concatenate(parts[1])
+
+
+def require_rows(files: Sequence[str], place: str) -> None:
+    """Raises ExamplesError, naming `place`, where there is not one row."""
+    if not any(True for _ in records(files).take(1)):
+        raise ExamplesError(
+            f"There is not one tf.Example in {place}. Remedy: check the splits of the ExampleGen "
+            "(input_config or output_config) and its input files."
+        )
+
+
+def feature_spec(schema: schema_pb2.Schema) -> dict[str, tf.io.FixedLenFeature]:
+    """The features of `schema` that have a fixed shape and are always there, as tf.io.parse_example takes them."""
+    from tensorflow_transform.tf_metadata import schema_utils
+
+    spec = schema_utils.schema_as_feature_spec(schema).feature_spec
+    return {name: feature for name, feature in spec.items() if isinstance(feature, tf.io.FixedLenFeature)}
+
+
+def label_of(schema: schema_pb2.Schema, inputs: Sequence[str], label_key: str | None) -> str:
+    """The name of the label: `label_key`, or the one feature of `schema` that is no model input.
+
+    Raises:
+      ExamplesError: where the schema has no such feature, or several that could be it.
+    """
+    names = [feature.name for feature in schema.feature]
+    if label_key is None:
+        candidates = [name for name in names if name not in inputs]
+        if len(candidates) != 1:
+            raise ExamplesError(
+                f"The label can't be told from the schema: apart from the model's inputs it has {candidates or 'none'}. "
+                "Remedy: set label_key to the label's feature."
+            )
+        return candidates[0]
+    if label_key not in names:
+        raise ExamplesError(
+            f"The label {label_key!r} is not in the schema, whose features are: {', '.join(names) or 'none'}. "
+            "Remedy: set label_key to one of them, or use the schema of these examples "
+            "(Transform's post_transform_schema for its transformed_examples)."
+        )
+    return label_key
+
+
+def labelled(
+    files: Sequence[str], schema: schema_pb2.Schema, inputs: Sequence[str], label: str, batch_size: int, shuffle: bool
+) -> tf.data.Dataset:
+    """Batches of (features, label) for a Keras model whose inputs are called `inputs`.
+
+    Args:
+      files: TFRecord files of tf.Examples.
+      schema: theirs.
+      inputs: feature names; the features of a batch are a dict of [batch, …] tensors.
+      label: feature name; the label is a [batch, …] tensor, shaped as in the schema.
+      batch_size: rows in a batch.
+      shuffle: in a buffer of 10,000 rows, in another order each epoch, with TensorFlow's global seed.
+
+    Raises:
+      ExamplesError: where an input of the model is no feature of fixed shape in the schema.
+    """
+    spec = feature_spec(schema)
+    missing = [name for name in [*inputs, label] if name not in spec]
+    if missing:
+        raise ExamplesError(
+            f"The model needs {', '.join(missing)}, which the schema has not, or not with a fixed shape; it has: "
+            f"{', '.join(spec) or 'none'}. Remedy: pass the examples that the model was trained on "
+            "(for a model behind Transform: transform.outputs['transformed_examples'] and ['post_transform_schema']), "
+            "or an input_fn in the module file."
+        )
+    wanted = {name: spec[name] for name in [*inputs, label]}
+    rows = records(files)
+    if shuffle:
+        rows = rows.shuffle(10_000)
+
+    def split(batch: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        features = tf.io.parse_example(batch, wanted)
+        target = features.pop(label)
+        return features, target
+
+    return rows.batch(batch_size).map(split, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def sample(
+    files: Sequence[str], features: Mapping[str, tf.TensorSpec], rows: int, seed: int
+) -> list[dict[str, np.ndarray]]:
+    """`rows` rows drawn from all of `files` with equal chance (reservoir sampling), as `{feature: [1, …] array}`.
+
+    Fewer where there are fewer. Only the rows that were drawn are parsed, so memory does not grow with the data.
+
+    Raises:
+      ExamplesError: where a row lacks a feature.
+    """
+    chosen = list(_reservoir(records(files).as_numpy_iterator(), rows, random.Random(seed)))
+    spec = {
+        name: tf.io.FixedLenFeature(tensor.shape[1:], _example_dtype(tensor.dtype)) for name, tensor in features.items()
+    }
+    parsed = []
+    for row in chosen:
+        try:
+            values = tf.io.parse_example([row], spec)
+        except tf.errors.InvalidArgumentError as error:
+            raise ExamplesError(f"A tf.Example lacks what the model takes: {error.message}") from error
+        parsed.append({name: value.numpy().astype(features[name].dtype.as_numpy_dtype) for name, value in values.items()})
+    return parsed
+
+
+def _reservoir(rows: Iterator[bytes], size: int, generator: random.Random) -> list[bytes]:
+    """Algorithm R (Vitter 1985): each row of the stream is in the result with the same probability."""
+    kept: list[bytes] = []
+    for seen, row in enumerate(rows):
+        if seen < size:
+            kept.append(row)
+        else:
+            place = generator.randrange(seen + 1)
+            if place < size:
+                kept[place] = row
+    return kept
+
+
+def _example_dtype(dtype: tf.DType) -> tf.DType:
+    """The dtype that a tf.Example stores such a tensor as."""
+    if dtype.is_integer or dtype.is_bool:
+        return tf.int64
+    return tf.string if dtype == tf.string else tf.float32

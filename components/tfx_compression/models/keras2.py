@@ -1,0 +1,78 @@
+"""Keras 2 models as a Trainer writes them: load, look at the network, save again with the same signatures.
+
+Importing this module imports TensorFlow and tf_keras.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # tfmot and Transform's layers are Keras 2: one Keras per process
+
+import tensorflow as tf
+import tf_keras
+from tensorflow.python.autograph.core import config as autograph
+
+# AutoGraph passes over Keras' own source, but knows it as `keras` only: without this rule it rewrites all of tf_keras,
+# 20 s in every process that trains. User code is converted as before.
+autograph.CONVERSION_RULES = (autograph.DoNotConvert("tf_keras"), *autograph.CONVERSION_RULES)
+
+
+class ModelError(ValueError):
+    """A model that can't be used as asked; the message names the model and the remedy."""
+
+
+def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> tf_keras.Model:
+    """The Keras 2 model in a SavedModel directory, a `.keras` or an `.h5` file.
+
+    Raises:
+      ModelError: where there is no model, or a SavedModel without Keras metadata: its layers can't be seen.
+    """
+    if not tf.io.gfile.exists(path):
+        raise ModelError(f"No model at {path}.")
+    if tf.io.gfile.isdir(path):
+        if not tf.io.gfile.exists(os.path.join(path, "saved_model.pb")):
+            raise ModelError(f"{path} holds no saved_model.pb: not a SavedModel.")
+        if not tf.io.gfile.exists(os.path.join(path, "keras_metadata.pb")):
+            raise ModelError(
+                f"The SavedModel in {path} has no Keras metadata (keras_metadata.pb), so its layers can't be seen. "
+                "tf.saved_model.save, model.export and Keras 3 write none. Remedy: in Trainer's run_fn, save a tf_keras "
+                'model with model.save(fn_args.serving_model_dir, save_format="tf", signatures=…).'
+            )
+    with tf_keras.utils.custom_object_scope(dict(custom_objects or {})):
+        return tf_keras.models.load_model(path)
+
+
+def network(model: tf_keras.Model) -> tf_keras.Model:
+    """The layers between the model's inputs and outputs, sharing its weights.
+
+    What else hangs on the model, such as Transform's layer, which the serving signatures use, is left out.
+
+    Raises:
+      ModelError: for a subclassed model, which has no graph of layers.
+    """
+    if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
+        raise ModelError(
+            f"The model {model.name!r} is subclassed: it has no graph of layers. "
+            "Remedy: build it with tf_keras.Sequential or the functional API."
+        )
+    return tf_keras.Model(model.inputs, model.outputs, name=model.name)
+
+
+def compile_arguments(model: tf_keras.Model) -> dict[str, Any]:
+    """What the model was compiled with, its optimizer a new one without state; empty where it never was."""
+    if getattr(model, "optimizer", None) is None:
+        return {}
+    return dict(tf_keras.saving.deserialize_keras_object(model.get_compile_config()))
+
+
+def save(model: tf_keras.Model, path: str) -> None:
+    """Writes a SavedModel that answers the signatures that `model` was loaded with.
+
+    Without `signatures=` Keras would silently replace `serving_default`. The optimizer's configuration is kept, its
+    state is not: it belongs to the training that is over.
+    """
+    if compiled := compile_arguments(model):
+        model.compile(**compiled)
+    signatures = dict(getattr(model, "signatures", None) or {})
+    model.save(path, save_format="tf", signatures=signatures or None)

@@ -1,0 +1,204 @@
+"""TFLite models: what is in them, and running them with the numbers that a device gets."""
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.lite.tools import flatbuffer_utils
+
+from tfx_compression.models.keras2 import ModelError
+
+FILE = "tflite"  # the name under Format-Serving/ that TFMA reads
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """An input or output.
+
+    Attributes:
+      name: as in the model's signature; without one, the tensor's own name.
+      index: the interpreter's.
+      dtype: NumPy's.
+      shape: -1 where the size is free; the first dimension is the batch.
+      scale, zero_point: `real = (stored - zero_point) * scale`; a scale of 0 means not quantized.
+    """
+
+    name: str
+    index: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    scale: float
+    zero_point: int
+
+    def describe(self) -> dict[str, object]:
+        """The tensor as JSON has it."""
+        return {
+            "name": self.name,
+            "dtype": np.dtype(self.dtype).name,
+            "shape": list(self.shape),
+            "scale": self.scale,
+            "zero_point": self.zero_point,
+        }
+
+
+def quantize(values: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """Real values as `tensor` stores them: divided by the scale, rounded half away from zero, shifted, saturated.
+
+    As TFLite's reference kernel does (`reference_ops::AffineQuantize`). Values of an unquantized tensor are cast.
+    """
+    if not tensor.scale:
+        return np.asarray(values).astype(tensor.dtype)
+    # float32 as in the kernel; the rounding in float64, where adding 0.5 is exact.
+    scaled = (np.asarray(values, np.float32) / np.float32(tensor.scale)).astype(np.float64)
+    rounded = np.copysign(np.floor(np.abs(scaled) + 0.5), scaled) + tensor.zero_point
+    limits = np.iinfo(tensor.dtype)
+    return np.clip(rounded, limits.min, limits.max).astype(tensor.dtype)
+
+
+def dequantize(values: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """Stored values as real ones, in float32; those of an unquantized tensor as they are."""
+    if not tensor.scale:
+        return values
+    return (values.astype(np.float32) - np.float32(tensor.zero_point)) * np.float32(tensor.scale)
+
+
+class Interpreter:
+    """A TFLite model that takes and returns real numbers by name, on the kernels that a device runs (XNNPACK).
+
+    Args:
+      content: the flatbuffer.
+      num_threads: threads per invocation.
+
+    Raises:
+      ModelError: where `content` is no TFLite model.
+    """
+
+    def __init__(self, content: bytes, num_threads: int = 1):
+        try:
+            self._interpreter = tf.lite.Interpreter(model_content=content, num_threads=num_threads)
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise ModelError(f"Not a TFLite model that this runtime can run: {error}") from error
+        signatures = self._interpreter.get_signature_list()
+        if signatures:
+            runner = self._interpreter.get_signature_runner(next(iter(signatures)))
+            inputs, outputs = runner.get_input_details(), runner.get_output_details()
+        else:
+            inputs = {detail["name"]: detail for detail in self._interpreter.get_input_details()}
+            outputs = {detail["name"]: detail for detail in self._interpreter.get_output_details()}
+        self.inputs = {name: _tensor(name, detail) for name, detail in inputs.items()}
+        self.outputs = {name: _tensor(name, detail) for name, detail in outputs.items()}
+        self._rows = 1
+
+    def predict(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs a batch.
+
+        Args:
+          features: by input name, [batch, …] real numbers; each is reshaped to what the input takes.
+
+        Returns:
+          By output name, [batch, …] real numbers.
+
+        Raises:
+          ModelError: where an input is missing or doesn't fit.
+        """
+        feeds = {name: self._feed(tensor, features) for name, tensor in self.inputs.items()}
+        rows = len(next(iter(feeds.values())))
+        if all(tensor.shape[0] == -1 for tensor in self.inputs.values()):
+            return self._invoke(feeds, rows)
+        # A model with a fixed batch takes as many rows at a time, and none are left over only if that is 1.
+        parts = [
+            self._invoke({name: feed[row : row + 1] for name, feed in feeds.items()}, 1) for row in range(rows)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+
+    def _feed(self, tensor: Tensor, features: Mapping[str, np.ndarray]) -> np.ndarray:
+        if tensor.name not in features:
+            raise ModelError(
+                f"The TFLite model takes {tensor.name!r}, which is no feature of the examples; they have: "
+                f"{', '.join(sorted(features)) or 'none'}. Remedy: name the signature's arguments after the features."
+            )
+        values = np.asarray(features[tensor.name])
+        if values.dtype == object:
+            raise ModelError(f"The feature {tensor.name!r}, which the TFLite model takes, is missing in some rows.")
+        try:
+            return quantize(values.reshape(len(values), *tensor.shape[1:]), tensor)
+        except ValueError as error:
+            raise ModelError(
+                f"The feature {tensor.name!r} has shape {values.shape}, the TFLite model takes {tensor.shape}."
+            ) from error
+
+    def _invoke(self, feeds: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+        if rows != self._rows:
+            for name, tensor in self.inputs.items():
+                self._interpreter.resize_tensor_input(tensor.index, feeds[name].shape)
+            self._interpreter.allocate_tensors()
+            self._rows = rows
+        for name, tensor in self.inputs.items():
+            self._interpreter.set_tensor(tensor.index, feeds[name])
+        self._interpreter.invoke()
+        return {
+            name: dequantize(self._interpreter.get_tensor(tensor.index), tensor) for name, tensor in self.outputs.items()
+        }
+
+
+def _tensor(name: str, detail: Mapping) -> Tensor:
+    scale, zero_point = detail["quantization"]
+    signature = tuple(int(size) for size in detail.get("shape_signature", detail["shape"]))
+    return Tensor(name, detail["index"], np.dtype(detail["dtype"]), signature, float(scale), int(zero_point))
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a flatbuffer holds.
+
+    Attributes:
+      ops: how often each operator occurs.
+      float_ops: those that compute on floats; in a model for integer hardware there should be none but QUANTIZE.
+      weights: by tensor name, the constants of rank 2 or more, their zero point taken off: 0 is a zero weight.
+    """
+
+    ops: dict[str, int]
+    float_ops: dict[str, int]
+    weights: dict[str, np.ndarray]
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros in all weights."""
+        size = sum(weight.size for weight in self.weights.values())
+        return sum(weight.size - np.count_nonzero(weight) for weight in self.weights.values()) / size if size else 0.0
+
+
+_DTYPES = {0: np.float32, 1: np.float16, 9: np.int8}  # TensorType of the TFLite schema
+_FLOATS = (0, 1)
+
+
+def contents(content: bytes) -> Contents:
+    """Reads the operators and weights of a TFLite model without running it.
+
+    Raises:
+      ModelError: where `content` is no TFLite flatbuffer.
+    """
+    if content[4:8] != b"TFL3":
+        raise ModelError(f"Not a TFLite model: {len(content)} bytes without the file identifier TFL3.")
+    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    ops: collections.Counter[str] = collections.Counter()
+    float_ops: collections.Counter[str] = collections.Counter()
+    weights = {}
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            name = flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex)
+            ops[name] += 1
+            if any(graph.tensors[index].type in _FLOATS for index in operator.outputs):
+                float_ops[name] += 1
+        for tensor in graph.tensors:
+            data = model.buffers[tensor.buffer].data
+            if data is None or not len(data) or len(tensor.shape) < 2 or tensor.type not in _DTYPES:
+                continue
+            values = np.frombuffer(bytes(data), _DTYPES[tensor.type]).reshape(tensor.shape)
+            zero = tensor.quantization.zeroPoint if tensor.quantization is not None else None
+            offset = int(zero[0]) if zero is not None and len(zero) else 0
+            weights[tensor.name.decode()] = values - np.asarray(offset, np.int16) if offset else values
+    return Contents(dict(ops), dict(float_ops), weights)

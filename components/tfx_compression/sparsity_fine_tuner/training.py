@@ -1,0 +1,103 @@
+"""Training of a pruned Keras model that keeps its zeros, without a pipeline."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from tfx_compression.models import keras2, layers
+from tfx_compression.models.compressed import Compressed, Masks, Summary, require_zeros
+from tfx_compression.models.keras2 import ModelError
+from tfx_compression.sparsity_fine_tuner.config import FineTuning
+
+
+def fine_tune(
+    model: tf_keras.Model | str,
+    data: tf.data.Dataset,
+    config: FineTuning,
+    *,
+    masks: Masks | None = None,
+    validation_data: tf.data.Dataset | None = None,
+    compile_fn: Callable[[tf_keras.Model], None] | None = None,
+    callbacks: Sequence[tf_keras.callbacks.Callback] = (),
+) -> Compressed:
+    """Trains a pruned model; the weights that are pruned stay zero.
+
+    Args:
+      model: a Keras 2 model, which is changed in place, or the path of one.
+      data: batches of (features, label), as Keras' `fit` takes them.
+      config: how to train.
+      masks: what was pruned, as `prune` returns it; by default every weight of a kernel that is zero now.
+      validation_data: as `data`, evaluated after each epoch.
+      compile_fn: compiles the network it is given; by default loss, metrics and optimizer are those that the model was
+        compiled with. Its learning rate is replaced by the configuration's.
+      callbacks: Keras callbacks.
+
+    Raises:
+      ModelError: for a model that was never compiled and no `compile_fn`, a loss that is not a number, or masks that
+        don't fit.
+    """
+    loaded = keras2.load(model) if isinstance(model, str) else model
+    network = keras2.network(loaded)
+    masks = dict(masks) if masks is not None else _zeros_of(network)
+    require_zeros(loaded, masks, "the model before training")
+    before = layers.measure(network)
+    tf_keras.utils.set_random_seed(config.seed)
+    trained = _Masked(network.inputs, network.outputs, name=network.name)
+    trained.keep_zero(masks)
+    _compile(trained, loaded, compile_fn)
+    trained.optimizer.learning_rate = config.learning_rate
+    trained.fit(
+        data,
+        epochs=config.epochs,
+        validation_data=validation_data,
+        callbacks=[tf_keras.callbacks.TerminateOnNaN(), *callbacks],
+        verbose=2,
+    )
+    for weight in network.weights:
+        if not np.isfinite(weight.numpy()).all():
+            raise ModelError(
+                f"{weight.name} is not finite after training: the loss diverged. Remedy: a smaller "
+                f"FineTuning.learning_rate than {config.learning_rate}."
+            )
+    require_zeros(loaded, masks, "the model after training")
+    return Compressed(loaded, Summary(before=before, after=layers.measure(network)), masks)
+
+
+class _Masked(tf_keras.Model):
+    """A functional model whose pruned weights are zero again after each step."""
+
+    def keep_zero(self, masks: Masks) -> None:
+        kernels = layers.kernels(self)
+        self._pruned = []
+        for name, mask in masks.items():
+            layer, attribute = kernels[name]
+            variable = getattr(layer, attribute)
+            self._pruned.append((variable, tf.constant(mask, variable.dtype)))
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        logs = super().train_step(data)
+        for variable, mask in self._pruned:
+            variable.assign(variable * mask)
+        return logs
+
+
+def _compile(
+    trained: tf_keras.Model, loaded: tf_keras.Model, compile_fn: Callable[[tf_keras.Model], None] | None
+) -> None:
+    if compile_fn is not None:
+        compile_fn(trained)
+    elif compiled := keras2.compile_arguments(loaded):
+        trained.compile(**compiled)
+    if trained.optimizer is None:
+        raise ModelError(
+            "The model was saved without being compiled (or with include_optimizer=False), so there is no loss to "
+            "train it with. Remedy: a compile_fn(model) in the module file that calls model.compile(…)."
+        )
+
+
+def _zeros_of(network: tf_keras.Model) -> dict[str, np.ndarray]:
+    found = {name: getattr(layer, attribute).numpy() != 0 for name, (layer, attribute) in layers.kernels(network).items()}
+    return {name: mask for name, mask in found.items() if not mask.all()}
