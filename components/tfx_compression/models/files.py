@@ -1,10 +1,11 @@
-"""Sizes and hashes of models on disk."""
+"""Sizes of models on disk."""
 
-import gzip
 import os
 from typing import NamedTuple
 
 import tensorflow as tf
+
+from tfx_compression.models.gzipped import gzipped
 
 
 class FileSize(NamedTuple):
@@ -12,11 +13,6 @@ class FileSize(NamedTuple):
 
     raw: int
     gzip: int
-
-
-def gzipped(content: bytes) -> int:
-    """The number of bytes of `content` gzipped at level 6, as HTTP servers do by default."""
-    return len(gzip.compress(content, compresslevel=6, mtime=0))
 
 
 def size(path: str) -> FileSize:

@@ -7,7 +7,7 @@ import numpy as np
 import pydantic
 import tf_keras
 
-from tfx_compression.models.files import gzipped
+from tfx_compression.models.gzipped import gzipped
 
 KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel")
 

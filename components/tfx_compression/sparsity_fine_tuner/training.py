@@ -44,6 +44,9 @@ def fine_tune(
     masks = dict(masks) if masks is not None else _zeros_of(network)
     require_zeros(loaded, masks, "the model before training")
     before = layers.measure(network)
+    for dataset in (data, validation_data):
+        if dataset is not None and config.steps_per_epoch is None and dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise ModelError("The data never ends (it repeats), so neither would an epoch. Remedy: FineTuning.steps_per_epoch.")
     tf_keras.utils.set_random_seed(config.seed)
     trained = _Masked(network.inputs, network.outputs, name=network.name)
     trained.keep_zero(masks)
@@ -52,6 +55,8 @@ def fine_tune(
     trained.fit(
         data,
         epochs=config.epochs,
+        steps_per_epoch=config.steps_per_epoch,
+        validation_steps=config.steps_per_epoch if validation_data is not None else None,
         validation_data=validation_data,
         callbacks=[tf_keras.callbacks.TerminateOnNaN(), *callbacks],
         verbose=2,

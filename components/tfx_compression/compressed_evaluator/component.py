@@ -1,0 +1,131 @@
+"""The CompressedEvaluator component."""
+
+import re
+from collections.abc import Mapping
+
+import tensorflow_model_analysis as tfma
+from tfx import types
+from tfx.dsl.components.base import base_beam_component, executor_spec
+from tfx.orchestration import data_types
+from tfx.types import standard_artifacts
+from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
+from tfx.utils import json_utils, proto_utils
+
+from tfx_compression.compressed_evaluator import evaluation, executor
+from tfx_compression.compressed_evaluator.budget import Budget
+from tfx_compression.models.config import ConfigError
+from tfx_compression.tfx_support import artifacts, declaration
+
+
+class CompressedEvaluatorSpec(ComponentSpec):
+    """Inputs, outputs and parameters of CompressedEvaluator, but for the candidates: each instance has its own."""
+
+    PARAMETERS = {
+        "eval_config": ExecutionParameter(type=str),
+        "budget": ExecutionParameter(type=str),
+        "max_metric_drop": ExecutionParameter(type=float, optional=True),
+        "candidates": ExecutionParameter(type=str),
+        "example_split": ExecutionParameter(type=str),
+        declaration.CODE_VERSION: ExecutionParameter(type=str),
+    }
+    INPUTS = {
+        "examples": ChannelParameter(type=standard_artifacts.Examples),
+        "baseline_model": ChannelParameter(type=standard_artifacts.Model),
+        "schema": ChannelParameter(type=standard_artifacts.Schema, optional=True),
+    }
+    OUTPUTS = {
+        "best_model": ChannelParameter(type=standard_artifacts.Model),
+        "blessing": ChannelParameter(type=standard_artifacts.ModelBlessing),
+        "evaluation": ChannelParameter(type=standard_artifacts.ModelEvaluation),
+        "report": ChannelParameter(type=artifacts.Report),
+    }
+
+
+class CompressedEvaluator(base_beam_component.BaseBeamComponent):
+    """Measures candidates against a baseline and decides which one may be released.
+
+    ```python
+    evaluator = tfc.CompressedEvaluator(
+        candidates={"int8": int8.outputs["tflite_model"], "float16": float16.outputs["tflite_model"]},
+        baseline_model=trainer.outputs["model"],
+        examples=example_gen.outputs["examples"],
+        schema=schema_gen.outputs["schema"],
+        eval_config=tfma.EvalConfig(
+            model_specs=[tfma.ModelSpec(label_key="label")],
+            metrics_specs=[tfma.MetricsSpec(metrics=[tfma.MetricConfig(class_name="SparseCategoricalAccuracy")])],
+        ),
+        budget=tfc.Budget(max_metric_drop={"sparse_categorical_accuracy": 0.01}, max_bytes=100_000),
+    )
+    ```
+
+    Outputs:
+      best_model: the Model that it chose; without a file where it chose none.
+      blessing: ModelBlessing, as Pusher and TFLiteStorePusher obey it.
+      evaluation: ModelEvaluation: TFMA's files, for `tfma.load_eval_result(uri, model_name="int8")`, and
+        `evaluation.json`.
+      report: `report.html`, for people.
+    """
+
+    SPEC_CLASS = CompressedEvaluatorSpec
+    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(executor.Executor)
+
+    def __init__(
+        self,
+        candidates: Mapping[str, types.BaseChannel],
+        baseline_model: types.BaseChannel,
+        examples: types.BaseChannel,
+        eval_config: tfma.EvalConfig,
+        budget: Budget | None = None,
+        *,
+        schema: types.BaseChannel | None = None,
+        max_metric_drop: float | data_types.RuntimeParameter | None = None,
+        example_split: str = "eval",
+    ):
+        """Declares the evaluation of `candidates`.
+
+        Args:
+          candidates: Model channels (SavedModels or TFLite models) by name, in letters, digits and `_`.
+          baseline_model: a Model channel: what they are compared with, a SavedModel or a TFLite model.
+          examples: what the models' `serving_default` takes, so the ExampleGen's.
+          eval_config: TFMA's. The first ModelSpec, with the label, holds for all models.
+          budget: the limits; without any, every candidate may be released that misses no threshold of `eval_config`.
+          schema: of the examples.
+          max_metric_drop: overrides the allowed drop of every metric in the budget, also at run time.
+          example_split: split to evaluate on.
+
+        Raises:
+          ConfigError: for a name that is none, no label, or a limited metric that `eval_config` doesn't compute.
+        """
+        budget = budget or Budget()
+        names = sorted(candidates)
+        bad = [name for name in names if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)]
+        if bad or not names:
+            raise ConfigError(f"Candidates are named in letters, digits and '_', and there is at least one; got {names}.")
+        evaluation.config_for([*names, evaluation.BASELINE], eval_config, budget, has_baseline=True)
+        if max_metric_drop is not None and not budget.max_metric_drop:
+            raise ConfigError("max_metric_drop overrides the drops in the budget, which has none. Remedy: Budget(max_metric_drop={…}).")
+        super().__init__(
+            _spec_of(names)(
+                **{f"candidate_{name}": candidates[name] for name in names},
+                baseline_model=baseline_model,
+                examples=examples,
+                schema=schema,
+                best_model=types.Channel(type=standard_artifacts.Model),
+                blessing=types.Channel(type=standard_artifacts.ModelBlessing),
+                evaluation=types.Channel(type=standard_artifacts.ModelEvaluation),
+                report=types.Channel(type=artifacts.Report),
+                eval_config=proto_utils.proto_to_json(eval_config),
+                budget=budget.to_json(),
+                max_metric_drop=max_metric_drop,
+                candidates=json_utils.dumps(names),
+                example_split=example_split,
+                code_version=declaration.code_version(__name__),
+            )
+        )
+
+
+def _spec_of(names: list[str]) -> type[CompressedEvaluatorSpec]:
+    """The spec with an input `candidate_<name>` for each name: Kubeflow takes one plain channel per input, no unions."""
+    candidates = {f"candidate_{name}": ChannelParameter(type=standard_artifacts.Model) for name in names}
+    inputs = {**CompressedEvaluatorSpec.INPUTS, **candidates}
+    return type("CompressedEvaluatorSpec", (CompressedEvaluatorSpec,), {"INPUTS": inputs})

@@ -1,0 +1,347 @@
+"""Evaluation of candidates against a baseline: TFMA's metrics in one pass over the data, then the limits."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import tensorflow as tf
+import tensorflow_model_analysis as tfma
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tensorflow_model_analysis.extractors import (
+    example_weights_extractor,
+    features_extractor,
+    labels_extractor,
+    slice_key_extractor,
+    unbatch_extractor,
+)
+from tfx_bsl.tfxio import tensor_adapter, tf_example_record
+
+from tfx_compression.compressed_evaluator import gate, latency, predictors
+from tfx_compression.compressed_evaluator.budget import Budget
+from tfx_compression.compressed_evaluator.record import FILE, Evaluation, Layer, Measured
+from tfx_compression.models import conversion, examples, files, keras2, layers, serving, tflite
+from tfx_compression.models.compressed import write_text
+from tfx_compression.models.config import ConfigError
+from tfx_compression.models.keras2 import ModelError
+
+BASELINE = "baseline"
+
+
+def evaluate(
+    candidates: Mapping[str, str],
+    examples: str | Sequence[str],
+    label_key: str | None = None,
+    *,
+    baseline: str | None = None,
+    schema: schema_pb2.Schema | None = None,
+    eval_config: tfma.EvalConfig | None = None,
+    budget: Budget | None = None,
+    output_path: str | None = None,
+) -> Evaluation:
+    """Evaluates models on tf.Examples, on local Beam.
+
+    Args:
+      candidates: by name, the path of a SavedModel or of a TFLite model.
+      examples: pattern or patterns of TFRecord files of the tf.Examples that the models take.
+      label_key: the label's feature; it may be in `eval_config` instead.
+      baseline: the path of the model that they are compared with.
+      schema: of the examples; gives features their shape.
+      eval_config: TFMA's: metrics, slices, thresholds. By default the accuracy of a classifier.
+      budget: the limits.
+      output_path: where TFMA's files are written, for `tfma.load_eval_result`; by default nowhere.
+
+    Raises:
+      ModelError, ExamplesError, ConfigError: see `run`.
+    """
+    patterns = [examples] if isinstance(examples, str) else list(examples)
+    config = tfma.EvalConfig()
+    config.CopyFrom(eval_config or _accuracy())
+    if not config.model_specs:
+        config.model_specs.add()
+    if label_key:
+        config.model_specs[0].label_key = label_key
+    with contextlib.ExitStack() as stack:
+        output = output_path or stack.enter_context(tempfile.TemporaryDirectory())
+        return run(candidates, baseline, patterns, schema, config, budget or Budget(), output, beam.Pipeline)
+
+
+def run(
+    candidates: Mapping[str, str],
+    baseline: str | None,
+    patterns: Sequence[str],
+    schema: schema_pb2.Schema | None,
+    eval_config: tfma.EvalConfig,
+    budget: Budget,
+    output_path: str,
+    make_pipeline: Callable[[], beam.Pipeline],
+) -> Evaluation:
+    """Evaluates, decides, and writes TFMA's files and `evaluation.json` to `output_path`.
+
+    The first ModelSpec of `eval_config` says how every model is evaluated (label, weights, signature outputs).
+
+    Raises:
+      ModelError: for a model that can't be run, or whose outputs differ in shape from the baseline's.
+      ExamplesError: where there are no examples, or no label in the schema.
+      ConfigError: where the budget limits a metric that is not computed, or there is no label.
+    """
+    paths = {name: predictors.locate(path) for name, path in candidates.items()}
+    if BASELINE in paths:
+        raise ConfigError(f"A candidate can't be called {BASELINE!r}: that is the baseline's name.")
+    if baseline is not None:
+        paths[BASELINE] = predictors.locate(baseline)
+    config = config_for(list(paths), eval_config, budget, has_baseline=baseline is not None)
+    row = _first_row(patterns, schema, config)
+    loaded = {name: predictors.load(path) for name, path in paths.items()}
+    if baseline is not None:
+        predictors.require_same_outputs(loaded[BASELINE], {name: loaded[name] for name in candidates})
+    _analyse(paths, patterns, schema, config, output_path, make_pipeline)
+    metrics = {name: _metrics(output_path, name, len(paths) > 1) for name in paths}
+    budget.require_metrics(metrics[next(iter(paths))])
+    measured = _measure(paths, loaded, row, metrics)
+    rows = next((int(values["example_count"]) for values in metrics.values() if "example_count" in values), 0)
+    evaluation = gate.decide(
+        rows=rows,
+        baseline=measured.pop(BASELINE, None),
+        candidates=measured,
+        budget=budget,
+        failures=gate.threshold_failures(output_path, len(paths) > 1),
+    )
+    write_text(os.path.join(output_path, FILE), evaluation.model_dump_json(indent=1) + "\n")
+    return evaluation
+
+
+def config_for(
+    names: Sequence[str], eval_config: tfma.EvalConfig, budget: Budget, *, has_baseline: bool
+) -> tfma.EvalConfig:
+    """`eval_config` with its first ModelSpec made one for each model, and the number of examples counted.
+
+    Raises:
+      ConfigError: where it has no label, no metrics, or not those that the budget limits.
+    """
+    if not eval_config.model_specs or not (
+        eval_config.model_specs[0].label_key or eval_config.model_specs[0].label_keys
+    ):
+        raise ConfigError(
+            "The evaluation needs to know the label. Remedy: eval_config=tfma.EvalConfig(model_specs=["
+            "tfma.ModelSpec(label_key='…')], …)."
+        )
+    if not any(spec.metrics for spec in eval_config.metrics_specs):
+        raise ConfigError("The eval_config has no metrics. Remedy: add metrics_specs.")
+    budget.require_metrics(_metric_names(eval_config))
+    if budget.max_metric_drop and not has_baseline:
+        raise ConfigError("Budget.max_metric_drop compares with a baseline, and there is none. Remedy: baseline_model=….")
+    config = tfma.EvalConfig()
+    config.CopyFrom(eval_config)
+    template = eval_config.model_specs[0]
+    del config.model_specs[:]
+    for name in names:
+        spec = config.model_specs.add()
+        spec.CopyFrom(template)
+        spec.name = name
+        spec.model_type = "tf_generic"
+        spec.is_baseline = has_baseline and name == BASELINE
+    if "ExampleCount" not in {metric.class_name for spec in config.metrics_specs for metric in spec.metrics}:
+        config.metrics_specs.add().metrics.add(class_name="ExampleCount")
+    return tfma.utils.update_eval_config_with_defaults(config, has_baseline=has_baseline, rubber_stamp=not has_baseline)
+
+
+def _metric_names(eval_config: tfma.EvalConfig) -> list[str]:
+    return [
+        str(json.loads(metric.config or "{}").get("name", metric.class_name))
+        for spec in eval_config.metrics_specs
+        for metric in spec.metrics
+    ]
+
+
+def _accuracy() -> tfma.EvalConfig:
+    metric = tfma.MetricConfig(class_name="SparseCategoricalAccuracy")
+    return tfma.EvalConfig(metrics_specs=[tfma.MetricsSpec(metrics=[metric])])
+
+
+def _tfxio(patterns: Sequence[str], schema: schema_pb2.Schema | None) -> tf_example_record.TFExampleRecord:
+    return tf_example_record.TFExampleRecord(
+        file_pattern=list(patterns),
+        schema=schema,
+        raw_record_column_name=tfma.ARROW_INPUT_COLUMN,
+        telemetry_descriptors=["CompressedEvaluator"],
+    )
+
+
+def _first_row(
+    patterns: Sequence[str], schema: schema_pb2.Schema | None, config: tfma.EvalConfig
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """One serialized tf.Example and its features, after checking that there is one and that it has the label."""
+    found = sorted(name for pattern in patterns for name in tf.io.gfile.glob(pattern))
+    examples.require_rows(found, ", ".join(patterns))
+    label = config.model_specs[0].label_key
+    if schema is not None and label:
+        examples.label_of(schema, (), label)
+    record = next(examples.records(found).as_numpy_iterator())
+    parsed = tf.train.Example.FromString(record)
+    features = {}
+    for name, feature in parsed.features.feature.items():
+        kind = feature.WhichOneof("kind")
+        features[name] = np.asarray([getattr(feature, kind).value]) if kind else np.empty([1, 0])
+    if label and label not in features:
+        raise examples.ExamplesError(
+            f"The label {label!r} is not in the examples; they have: {', '.join(sorted(features))}. "
+            "Remedy: set label_key to one of them."
+        )
+    return np.asarray([record], object), features
+
+
+class _Predict(beam.DoFn):
+    """Adds the predictions of all models to a batch of TFMA's extracts."""
+
+    def __init__(self, paths: Mapping[str, str]):
+        self._paths = dict(paths)
+
+    def setup(self) -> None:
+        self._predictors = {name: predictors.load(path) for name, path in self._paths.items()}
+
+    def process(self, extracts: tfma.Extracts) -> Any:
+        batch, features = extracts[tfma.INPUT_KEY], extracts[tfma.FEATURES_KEY]
+        predictions = {}
+        for name, predictor in self._predictors.items():
+            outputs = predictor.predict(batch, features)
+            predictions[name] = next(iter(outputs.values())) if len(outputs) == 1 else outputs
+        only = len(predictions) == 1
+        yield {**extracts, tfma.PREDICTIONS_KEY: next(iter(predictions.values())) if only else predictions}
+
+
+def _analyse(
+    paths: Mapping[str, str],
+    patterns: Sequence[str],
+    schema: schema_pb2.Schema | None,
+    config: tfma.EvalConfig,
+    output_path: str,
+    make_pipeline: Callable[[], beam.Pipeline],
+) -> None:
+    """TFMA over all models in one pass, on our predictions: its own TFLite extractor truncates and wraps int8 inputs."""
+    tfxio = _tfxio(patterns, schema)
+    adapter = None
+    if schema is not None:
+        adapter = tensor_adapter.TensorAdapterConfig(tfxio.ArrowSchema(), tfxio.TensorRepresentations())
+    predict = tfma.extractors.Extractor(
+        stage_name="ExtractCompressedPredictions",
+        ptransform=beam.ParDo(_Predict(paths)),
+    )
+    shared = [
+        tfma.types.EvalSharedModel(
+            model_path=path,
+            model_name=name,
+            model_type="tf_generic",
+            is_baseline=config.model_specs[position].is_baseline,
+        )
+        for position, (name, path) in enumerate(paths.items())
+    ]
+    with make_pipeline() as pipeline:
+        batches = pipeline | "Read" >> tfxio.BeamSource()
+        batches | "Evaluate" >> tfma.ExtractEvaluateAndWriteResults(
+            eval_config=config,
+            eval_shared_model=shared if len(shared) > 1 else shared[0],
+            extractors=[
+                features_extractor.FeaturesExtractor(
+                    config, tensor_representations=adapter.tensor_representations if adapter else None
+                ),
+                labels_extractor.LabelsExtractor(config),
+                example_weights_extractor.ExampleWeightsExtractor(config),
+                predict,
+                unbatch_extractor.UnbatchExtractor(),
+                slice_key_extractor.SliceKeyExtractor(eval_config=config),
+            ],
+            output_path=output_path,
+            tensor_adapter_config=adapter,
+            schema=schema,
+        )
+
+
+def _metrics(output_path: str, name: str, several: bool) -> dict[str, float]:
+    """The scalar metrics of a model on the whole split, without TFMA's differences from the baseline."""
+    result = tfma.load_eval_result(output_path, model_name=name) if several else tfma.load_eval_result(output_path)
+    values = result.get_metrics_for_slice() or {}
+    return {
+        metric: float(value["doubleValue"])
+        for metric, value in values.items()
+        if "doubleValue" in value and not metric.endswith("_diff")
+    }
+
+
+def _measure(
+    paths: Mapping[str, str],
+    loaded: Mapping[str, predictors.Predictor],
+    row: tuple[np.ndarray, dict[str, np.ndarray]],
+    metrics: Mapping[str, Mapping[str, float]],
+) -> dict[str, Measured]:
+    """Sizes, sparsity and latency of every model, and of the baseline's float TFLite model where it is needed."""
+    timed = {name: predictor.prepare(*row) for name, predictor in loaded.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        twin = _float_tflite(paths, loaded, folder)
+        if twin:
+            timed[twin] = predictors.load(twin).prepare(*row)
+        times = latency.measure(timed)
+        return {
+            name: _measured(path, times[name], metrics[name]).model_copy(
+                update={"tflite": _measured(twin, times[twin], {})} if twin and name == BASELINE else {}
+            )
+            for name, path in paths.items()
+        }
+
+
+def _float_tflite(
+    paths: Mapping[str, str], loaded: Mapping[str, predictors.Predictor], folder: str
+) -> str | None:
+    """The baseline converted to float TFLite, written to `folder`: what a TFLite candidate's speed-up is against.
+
+    None where no candidate is a TFLite model, the baseline is one, or it can't be converted.
+    """
+    kinds = {name: predictor.kind for name, predictor in loaded.items()}
+    if kinds.get(BASELINE) != "saved_model" or "tflite" not in kinds.values():
+        return None
+    try:
+        content = conversion.convert(serving.feature_signature(paths[BASELINE]), "float32")
+    except ModelError as error:
+        tf.get_logger().warning("The baseline has no float TFLite twin, so speed-ups are unknown: %s", error)
+        return None
+    path = os.path.join(folder, "baseline.tflite")
+    with open(path, "wb") as file:
+        file.write(content)
+    return path
+
+
+def _measured(path: str, time: latency.Latency, metrics: Mapping[str, float]) -> Measured:
+    size = files.size(path)
+    kernels = _layers(path)
+    weights = sum(layer.size for layer in kernels)
+    return Measured(
+        kind="saved_model" if tf.io.gfile.isdir(path) else "tflite",
+        uri=path,
+        metrics=dict(metrics),
+        bytes=size.raw,
+        bytes_gzip=size.gzip,
+        latency_ms=time.median,
+        latency_spread_ms=time.spread,
+        sparsity=sum(layer.size * layer.sparsity for layer in kernels) / weights if weights else None,
+        layers=tuple(kernels),
+    )
+
+
+def _layers(path: str) -> list[Layer]:
+    """The kernels of a TFLite model, or of a SavedModel with Keras metadata; of others they can't be seen."""
+    if not tf.io.gfile.isdir(path):
+        with tf.io.gfile.GFile(path, "rb") as file:
+            weights = tflite.contents(file.read()).weights
+    elif tf.io.gfile.exists(os.path.join(path, "keras_metadata.pb")):
+        kernels = layers.kernels(keras2.network(keras2.load(path)))
+        weights = {name: np.asarray(getattr(layer, attribute)) for name, (layer, attribute) in kernels.items()}
+    else:
+        weights = {}
+    return [
+        Layer(name=name, size=weight.size, sparsity=float(1 - np.count_nonzero(weight) / weight.size))
+        for name, weight in weights.items()
+    ]

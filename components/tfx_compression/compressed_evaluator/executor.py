@@ -1,0 +1,110 @@
+"""Runs the CompressedEvaluator: reads the models and the Examples, evaluates, writes the decision and its grounds."""
+
+import json
+import os
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_model_analysis as tfma
+from google.protobuf import json_format
+from tfx import types
+from tfx.components.evaluator import constants
+from tfx.components.evaluator import executor as evaluator_executor
+from tfx.utils import io_utils
+
+from tfx_compression.compressed_evaluator import evaluation, report
+from tfx_compression.compressed_evaluator.budget import Budget
+from tfx_compression.compressed_evaluator.record import Evaluation
+from tfx_compression.models.compressed import write_text
+from tfx_compression.tfx_support import artifacts, inputs
+
+
+class Executor(evaluator_executor.Executor):
+    """See the component. A subclass of Evaluator's, since Kubeflow's runner converts ids for that class only."""
+
+    def Do(
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """Evaluates.
+
+        Args:
+          input_dict: `candidate_<name>` for each name, `baseline_model`, `examples`, `schema` (optional).
+          output_dict: `best_model`, `blessing`, `evaluation`, `report`.
+          exec_properties: `candidates` (JSON list of names), `eval_config` and `budget` (JSON), `max_metric_drop`
+            (overrides every drop of the budget), `example_split`.
+        """
+        names = json.loads(exec_properties["candidates"])
+        candidates = {name: artifacts.single(input_dict, f"candidate_{name}") for name in names}
+        baseline = artifacts.single(input_dict, "baseline_model")
+        examples = artifacts.single(input_dict, "examples")
+        budget = Budget.merged(exec_properties["budget"], {})
+        if (drop := exec_properties.get("max_metric_drop")) is not None:
+            budget = Budget.merged(budget.to_json(), {"max_metric_drop": dict.fromkeys(budget.max_metric_drop, drop)})
+        found = evaluation.run(
+            candidates={name: artifacts.model_path(model) for name, model in candidates.items()},
+            baseline=artifacts.model_path(baseline),
+            patterns=[inputs.example_pattern(examples, exec_properties["example_split"])],
+            schema=inputs.read_schema(input_dict) if input_dict.get("schema") else None,
+            eval_config=json_format.Parse(exec_properties["eval_config"], tfma.EvalConfig()),
+            budget=budget,
+            output_path=artifacts.single(output_dict, "evaluation").uri,
+            make_pipeline=self._make_beam_pipeline,
+        )
+        chosen = candidates[found.chosen] if found.chosen else None
+        write_text(
+            os.path.join(artifacts.single(output_dict, "report").uri, artifacts.REPORT_FILE), report.render({"": found})
+        )
+        self._copy(found, chosen, artifacts.single(output_dict, "best_model"))
+        self._bless(found, chosen, baseline, artifacts.single(output_dict, "blessing"))
+
+    def _copy(self, found: Evaluation, chosen: types.Artifact | None, best: types.Artifact) -> None:
+        """The chosen candidate with what its artifact says of it, and what it scored."""
+        tf.io.gfile.makedirs(best.uri)
+        if chosen is None or found.chosen is None:
+            return
+        io_utils.copy_dir(chosen.uri, best.uri)
+        properties = {name: chosen.get_custom_property(name) for name in chosen.mlmd_artifact.custom_properties}
+        metrics = found.candidates[found.chosen].metrics
+        drops = found.metric_drop[found.chosen]
+        artifacts.set_properties(
+            best,
+            **{
+                **{name: value for name, value in properties.items() if name not in ("name", "state", "tfx_version")},
+                "parent_uri": chosen.uri,
+                "candidate": found.chosen,
+                **{f"metric_{name}": value for name, value in metrics.items()},
+                **{f"drop_{name}": value for name, value in drops.items()},
+            },
+        )
+
+    def _bless(
+        self, found: Evaluation, chosen: types.Artifact | None, baseline: types.Artifact, blessing: types.Artifact
+    ) -> None:
+        """Pusher's convention. Only a SavedModel is named as the current model, or a TFLite model would become a baseline."""
+        blessed = chosen is not None
+        name = constants.BLESSED_FILE_NAME if blessed else constants.NOT_BLESSED_FILE_NAME
+        write_text(os.path.join(blessing.uri, name), "")
+        artifacts.set_properties(
+            blessing,
+            reason=found.reason,
+            candidate=found.chosen,
+            candidate_uri=chosen.uri if chosen else None,
+            **{
+                constants.ARTIFACT_PROPERTY_BLESSED_KEY: (
+                    constants.BLESSED_VALUE if blessed else constants.NOT_BLESSED_VALUE
+                ),
+                constants.ARTIFACT_PROPERTY_BASELINE_MODEL_URI_KEY: baseline.uri,
+                constants.ARTIFACT_PROPERTY_BASELINE_MODEL_ID_KEY: baseline.id,
+            },
+        )
+        if chosen is not None and found.candidates[str(found.chosen)].kind == "saved_model":
+            artifacts.set_properties(
+                blessing,
+                **{
+                    constants.ARTIFACT_PROPERTY_CURRENT_MODEL_URI_KEY: chosen.uri,
+                    constants.ARTIFACT_PROPERTY_CURRENT_MODEL_ID_KEY: chosen.id,
+                },
+            )

@@ -1,0 +1,1 @@
+"""Pruner: sets the least important weights of a trained model to zero."""

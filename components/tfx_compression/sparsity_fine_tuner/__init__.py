@@ -1,0 +1,1 @@
+"""SparsityFineTuner: trains a pruned model so that what was removed stays removed."""

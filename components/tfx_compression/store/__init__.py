@@ -1,0 +1,27 @@
+"""The TFLite store: numbered, immutable model versions, and channels that point at them. Imports no TFX, no TensorFlow.
+
+```
+<root>/<name>/versions/<int>/model.tflite        immutable
+                             manifest.json
+<root>/<name>/channels.json                      {"stable": 42, "canary": 43, "_history": {…}}
+```
+"""
+
+from tfx_compression.store.directory import DirectoryStore, StoreError
+from tfx_compression.store.target import StoreTarget
+
+__all__ = ["DirectoryStore", "StoreError", "StoreTarget", "open"]
+
+
+def open(uri: str) -> DirectoryStore:
+    """The store at `uri`, a directory as a path or a file:// URI; it is made by the first `publish`.
+
+    Raises:
+      StoreError: for a URI of another scheme.
+    """
+    scheme, separator, path = uri.partition("://")
+    if not separator:
+        return DirectoryStore(uri)
+    if scheme != "file":
+        raise StoreError(f"The store {uri} is of scheme {scheme!r}; this version keeps stores in directories only.")
+    return DirectoryStore(path)

@@ -1,0 +1,1 @@
+"""TFLiteQuantizer: converts a model to TFLite, quantized."""

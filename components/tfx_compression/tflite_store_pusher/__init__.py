@@ -1,0 +1,1 @@
+"""TFLiteStorePusher: releases a blessed TFLite model to a store."""

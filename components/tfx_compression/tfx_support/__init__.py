@@ -1,0 +1,1 @@
+"""What the components' declarations and executors share. The one shared place that imports TFX."""

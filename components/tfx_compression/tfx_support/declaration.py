@@ -1,0 +1,66 @@
+"""What component declarations share: a configuration as exec properties, and the version of the code."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tfx_compression
+from tfx.components.util import udf_utils
+from tfx.dsl.components.base import base_component
+from tfx.orchestration import data_types
+from tfx.types.component_spec import ExecutionParameter
+
+from tfx_compression.models.config import Config
+
+CODE_VERSION = "code_version"
+
+MODULE_PARAMETERS = {
+    "module_file": ExecutionParameter(type=str, optional=True),
+    "module_path": ExecutionParameter(type=str, optional=True),
+}
+
+
+def config_properties(
+    key: str, config: Config, overrides: Mapping[str, Any], fields: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The exec properties of a configuration: its JSON, and each override that is set, as a scalar of its own.
+
+    Args:
+      key: the JSON's exec property.
+      config: the configuration.
+      overrides: values or RuntimeParameters by exec property; those that are None are left out.
+      fields: the configuration's field that an exec property overrides, where it is called otherwise.
+
+    Raises:
+      ConfigError: where an override, or the default of a RuntimeParameter, is no value for its field.
+    """
+    field_of = {name: (fields or {}).get(name, name) for name in overrides}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    runtime = {name for name, value in given.items() if isinstance(value, data_types.RuntimeParameter)}
+    known = {field_of[name]: value.default if name in runtime else value for name, value in given.items()}
+    merged = type(config).merged(config.to_json(), known)
+    # Scalars take the type of their field: a learning rate of 1 is the float that the exec property must be.
+    scalars = {name: value if name in runtime else getattr(merged, field_of[name]) for name, value in given.items()}
+    return {key: config.to_json(), **scalars}
+
+
+def code_version(component_module: str) -> str:
+    """A digest of the package's version and of the code that a component runs.
+
+    TFX's cache key knows an executor's class path, not its code: without this, an upgrade would serve old results.
+    """
+    package = Path(tfx_compression.__file__).parent
+    folder = component_module.split(".")[1]
+    digest = hashlib.sha256(tfx_compression.__version__.encode())
+    for part in (folder, "models", "store", "tfx_support"):
+        for path in sorted((package / part).rglob("*")):
+            if path.suffix in (".py", ".jinja"):
+                digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"{tfx_compression.__version__}+{digest.hexdigest()[:12]}"
+
+
+def package_module(component: base_component.BaseComponent) -> None:
+    """Has TFX pack the user's module file into a wheel, as it does for Trainer."""
+    if udf_utils.should_package_user_modules() and component.exec_properties.get("module_file"):
+        udf_utils.add_user_module_dependency(component, "module_file", "module_path")

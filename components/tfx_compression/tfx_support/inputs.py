@@ -1,0 +1,55 @@
+"""What executors read: examples, schemas, the user's module."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tfx.components.util import examples_utils, udf_utils
+from tfx.proto import example_gen_pb2
+from tfx.types import artifact, artifact_utils
+from tfx.utils import io_utils
+
+from tfx_compression.models.examples import ExamplesError
+from tfx_compression.tfx_support.artifacts import Artifacts, single
+
+
+def example_pattern(examples: artifact.Artifact, split: str) -> str:
+    """The pattern of a split's files.
+
+    Raises:
+      ExamplesError: where the examples have no such split, or hold no tf.Examples.
+    """
+    splits = artifact_utils.decode_split_names(examples.split_names)
+    if split not in splits:
+        raise ExamplesError(
+            f"The examples in {examples.uri} have no split {split!r}, only: {', '.join(splits) or 'none'}. "
+            "Remedy: name one of them, or add it to the ExampleGen's splits."
+        )
+    payload = examples_utils.get_payload_format(examples)
+    if payload != example_gen_pb2.FORMAT_TF_EXAMPLE:
+        name = example_gen_pb2.PayloadFormat.Name(payload)
+        raise ExamplesError(f"The examples in {examples.uri} are {name}; the components read FORMAT_TF_EXAMPLE.")
+    return str(io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], split)))
+
+
+def example_files(examples: artifact.Artifact, split: str) -> list[str]:
+    """A split's files, sorted."""
+    return sorted(tf.io.gfile.glob(example_pattern(examples, split)))
+
+
+def read_schema(inputs: Artifacts, key: str = "schema") -> schema_pb2.Schema:
+    """The schema of an input."""
+    return io_utils.SchemaReader().read(os.path.join(single(inputs, key).uri, "schema.pbtxt"))
+
+
+def user_function(exec_properties: Mapping[str, Any], name: str) -> Callable[..., Any] | None:
+    """A function of the user's module file, or None where there is none of that name."""
+    return udf_utils.try_get_fn(exec_properties=dict(exec_properties), fn_name=name)
+
+
+def custom_objects(exec_properties: Mapping[str, Any]) -> dict[str, Any]:
+    """What the module file's `custom_objects()` returns: Keras classes and functions by name."""
+    function = user_function(exec_properties, "custom_objects")
+    return dict(function()) if function else {}
