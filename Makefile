@@ -16,7 +16,7 @@ help:  ## this list
 setup: .venv/.done  ## build .venv: finds or fetches Python 3.10 (or 3.11 on glibc >= 2.39) and installs everything
 
 .venv/.done: pyproject.toml constraints.txt .ci/find-python
-	@test -x $(BIN)/python || "$$(.ci/find-python)" -m venv .venv
+	@test -x $(BIN)/python || { python=$$(.ci/find-python) && "$$python" -m venv .venv; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[kfp,dev]'
 	@touch $@
@@ -30,7 +30,7 @@ test: setup  ## all tests, whole pipeline runs included
 test-fast: setup  ## the tests that run no pipeline, in under two minutes
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-next: setup  ## all tests on the other TFX line (1.21, Python 3.11), in a Debian 13 chroot
+test-next:  ## all tests on the other TFX line (1.21, Python 3.11), in a Debian 13 chroot
 	.ci/test-next $(ARGS)
 
 lint: setup  ## ruff, mypy and the import contracts
@@ -51,4 +51,4 @@ constraints: setup  ## resolve pyproject.toml anew, for both TFX lines
 	  --python-version 3.10 -o constraints.txt pyproject.toml
 
 clean:  ## remove what the targets made, runs/ excepted
-	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .cache dist .pytest_cache .mypy_cache .ruff_cache

@@ -24,7 +24,7 @@ from tfx_bsl.tfxio import tensor_adapter, tf_example_record
 from tfx_compression.compressed_evaluator import gate, latency, predictors
 from tfx_compression.compressed_evaluator.budget import Budget
 from tfx_compression.compressed_evaluator.record import FILE, Evaluation, Layer, Measured
-from tfx_compression.models import conversion, examples, files, keras2, layers, serving, tflite
+from tfx_compression.models import conversion, examples, files, serving, weights
 from tfx_compression.models.compressed import write_text
 from tfx_compression.models.config import ConfigError
 from tfx_compression.models.keras2 import ModelError
@@ -89,11 +89,11 @@ def run(
       ExamplesError: where there are no examples, or no label in the schema.
       ConfigError: where the budget limits a metric that is not computed, or there is no label.
     """
-    paths = {name: predictors.locate(path) for name, path in candidates.items()}
+    paths = {name: weights.locate(path) for name, path in candidates.items()}
     if BASELINE in paths:
         raise ConfigError(f"A candidate can't be called {BASELINE!r}: that is the baseline's name.")
     if baseline is not None:
-        paths[BASELINE] = predictors.locate(baseline)
+        paths[BASELINE] = weights.locate(baseline)
     config = config_for(list(paths), eval_config, budget, has_baseline=baseline is not None)
     row = _first_row(patterns, schema, config)
     loaded = {name: predictors.load(path) for name, path in paths.items()}
@@ -316,32 +316,19 @@ def _float_tflite(
 
 def _measured(path: str, time: latency.Latency, metrics: Mapping[str, float]) -> Measured:
     size = files.size(path)
-    kernels = _layers(path)
-    weights = sum(layer.size for layer in kernels)
+    kernels = weights.kernels(path)
+    total = sum(kernel.size for kernel in kernels.values())
+    zeros = sum(kernel.size - np.count_nonzero(kernel) for kernel in kernels.values())
     return Measured(
-        kind="saved_model" if tf.io.gfile.isdir(path) else "tflite",
+        kind=weights.kind(path),
         uri=path,
         metrics=dict(metrics),
         bytes=size.raw,
         bytes_gzip=size.gzip,
         latency_ms=time.median,
         latency_spread_ms=time.spread,
-        sparsity=sum(layer.size * layer.sparsity for layer in kernels) / weights if weights else None,
-        layers=tuple(kernels),
+        sparsity=float(zeros / total) if total else None,
+        layers=tuple(
+            Layer(name=name, size=kernel.size, sparsity=weights.sparsity(kernel)) for name, kernel in kernels.items()
+        ),
     )
-
-
-def _layers(path: str) -> list[Layer]:
-    """The kernels of a TFLite model, or of a SavedModel with Keras metadata; of others they can't be seen."""
-    if not tf.io.gfile.isdir(path):
-        with tf.io.gfile.GFile(path, "rb") as file:
-            weights = tflite.contents(file.read()).weights
-    elif tf.io.gfile.exists(os.path.join(path, "keras_metadata.pb")):
-        kernels = layers.kernels(keras2.network(keras2.load(path)))
-        weights = {name: np.asarray(getattr(layer, attribute)) for name, (layer, attribute) in kernels.items()}
-    else:
-        weights = {}
-    return [
-        Layer(name=name, size=weight.size, sparsity=float(1 - np.count_nonzero(weight) / weight.size))
-        for name, weight in weights.items()
-    ]

@@ -1,6 +1,5 @@
 """One way to run any model on a batch of tf.Examples."""
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -31,22 +30,8 @@ class Predictor(Protocol):
         """What runs that batch and nothing else, for timing."""
 
 
-def locate(path: str) -> str:
-    """The model at `path`: a .tflite file, a SavedModel, or a folder that holds a TFLite model as TFX stores it.
-
-    Raises:
-      ModelError: where there is none.
-    """
-    stored = os.path.join(path, tflite.FILE)
-    if tf.io.gfile.exists(stored):
-        return stored
-    if tf.io.gfile.exists(path) and (not tf.io.gfile.isdir(path) or tf.saved_model.contains_saved_model(path)):
-        return path
-    raise ModelError(f"{path} is neither a SavedModel nor a TFLite model.")
-
-
 def load(path: str) -> Predictor:
-    """Loads the model at `path`, which is as `locate` returns it."""
+    """Loads the model at `path`, which is as `weights.locate` returns it."""
     return _SavedModel(path) if tf.io.gfile.isdir(path) else _TFLite(path)
 
 

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -162,7 +163,8 @@ class Contents:
     Attributes:
       ops: how often each operator occurs.
       float_ops: those that compute on floats; in a model for integer hardware there should be none but QUANTIZE.
-      weights: by tensor name, the constants of rank 2 or more, their zero point taken off: 0 is a zero weight.
+      weights: by the layer that uses them, the constants of rank 2 or more, their zero point taken off: 0 is a zero
+        weight.
     """
 
     ops: dict[str, int]
@@ -198,12 +200,28 @@ def contents(content: bytes) -> Contents:
             ops[name] += 1
             if any(graph.tensors[index].type in _FLOATS for index in operator.outputs):
                 float_ops[name] += 1
-        for tensor in graph.tensors:
+        for index, tensor in enumerate(graph.tensors):
             data = model.buffers[tensor.buffer].data
             if data is None or not len(data) or len(tensor.shape) < 2 or tensor.type not in _DTYPES:
                 continue
             values = np.frombuffer(bytes(data), _DTYPES[tensor.type]).reshape(tensor.shape)
             zero = tensor.quantization.zeroPoint if tensor.quantization is not None else None
             offset = int(zero[0]) if zero is not None and len(zero) else 0
-            weights[tensor.name.decode()] = values - np.asarray(offset, np.int16) if offset else values
+            weights[_layer(graph, index)] = values - np.asarray(offset, np.int16) if offset else values
     return Contents(dict(ops), dict(float_ops), weights)
+
+
+def _layer(graph: Any, weight: int) -> str:
+    """The name of the layer that uses a constant: the converter names the constants `arith.constant7`, but what an
+    operator returns after the layer, `digits/conv_1/Relu;digits/conv_1/BiasAdd;…`."""
+    tensor = weight
+    for operator in graph.operators:  # in the order they run, so a DEQUANTIZE comes before what uses its output
+        if tensor in operator.inputs:
+            tensor = operator.outputs[0]
+            if len(operator.inputs) > 1:
+                break
+    own = graph.tensors[weight].name.decode()
+    if tensor == weight:
+        return own
+    scopes = [part for part in graph.tensors[tensor].name.decode().split(";")[0].split("/") if "PartitionedCall" not in part]
+    return "/".join(scopes[:-1]) or own

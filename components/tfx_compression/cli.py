@@ -1,0 +1,161 @@
+"""The command line: `tfx-compression …`."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+from tfx_compression import store as stores
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Compressed models: what is in them, where they came from.")
+store_app = typer.Typer(no_args_is_help=True, help="A TFLite store: list, pull, promote, roll back, verify.")
+app.add_typer(store_app, name="store")
+
+StoreUri = Annotated[str, typer.Argument(help="The store's root.", metavar="STORE_URI")]
+Name = Annotated[str, typer.Argument(help="The model's name.", metavar="NAME")]
+Version = Annotated[int, typer.Argument(help="Its version.", metavar="VERSION")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Runs the command line; what a user can mend is one line on standard error and exit status 1."""
+    try:
+        app()
+    except ValueError as error:  # StoreError, LineageError, ModelError: they name the value, the place and the remedy
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_plain(str(error))}")
+        raise SystemExit(1) from error
+
+
+@app.command()
+def lineage(
+    store_uri: StoreUri,
+    name: Name,
+    version: Version,
+    metadata: Annotated[
+        Path | None, typer.Option(help="ML Metadata's SQLite file; by default metadata.sqlite beside the store.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Where a released model came from: data, Trainer, plan, scores, what it was compared with."""
+    from tfx_compression.lineage import trace
+
+    steps = trace(metadata or Path(store_uri).resolve().parent / "metadata.sqlite", store_uri, name, version)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(step) for step in steps], indent=1))
+        return
+    tree = Tree(f"[bold]{_plain(name)} {version}[/]")
+    branch = tree
+    for step in steps:
+        branch = branch.add(f"[bold]{step.title}[/] by {_plain(step.node)}")
+        for key, value in step.details.items():
+            branch.add(f"[dim]{key.replace('_', ' ')}[/] {_plain(_words(value))}")
+    _print(tree)
+
+
+@app.command()
+def inspect(model: Annotated[Path, typer.Argument(help="A .tflite file, a SavedModel, a .keras or .h5 file.")], as_json: AsJson = False) -> None:
+    """What a model is made of: kernels, zeros, operators."""
+    from tfx_compression.inspection import describe
+
+    found = describe(str(model))
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    table = Table(title=str(model), title_justify="left")
+    for column in ("kernel", "weights", "zeros"):
+        table.add_column(column, justify="left" if column == "kernel" else "right")
+    for layer in found["layers"]:
+        table.add_row(layer["name"], f"{layer['size']:,}", f"{100 * layer['sparsity']:.1f} %")
+    _print(table)
+    for key, value in found.items():
+        if key != "layers":
+            _print(f"[dim]{key.replace('_', ' ')}[/] {_plain(_words(value))}")
+
+
+@store_app.command("list")
+def list_versions(store_uri: StoreUri, as_json: AsJson = False) -> None:
+    """The models, their versions and channels."""
+    store = stores.open(store_uri)
+    rows = [
+        {
+            "name": name,
+            "version": version,
+            "bytes": store.manifest(name, version)["bytes"],
+            "channels": [channel for channel, pointed in store.channels(name).items() if pointed == version],
+        }
+        for name in store.names()
+        for version in store.versions(name)
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("name", "version", "bytes", "channels")
+    for row in rows:
+        table.add_row(str(row["name"]), str(row["version"]), f"{row['bytes']:,}", ", ".join(row["channels"]))
+    _print(table if rows else f"No models in {_plain(store_uri)}.")
+
+
+@store_app.command()
+def show(store_uri: StoreUri, name: Name, version: Version) -> None:
+    """A version's manifest, as JSON."""
+    print(json.dumps(stores.open(store_uri).manifest(name, version), indent=1, sort_keys=True))
+
+
+@store_app.command()
+def pull(
+    store_uri: StoreUri,
+    name: Name,
+    to: Annotated[Path, typer.Argument(help="The file to write.")],
+    channel: Annotated[str, typer.Option(help="Whose version.")] = "stable",
+    version: Annotated[int | None, typer.Option(help="That version instead.")] = None,
+) -> None:
+    """Write a version's model to a file, checked against its manifest."""
+    pulled = stores.open(store_uri).pull(name, to, channel=channel, version=version)
+    _print(f"{_plain(name)} {pulled} in {_plain(str(to))}")
+
+
+@store_app.command()
+def promote(store_uri: StoreUri, name: Name, version: Version, channel: str) -> None:
+    """Point a channel at a version."""
+    stores.open(store_uri).promote(name, version, channel)
+    _print(f"{_plain(channel)} of {_plain(name)} is version {version}")
+
+
+@store_app.command()
+def rollback(store_uri: StoreUri, name: Name, channel: str) -> None:
+    """Point a channel back at the version before."""
+    version = stores.open(store_uri).rollback(name, channel)
+    _print(f"{_plain(channel)} of {_plain(name)} is version {version} again")
+
+
+@store_app.command()
+def verify(store_uri: StoreUri, name: Name, version: Version) -> None:
+    """Check a version's model against its manifest."""
+    stores.open(store_uri).verify(name, version)
+    _print(f"{_plain(name)} {version} is what its manifest says")
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={_words(item)}" for key, item in value.items())
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _plain(text: str) -> str:
+    """Text that Rich prints as it is."""
+    return text.replace("[", r"\[")
+
+
+def _print(what: Any) -> None:
+    Console(soft_wrap=True).print(what)
+
+
+if __name__ == "__main__":
+    main()

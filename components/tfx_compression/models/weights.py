@@ -1,0 +1,46 @@
+"""The models that lie on disk, and their kernels, whatever format they have."""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from tfx_compression.models import keras2, layers, tflite
+from tfx_compression.models.keras2 import ModelError
+
+
+def locate(path: str) -> str:
+    """The model at `path`: a file, a SavedModel, or in a folder that holds a TFLite model as TFX stores it, that file.
+
+    Raises:
+      ModelError: where there is none.
+    """
+    stored = os.path.join(path, tflite.FILE)
+    if tf.io.gfile.exists(stored):
+        return stored
+    if tf.io.gfile.exists(path) and (not tf.io.gfile.isdir(path) or tf.saved_model.contains_saved_model(path)):
+        return path
+    raise ModelError(f"{path} is neither a SavedModel nor a model file.")
+
+
+def kind(path: str) -> str:
+    """`saved_model`, `keras` or `tflite`, by what `locate` found."""
+    if tf.io.gfile.isdir(path):
+        return "saved_model"
+    return "keras" if path.endswith((".keras", ".h5")) else "tflite"
+
+
+def kernels(path: str) -> dict[str, np.ndarray]:
+    """The kernels of a model that `locate` found, by layer; none of a SavedModel without Keras metadata."""
+    if kind(path) == "tflite":
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return tflite.contents(file.read()).weights
+    if kind(path) == "saved_model" and not tf.io.gfile.exists(os.path.join(path, "keras_metadata.pb")):
+        return {}
+    found = layers.kernels(keras2.network(keras2.load(path)))
+    return {name: np.asarray(getattr(layer, attribute)) for name, (layer, attribute) in found.items()}
+
+
+def sparsity(kernel: np.ndarray) -> float:
+    """The fraction of zeros."""
+    return float(1 - np.count_nonzero(kernel) / kernel.size)

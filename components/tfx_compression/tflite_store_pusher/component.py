@@ -1,0 +1,69 @@
+"""The TFLiteStorePusher component."""
+
+from tfx import types
+from tfx.dsl.components.base import base_component, executor_spec
+from tfx.types import standard_artifacts
+from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
+
+from tfx_compression.store import StoreTarget
+from tfx_compression.store import open as open_store
+from tfx_compression.tfx_support import declaration
+from tfx_compression.tflite_store_pusher import executor
+
+
+class TFLiteStorePusherSpec(ComponentSpec):
+    """Inputs, outputs and parameters of TFLiteStorePusher."""
+
+    PARAMETERS = {
+        "target": ExecutionParameter(type=str),
+        declaration.CODE_VERSION: ExecutionParameter(type=str),
+    }
+    INPUTS = {
+        "model": ChannelParameter(type=standard_artifacts.Model),
+        "model_blessing": ChannelParameter(type=standard_artifacts.ModelBlessing, optional=True),
+    }
+    OUTPUTS = {"pushed_model": ChannelParameter(type=standard_artifacts.PushedModel)}
+
+
+class TFLiteStorePusher(base_component.BaseComponent):
+    """Publishes a blessed TFLite model as the next version in a store, and moves a channel to it.
+
+    ```python
+    pusher = tfc.TFLiteStorePusher(
+        model=evaluator.outputs["best_model"],
+        model_blessing=evaluator.outputs["blessing"],
+        target=tfc.StoreTarget(uri="/srv/models", name="digits", channel="stable"),
+    )
+    ```
+
+    Outputs:
+      pushed_model: PushedModel with the custom properties `pushed` (0 or 1), `pushed_destination`, `pushed_version`,
+        `store_name` and `sha256`; nothing is pushed where the blessing refuses the model.
+    """
+
+    SPEC_CLASS = TFLiteStorePusherSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(executor.Executor)
+
+    def __init__(
+        self, model: types.BaseChannel, target: StoreTarget, model_blessing: types.BaseChannel | None = None
+    ):
+        """Declares the release of `model`.
+
+        Args:
+          model: a Model channel that holds a TFLite model.
+          target: the store, the model's name there and the channel.
+          model_blessing: obeyed where given; without it every model is pushed.
+
+        Raises:
+          StoreError: for a store of an unknown kind.
+        """
+        open_store(target.uri)
+        super().__init__(
+            TFLiteStorePusherSpec(
+                model=model,
+                model_blessing=model_blessing,
+                pushed_model=types.Channel(type=standard_artifacts.PushedModel),
+                target=target.to_json(),
+                code_version=declaration.code_version(__name__),
+            )
+        )

@@ -1,0 +1,1 @@
+"""Runnable pipelines: one builder, and a thin runner for each place that they run in."""

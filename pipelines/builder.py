@@ -1,0 +1,125 @@
+"""The main pipeline: from examples to a compressed, evaluated, released model."""
+
+import dataclasses
+
+import tensorflow_model_analysis as tfma
+import tfx_compression as tfc
+from tfx import v1 as tfx
+from tfx.dsl.components.base.base_node import BaseNode
+
+MODES = ("dynamic", "float16", "int8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that differs between one run and another, or one example and another.
+
+    Attributes:
+      name: the pipeline's, and the model's in the store.
+      module_file: Transform's and Trainer's functions.
+      label: the label's feature.
+      train_steps: of the Trainer.
+      plan, fine_tuning: how the model is compressed.
+      edge, serving: the limits for TFLite candidates and for the pruned SavedModel.
+      serving_directory: TensorFlow Serving's model directory.
+      store: root of the TFLite store.
+      channel: of the store.
+    """
+
+    name: str
+    module_file: str
+    label: str
+    serving_directory: str
+    store: str
+    train_steps: int = 400
+    plan: tfc.PruningPlan = tfc.PruningPlan(sparsity=0.8)
+    fine_tuning: tfc.FineTuning = tfc.FineTuning(epochs=5, learning_rate=1e-3)
+    edge: tfc.Budget = tfc.Budget()
+    serving: tfc.Budget = tfc.Budget()
+    channel: str = "stable"
+
+
+def components(settings: Settings, input_base: str) -> list[BaseNode]:
+    """The pipeline's nodes.
+
+    Args:
+      settings: what is run.
+      input_base: folder with `train/` and `eval/`, TFRecord files of tf.Examples.
+    """
+    splits = [tfx.proto.Input.Split(name=name, pattern=f"{name}/*") for name in ("train", "eval")]
+    example_gen = tfx.components.ImportExampleGen(input_base=input_base, input_config=tfx.proto.Input(splits=splits))
+    examples = example_gen.outputs["examples"]
+    statistics_gen = tfx.components.StatisticsGen(examples=examples)
+    schema_gen = tfx.components.SchemaGen(statistics=statistics_gen.outputs["statistics"], infer_feature_shape=True)
+    schema = schema_gen.outputs["schema"]
+    validator = tfx.components.ExampleValidator(statistics=statistics_gen.outputs["statistics"], schema=schema)
+    transform = tfx.components.Transform(examples=examples, schema=schema, module_file=settings.module_file)
+    trainer = tfx.components.Trainer(
+        examples=transform.outputs["transformed_examples"],
+        transform_graph=transform.outputs["transform_graph"],
+        schema=transform.outputs["post_transform_schema"],
+        module_file=settings.module_file,
+        train_args=tfx.proto.TrainArgs(num_steps=settings.train_steps),
+    )
+    pruner = tfc.Pruner(model=trainer.outputs["model"], plan=settings.plan)
+    tuner = tfc.SparsityFineTuner(
+        model=pruner.outputs["pruned_model"],
+        pruning_plan=pruner.outputs["pruning_plan"],
+        examples=transform.outputs["transformed_examples"],
+        schema=transform.outputs["post_transform_schema"],
+        config=settings.fine_tuning,
+        module_file=settings.module_file,
+    )
+    quantizers = {
+        mode: tfc.TFLiteQuantizer(
+            model=tuner.outputs["fine_tuned_model"], examples=examples, config=tfc.Quantization(mode=mode)
+        ).with_id(f"TFLiteQuantizer.{mode}")
+        for mode in MODES
+    }
+    eval_config = tfma.EvalConfig(
+        model_specs=[tfma.ModelSpec(label_key=settings.label)],
+        metrics_specs=[tfma.MetricsSpec(metrics=[tfma.MetricConfig(class_name="SparseCategoricalAccuracy")])],
+    )
+    edge = tfc.CompressedEvaluator(
+        candidates={mode: quantizer.outputs["tflite_model"] for mode, quantizer in quantizers.items()},
+        baseline_model=trainer.outputs["model"],
+        examples=examples,
+        schema=schema,
+        eval_config=eval_config,
+        budget=settings.edge,
+    ).with_id("CompressedEvaluator.edge")
+    serving = tfc.CompressedEvaluator(
+        candidates={"pruned": tuner.outputs["fine_tuned_model"]},
+        baseline_model=trainer.outputs["model"],
+        examples=examples,
+        schema=schema,
+        eval_config=eval_config,
+        budget=settings.serving,
+    ).with_id("CompressedEvaluator.serving")
+    pusher = tfx.components.Pusher(
+        model=serving.outputs["best_model"],
+        model_blessing=serving.outputs["blessing"],
+        push_destination=tfx.proto.PushDestination(
+            filesystem=tfx.proto.PushDestination.Filesystem(base_directory=settings.serving_directory)
+        ),
+    )
+    store_pusher = tfc.TFLiteStorePusher(
+        model=edge.outputs["best_model"],
+        model_blessing=edge.outputs["blessing"],
+        target=tfc.StoreTarget(uri=settings.store, name=settings.name, channel=settings.channel),
+    )
+    return [
+        example_gen,
+        statistics_gen,
+        schema_gen,
+        validator,
+        transform,
+        trainer,
+        pruner,
+        tuner,
+        *quantizers.values(),
+        edge,
+        serving,
+        pusher,
+        store_pusher,
+    ]

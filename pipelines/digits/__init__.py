@@ -1,0 +1,1 @@
+"""The example: scikit-learn's digits, a small convolutional network."""

@@ -1,0 +1,32 @@
+"""What the digits example is run with."""
+
+from pathlib import Path
+
+import tfx_compression as tfc
+
+from pipelines.builder import Settings
+
+METRIC = "sparse_categorical_accuracy"
+
+
+def settings(
+    folder: Path,
+    module_file: Path,
+    sparsity: float | None = None,
+    epochs: int | None = None,
+    max_drop: float | None = None,
+    max_bytes: int | None = None,
+) -> Settings:
+    """The example's settings, everything below `folder`; what is None takes the example's value."""
+    drop = {METRIC: 0.02 if max_drop is None else max_drop}
+    return Settings(
+        name="digits",
+        module_file=str(module_file),
+        label="label",
+        serving_directory=str(folder / "serving/digits"),
+        store=str(folder / "store"),
+        plan=tfc.PruningPlan(sparsity=0.8 if sparsity is None else sparsity),
+        fine_tuning=tfc.FineTuning(epochs=8 if epochs is None else epochs, learning_rate=1e-3),
+        edge=tfc.Budget(max_metric_drop=drop, max_bytes=max_bytes or 150_000, max_bytes_gzip=50_000, min_sparsity=0.5),
+        serving=tfc.Budget(max_metric_drop=drop, min_sparsity=0.5),
+    )

@@ -1,0 +1,109 @@
+"""Runs an example's pipeline on this machine: `python -m pipelines.local`, or `make pipeline`.
+
+LocalDagRunner, ML Metadata in SQLite, Beam's DirectRunner, a TFLite store and a TensorFlow Serving directory, all below
+one folder.
+"""
+
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pipelines.quiet import Progress, output_to
+
+HERE = Path(__file__).parent
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/digits"),
+    sparsity: Annotated[float | None, typer.Option(help="Fraction of each kernel's weights to prune.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Largest drop in accuracy, absolute.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Largest TFLite file.")] = None,
+    module_file: Annotated[Path, typer.Option(help="Transform's and Trainer's functions.")] = HERE
+    / "digits/trainer/digits.py",
+) -> None:
+    """Train, compress, evaluate and release a model of scikit-learn's digits."""
+    folder = folder.resolve()
+    log = folder / "pipeline.log"
+    try:
+        with output_to(log) as console:
+            released = _run(console, folder, module_file.resolve(), sparsity, epochs, max_drop, max_bytes)
+    except OSError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {folder} can't be written: {error}", highlight=False)
+        raise typer.Exit(1) from error
+    raise typer.Exit(0 if released else 1)
+
+
+def _run(
+    console: Console,
+    folder: Path,
+    module_file: Path,
+    sparsity: float | None,
+    epochs: int | None,
+    max_drop: float | None,
+    max_bytes: int | None,
+) -> bool:
+    """Runs, and shows what came of it; False where a component failed."""
+    progress = Progress(console)
+    try:
+        with console.status("Loading TFX …"):
+            from absl import logging as absl_logging
+            from tfx import v1 as tfx
+
+            import tfx_compression.store
+            from pipelines import builder, results
+            from pipelines.digits import data, settings
+
+            absl_logging.set_verbosity(absl_logging.INFO)
+            absl_logging.get_absl_logger().addHandler(progress)
+            chosen = settings.settings(folder, module_file, sparsity, epochs, max_drop, max_bytes)
+            tfx_compression.store.open(chosen.store).require_writable()
+            data.write(folder / "data")
+            metadata = folder / "metadata.sqlite"
+            pipeline = tfx.dsl.Pipeline(
+                pipeline_name=chosen.name,
+                pipeline_root=str(folder / "pipeline_root"),
+                components=builder.components(chosen, str(folder / "data")),
+                enable_cache=True,
+                metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(metadata)),
+                beam_pipeline_args=["--runner=DirectRunner"],
+            )
+        console.print(f"[bold]{chosen.name}[/] in {_shown(folder)}", highlight=False)
+        with console.status("Running …"):
+            tfx.orchestration.LocalDagRunner().run(pipeline)
+        found = results.Results(metadata)
+        summary = results.write(found, folder)
+    except Exception as error:  # whatever a component raises is reported with its name, and ends with status 1
+        traceback.print_exc()
+        _explain(console, progress.running, error, folder / "pipeline.log")
+        return False
+    found.print(console, summary)
+    console.print(f"Report              {_shown(folder / 'report.html')}", highlight=False)
+    console.print(f"Log                 {_shown(folder / 'pipeline.log')}", highlight=False)
+    return True
+
+
+def _explain(console: Console, component: str | None, error: Exception, log: Path) -> None:
+    """The component, the error in one paragraph, the log's path."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text if len(text) < 900 else f"{text[:440]} … {text[-440:]}"
+    place = f"{component} failed" if component else "The pipeline could not be started"
+    console.print(f"  [red]✗[/] [bold]{place}[/]: ", end="")
+    console.print(f"{type(error).__name__}: {text}", markup=False, highlight=False)
+    console.print(f"Log  {_shown(log)}", highlight=False)
+
+
+def _shown(path: Path) -> str:
+    """Relative to this folder where it is below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+if __name__ == "__main__":
+    app()

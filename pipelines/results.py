@@ -1,0 +1,132 @@
+"""What a run of the pipeline left, read from ML Metadata: the summary, the table, the report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tfx_compression.compressed_evaluator import gate, report
+from tfx_compression.compressed_evaluator.record import FILE, Evaluation
+from tfx_compression.lineage import Records, properties
+
+HEADINGS = {
+    "edge": "For devices: TFLite models",
+    "serving": "For TensorFlow Serving: the pruned SavedModel",
+}
+
+
+class Results:
+    """The newest run in an ML Metadata file."""
+
+    def __init__(self, metadata: Path):
+        records = Records(metadata)
+        self._outputs = {node: records.outputs(execution) for node, execution in records.last_run().items()}
+        self.evaluations = {
+            gate_name: Evaluation.model_validate_json(
+                (Path(self._outputs[f"CompressedEvaluator.{gate_name}"]["evaluation"].uri) / FILE).read_text()
+            )
+            for gate_name in HEADINGS
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The run as `summary.json` has it; `chosen` and `blessed` are those of the edge candidates."""
+        edge = self.evaluations["edge"]
+        served = properties(self._outputs["Pusher"]["pushed_model"])
+        stored = properties(self._outputs["TFLiteStorePusher"]["pushed_model"])
+        blessing = properties(self._outputs["CompressedEvaluator.edge"]["blessing"])
+        baseline = edge.baseline
+        assert baseline is not None  # the component has no evaluation without one
+        return {
+            "baseline": {
+                **_numbers(baseline),
+                "tflite": _numbers(baseline.tflite) if baseline.tflite else None,
+            },
+            "candidates": {
+                name: {
+                    **_numbers(model),
+                    "metric_drop": evaluation.metric_drop[name],
+                    "speedup": gate.speedup(evaluation.baseline, model),
+                    "verdict": "held" if evaluation.held(name) else "refused",
+                    "limits": [gate.describe(verdict) for verdict in evaluation.verdicts[name]],
+                    "gate": gate_name,
+                }
+                for gate_name, evaluation in self.evaluations.items()
+                for name, model in evaluation.candidates.items()
+            },
+            "chosen": edge.chosen,
+            "blessed": blessing["blessed"] == 1,
+            "serving": (
+                {"path": served["pushed_destination"], "version": int(served["pushed_version"])}
+                if served.get("pushed") == 1
+                else None
+            ),
+            "store": (
+                {
+                    "uri": stored["pushed_destination"],
+                    "name": stored["store_name"],
+                    "version": int(stored["pushed_version"]),
+                }
+                if stored.get("pushed") == 1
+                else None
+            ),
+        }
+
+    def report(self) -> str:
+        """Both evaluations in one HTML file."""
+        return report.render({HEADINGS[name]: found for name, found in self.evaluations.items()})
+
+    def print(self, console: Console, summary: dict[str, Any]) -> None:
+        """The table, the decisions, and where the models went."""
+        for name, evaluation in self.evaluations.items():
+            console.print()
+            console.print(_table(HEADINGS[name], evaluation))
+            console.print(f"[bold]{'→' if evaluation.chosen else '✗'}[/] {evaluation.reason}", highlight=False)
+        console.print()
+        store, serving = summary["store"], summary["serving"]
+        console.print(f"TFLite store        {_where(store, 'uri')}", highlight=False)
+        console.print(f"TensorFlow Serving  {_where(serving, 'path')}", highlight=False)
+
+
+def write(results: Results, folder: Path) -> dict[str, Any]:
+    """Writes `summary.json` and `report.html`; returns the summary."""
+    summary = results.summary()
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (folder / "report.html").write_text(results.report())
+    return summary
+
+
+def _numbers(model: Any) -> dict[str, Any]:
+    return model.model_dump(include={"metrics", "bytes", "bytes_gzip", "latency_ms", "sparsity"})
+
+
+def _where(pushed: dict[str, Any] | None, key: str) -> str:
+    if pushed is None:
+        return "nothing pushed"
+    return f"{pushed[key]}" + (f"  {pushed['name']} version {pushed['version']}" if "name" in pushed else "")
+
+
+def _table(title: str, evaluation: Evaluation) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    metric = report.metric_of(evaluation)
+    headings = ("model", metric.replace("sparse_categorical_", ""), "drop", "bytes", "gzipped", "ms/row", "speed", "zeros", "verdict")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("model", "verdict") else "right", no_wrap=True)
+    colours = {"chosen": "bold green", "held": "green", "refused": "red"}
+    for row in report.rows(evaluation):
+        table.add_row(
+            row.name,
+            _shown(row.metric, "{:.4f}"),
+            _shown(row.drop, "{:+.4f}"),
+            f"{row.bytes:,}",
+            f"{row.bytes_gzip:,}",
+            f"{row.latency_ms:.3f}",
+            _shown(row.speedup, "{:.1f}x"),
+            _shown(row.sparsity, "{:.0%}"),
+            f"[{colours.get(row.verdict, 'default')}]{row.verdict}[/]",
+        )
+    return table
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
