@@ -31,11 +31,11 @@ class Settings:
     label: str
     serving_directory: str
     store: str
-    train_steps: int = 400
-    plan: tfc.PruningPlan = tfc.PruningPlan(sparsity=0.8)
-    fine_tuning: tfc.FineTuning = tfc.FineTuning(epochs=5, learning_rate=1e-3)
-    edge: tfc.Budget = tfc.Budget()
-    serving: tfc.Budget = tfc.Budget()
+    plan: tfc.PruningPlan
+    fine_tuning: tfc.FineTuning
+    edge: tfc.Budget
+    serving: tfc.Budget
+    train_steps: int = 300
     channel: str = "stable"
 
 

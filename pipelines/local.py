@@ -4,6 +4,7 @@ LocalDagRunner, ML Metadata in SQLite, Beam's DirectRunner, a TFLite store and a
 one folder.
 """
 
+import gc
 import traceback
 from pathlib import Path
 from typing import Annotated
@@ -35,7 +36,9 @@ def main(
         with output_to(log) as console:
             released = _run(console, folder, module_file.resolve(), sparsity, epochs, max_drop, max_bytes)
     except OSError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {folder} can't be written: {error}", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(
+            f"[bold red]error:[/] {folder} can't be written: {error}", highlight=False
+        )
         raise typer.Exit(1) from error
     raise typer.Exit(0 if released else 1)
 
@@ -53,13 +56,14 @@ def _run(
     progress = Progress(console)
     try:
         with console.status("Loading TFX …"):
+            import tfx_compression.store
             from absl import logging as absl_logging
             from tfx import v1 as tfx
 
-            import tfx_compression.store
             from pipelines import builder, results
             from pipelines.digits import data, settings
 
+            gc.freeze()  # what was imported stays: don't search it for garbage again and again
             absl_logging.set_verbosity(absl_logging.INFO)
             absl_logging.get_absl_logger().addHandler(progress)
             chosen = settings.settings(folder, module_file, sparsity, epochs, max_drop, max_bytes)
@@ -72,7 +76,8 @@ def _run(
                 components=builder.components(chosen, str(folder / "data")),
                 enable_cache=True,
                 metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(metadata)),
-                beam_pipeline_args=["--runner=DirectRunner"],
+                # Without a state cache: measuring what it holds takes Beam longer than these small runs themselves.
+                beam_pipeline_args=["--runner=DirectRunner", "--max_cache_memory_usage_mb=0"],
             )
         console.print(f"[bold]{chosen.name}[/] in {_shown(folder)}", highlight=False)
         with console.status("Running …"):

@@ -25,6 +25,7 @@ def output_to(log: Path) -> Iterator[Console]:
     with log.open("w") as file, os.fdopen(os.dup(1), "w") as terminal:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+        logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
         try:
             yield Console(file=terminal, soft_wrap=True)
         finally:

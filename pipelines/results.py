@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from tfx_compression.compressed_evaluator import gate, report
@@ -107,15 +108,15 @@ def _where(pushed: dict[str, Any] | None, key: str) -> str:
 
 
 def _table(title: str, evaluation: Evaluation) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
-    metric = report.metric_of(evaluation)
-    headings = ("model", metric.replace("sparse_categorical_", ""), "drop", "bytes", "gzipped", "ms/row", "speed", "zeros", "verdict")
-    for heading in headings:
+    """Narrow enough for a terminal of 80 columns."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    metric = report.metric_of(evaluation).replace("sparse_categorical_", "")
+    for heading in ("model", metric, "drop", "bytes", "gzipped", "ms", "speed", "zeros", "verdict"):
         table.add_column(heading, justify="left" if heading in ("model", "verdict") else "right", no_wrap=True)
     colours = {"chosen": "bold green", "held": "green", "refused": "red"}
     for row in report.rows(evaluation):
         table.add_row(
-            row.name,
+            row.name.replace("baseline as", "  as"),
             _shown(row.metric, "{:.4f}"),
             _shown(row.drop, "{:+.4f}"),
             f"{row.bytes:,}",

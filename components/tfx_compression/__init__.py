@@ -6,7 +6,7 @@ The public names load on first use, so that importing this package costs nothing
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from tfx_compression.version import __version__
 
 _HOME = {
     "Pruner": "pruner.component",

@@ -12,7 +12,9 @@ from rich.tree import Tree
 
 from tfx_compression import store as stores
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Compressed models: what is in them, where they came from.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Compressed models: what is in them, where they came from."
+)
 store_app = typer.Typer(no_args_is_help=True, help="A TFLite store: list, pull, promote, roll back, verify.")
 app.add_typer(store_app, name="store")
 
@@ -58,7 +60,10 @@ def lineage(
 
 
 @app.command()
-def inspect(model: Annotated[Path, typer.Argument(help="A .tflite file, a SavedModel, a .keras or .h5 file.")], as_json: AsJson = False) -> None:
+def inspect(
+    model: Annotated[Path, typer.Argument(help="A .tflite file, a SavedModel, a .keras or .h5 file.")],
+    as_json: AsJson = False,
+) -> None:
     """What a model is made of: kernels, zeros, operators."""
     from tfx_compression.inspection import describe
 

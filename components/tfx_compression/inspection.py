@@ -8,7 +8,7 @@ from tfx_compression.models import files, keras2, layers, tflite, weights
 
 
 def describe(path: str) -> dict[str, Any]:
-    """A model in numbers: kind, bytes, and its kernels; parameters and MACs of a Keras model, operators of a TFLite one.
+    """A model in numbers: bytes and kernels; parameters and MACs of a Keras model, operators of a TFLite one.
 
     Args:
       path: of a TFLite model, a SavedModel with Keras metadata, a `.keras` or `.h5` file.

@@ -42,7 +42,9 @@ class Records:
 
     def __init__(self, path: str | Path):
         if not Path(path).is_file():
-            raise LineageError(f"There is no ML Metadata at {path}. Remedy: --metadata with the path of its SQLite file.")
+            raise LineageError(
+                f"There is no ML Metadata at {path}. Remedy: --metadata with the path of its SQLite file."
+            )
         config = mlmd.ConnectionConfig()
         config.sqlite.filename_uri = str(path)
         config.sqlite.connection_mode = mlmd.SqliteMetadataSourceConfig.READONLY

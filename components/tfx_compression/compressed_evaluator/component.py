@@ -100,10 +100,14 @@ class CompressedEvaluator(base_beam_component.BaseBeamComponent):
         names = sorted(candidates)
         bad = [name for name in names if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)]
         if bad or not names:
-            raise ConfigError(f"Candidates are named in letters, digits and '_', and there is at least one; got {names}.")
+            raise ConfigError(
+                f"Candidates are named in letters, digits and '_', and there is at least one; got {names}."
+            )
         evaluation.config_for([*names, evaluation.BASELINE], eval_config, budget, has_baseline=True)
         if max_metric_drop is not None and not budget.max_metric_drop:
-            raise ConfigError("max_metric_drop overrides the drops in the budget, which has none. Remedy: Budget(max_metric_drop={…}).")
+            raise ConfigError(
+                "max_metric_drop overrides the budget's drops, and it has none. Remedy: Budget(max_metric_drop={…})."
+            )
         super().__init__(
             _spec_of(names)(
                 **{f"candidate_{name}": candidates[name] for name in names},
@@ -125,7 +129,7 @@ class CompressedEvaluator(base_beam_component.BaseBeamComponent):
 
 
 def _spec_of(names: list[str]) -> type[CompressedEvaluatorSpec]:
-    """The spec with an input `candidate_<name>` for each name: Kubeflow takes one plain channel per input, no unions."""
+    """The spec with an input `candidate_<name>` for each name: Kubeflow takes one plain channel per input."""
     candidates = {f"candidate_{name}": ChannelParameter(type=standard_artifacts.Model) for name in names}
     inputs = {**CompressedEvaluatorSpec.INPUTS, **candidates}
     return type("CompressedEvaluatorSpec", (CompressedEvaluatorSpec,), {"INPUTS": inputs})

@@ -134,7 +134,9 @@ def config_for(
         raise ConfigError("The eval_config has no metrics. Remedy: add metrics_specs.")
     budget.require_metrics(_metric_names(eval_config))
     if budget.max_metric_drop and not has_baseline:
-        raise ConfigError("Budget.max_metric_drop compares with a baseline, and there is none. Remedy: baseline_model=….")
+        raise ConfigError(
+            "Budget.max_metric_drop compares with a baseline, and there is none. Remedy: baseline_model=…."
+        )
     config = tfma.EvalConfig()
     config.CopyFrom(eval_config)
     template = eval_config.model_specs[0]
@@ -222,7 +224,7 @@ def _analyse(
     output_path: str,
     make_pipeline: Callable[[], beam.Pipeline],
 ) -> None:
-    """TFMA over all models in one pass, on our predictions: its own TFLite extractor truncates and wraps int8 inputs."""
+    """TFMA over all models in one pass, on our predictions: its own truncate int8 inputs and wrap them around."""
     tfxio = _tfxio(patterns, schema)
     adapter = None
     if schema is not None:
@@ -293,9 +295,7 @@ def _measure(
         }
 
 
-def _float_tflite(
-    paths: Mapping[str, str], loaded: Mapping[str, predictors.Predictor], folder: str
-) -> str | None:
+def _float_tflite(paths: Mapping[str, str], loaded: Mapping[str, predictors.Predictor], folder: str) -> str | None:
     """The baseline converted to float TFLite, written to `folder`: what a TFLite candidate's speed-up is against.
 
     None where no candidate is a TFLite model, the baseline is one, or it can't be converted.

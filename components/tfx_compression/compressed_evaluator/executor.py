@@ -83,7 +83,7 @@ class Executor(evaluator_executor.Executor):
     def _bless(
         self, found: Evaluation, chosen: types.Artifact | None, baseline: types.Artifact, blessing: types.Artifact
     ) -> None:
-        """Pusher's convention. Only a SavedModel is named as the current model, or a TFLite model would become a baseline."""
+        """Pusher's convention; but a TFLite model is not named as the current one, or it would become a baseline."""
         blessed = chosen is not None
         name = constants.BLESSED_FILE_NAME if blessed else constants.NOT_BLESSED_FILE_NAME
         write_text(os.path.join(blessing.uri, name), "")

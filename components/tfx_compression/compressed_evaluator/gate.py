@@ -36,12 +36,17 @@ def decide(
         reason = "There is no baseline to compare with, so nothing is chosen."
     elif not held:
         reason = "No candidate holds every limit: " + "; ".join(
-            f"{name}: {describe(next(verdict for verdict in verdicts[name] if not verdict.held))}" for name in candidates
+            f"{name}: {describe(next(verdict for verdict in verdicts[name] if not verdict.held))}"
+            for name in candidates
         )
     else:
         cost = _cost(budget, candidates, drops)
         chosen = min(held, key=cost)
-        among = f"the {budget.objective.replace('_', ' ')} of {len(held)} candidates that hold" if len(held) > 1 else "it holds"
+        among = (
+            f"the {budget.objective.replace('_', ' ')} of {len(held)} candidates that hold"
+            if len(held) > 1
+            else "it holds"
+        )
         reason = f"{chosen}: {among} every limit."
     return Evaluation(
         rows=rows,

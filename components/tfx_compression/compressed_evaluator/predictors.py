@@ -92,7 +92,7 @@ class _TFLite:
 
 
 def require_same_outputs(baseline: Predictor, candidates: Mapping[str, Predictor]) -> None:
-    """Raises ModelError, naming the candidate and both shapes, where a candidate's outputs differ from the baseline's."""
+    """Raises ModelError, naming candidate and shapes, where a candidate's outputs differ from the baseline's."""
     for name, candidate in candidates.items():
         if len(baseline.outputs) == len(candidate.outputs) == 1:
             same = [*baseline.outputs.values()] == [*candidate.outputs.values()]

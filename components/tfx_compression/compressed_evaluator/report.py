@@ -41,9 +41,7 @@ def render(evaluations: Mapping[str, Evaluation], title: str = "Compression repo
         }
         for number, (heading, evaluation) in enumerate(evaluations.items())
     ]
-    return environment.get_template("report.html.jinja").render(
-        title=title, sections=sections, script=_plot_script()
-    )
+    return environment.get_template("report.html.jinja").render(title=title, sections=sections, script=_plot_script())
 
 
 def metric_of(evaluation: Evaluation) -> str:
@@ -77,9 +75,7 @@ def rows(evaluation: Evaluation) -> list[Row]:
         name: str, model: Measured, verdict: str = "", drop: float | None = None, speedup: float | None = None
     ) -> Row:
         value = model.metrics.get(metric)
-        return Row(
-            name, value, drop, model.bytes, model.bytes_gzip, model.latency_ms, speedup, model.sparsity, verdict
-        )
+        return Row(name, value, drop, model.bytes, model.bytes_gzip, model.latency_ms, speedup, model.sparsity, verdict)
 
     table = []
     if evaluation.baseline is not None:
@@ -122,7 +118,8 @@ def _plot_script() -> str:
     """Vega-Embed, Vega-Lite and Vega as one script, in the version that Altair's charts are written for."""
     import vl_convert
 
-    return str(vl_convert.javascript_bundle(vl_version=".".join(alt.SCHEMA_VERSION.split(".")[:2])))
+    version = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
+    return str(vl_convert.javascript_bundle(vl_version=version))  # type: ignore[call-arg]  # its stub lacks the default
 
 
 def _bytes(size: int) -> str:

@@ -66,13 +66,17 @@ def _run(request: Request) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        raise ModelError(f"TensorFlow's converter hung in mode {request.mode!r}: no result in {error.timeout:.0f} s.") from error
+        raise ModelError(
+            f"TensorFlow's converter hung in mode {request.mode!r}: no result in {error.timeout:.0f} s."
+        ) from error
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        raise ModelError(f"TensorFlow's converter crashed in mode {request.mode!r} ({name}). Its last words: {_tail(done.stderr)}")
+        raise ModelError(
+            f"TensorFlow's converter crashed in mode {request.mode!r} ({name}). Its last words: {_tail(done.stderr)}"
+        )
     if done.returncode:
         raise ModelError(f"TensorFlow's converter refused the model in mode {request.mode!r}: {_tail(done.stderr)}")
-    print(done.stderr, file=sys.stderr)
+    sys.stderr.write(done.stderr)
 
 
 def _tail(output: str) -> str:

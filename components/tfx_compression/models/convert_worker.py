@@ -19,8 +19,12 @@ def main() -> None:
         calibration = {name: stored[name] for name in stored.files}
     content = _convert(request, calibration)
     interpreter = Interpreter(content)
-    interpreter.predict({name: np.zeros([1, *(abs(size) for size in tensor.shape[1:])], tensor.dtype)
-                         for name, tensor in interpreter.inputs.items()})
+    interpreter.predict(
+        {
+            name: np.zeros([1, *(abs(size) for size in tensor.shape[1:])], tensor.dtype)
+            for name, tensor in interpreter.inputs.items()
+        }
+    )
     with open(request.output, "wb") as file:
         file.write(content)
 
@@ -32,6 +36,7 @@ def _convert(request: Request, calibration: dict[str, np.ndarray]) -> bytes:
     if request.mode == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if request.mode == "int8":
+
         def rows() -> Iterator[dict[str, np.ndarray]]:
             for row in range(len(next(iter(calibration.values())))):
                 yield {name: values[row : row + 1] for name, values in calibration.items()}

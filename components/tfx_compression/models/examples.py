@@ -56,7 +56,7 @@ def label_of(schema: schema_pb2.Schema, inputs: Sequence[str], label_key: str | 
         candidates = [name for name in names if name not in inputs]
         if len(candidates) != 1:
             raise ExamplesError(
-                f"The label can't be told from the schema: apart from the model's inputs it has {candidates or 'none'}. "
+                f"The label can't be told from the schema: beside the model's inputs it has {candidates or 'none'}. "
                 "Remedy: set label_key to the label's feature."
             )
         return candidates[0]
@@ -127,7 +127,9 @@ def sample(
             values = tf.io.parse_example([row], spec)
         except tf.errors.InvalidArgumentError as error:
             raise ExamplesError(f"A tf.Example lacks what the model takes: {error.message}") from error
-        parsed.append({name: value.numpy().astype(features[name].dtype.as_numpy_dtype) for name, value in values.items()})
+        parsed.append(
+            {name: value.numpy().astype(features[name].dtype.as_numpy_dtype) for name, value in values.items()}
+        )
     return parsed
 
 

@@ -36,8 +36,8 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> tf_keras
         if not tf.io.gfile.exists(os.path.join(path, "keras_metadata.pb")):
             raise ModelError(
                 f"The SavedModel in {path} has no Keras metadata (keras_metadata.pb), so its layers can't be seen. "
-                "tf.saved_model.save, model.export and Keras 3 write none. Remedy: in Trainer's run_fn, save a tf_keras "
-                'model with model.save(fn_args.serving_model_dir, save_format="tf", signatures=…).'
+                "tf.saved_model.save, model.export and Keras 3 write none. Remedy: in Trainer's run_fn, save a "
+                'tf_keras model with model.save(fn_args.serving_model_dir, save_format="tf", signatures=…).'
             )
     with tf_keras.utils.custom_object_scope(dict(custom_objects or {})):
         return tf_keras.models.load_model(path)

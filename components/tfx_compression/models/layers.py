@@ -126,12 +126,11 @@ def _row(
 
 
 def _rank(layer: tf_keras.layers.Layer, attribute: str) -> int:
-    weight = getattr(layer, attribute, None)
-    return len(weight.shape) if hasattr(weight, "shape") else 0
+    return len(getattr(getattr(layer, attribute, None), "shape", ()))
 
 
 def _macs(layer: tf_keras.layers.Layer, kernel_size: int) -> int | None:
-    """Each weight of a kernel is used once per place it is applied at: the output's, or a transposed convolution's input's."""
+    """Each weight is used once per place of the output, or of the input of a transposed convolution."""
     transposed = type(layer).__name__.endswith("Transpose")
     try:
         shape = layer.input_shape if transposed else layer.output_shape

@@ -89,7 +89,8 @@ def _parsed_features(path: str, graph: tf.Graph, needed: set[str]) -> dict[str, 
             tensor.name: any(consumer.name in needed for consumer in tensor.consumers()) for tensor in parse.outputs
         }
         variable = [
-            key.decode() for position, key in enumerate(sparse_keys)
+            key.decode()
+            for position, key in enumerate(sparse_keys)
             if any(used[parse.outputs[part * len(sparse_keys) + position].name] for part in range(3))
         ] + [key.decode() for key in ragged_keys]
         if variable:

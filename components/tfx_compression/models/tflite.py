@@ -54,7 +54,7 @@ def quantize(values: np.ndarray, tensor: Tensor) -> np.ndarray:
     # float32 as in the kernel; the rounding in float64, where adding 0.5 is exact.
     scaled = (np.asarray(values, np.float32) / np.float32(tensor.scale)).astype(np.float64)
     rounded = np.copysign(np.floor(np.abs(scaled) + 0.5), scaled) + tensor.zero_point
-    limits = np.iinfo(tensor.dtype)
+    limits: np.iinfo = np.iinfo(tensor.dtype)
     return np.clip(rounded, limits.min, limits.max).astype(tensor.dtype)
 
 
@@ -110,15 +110,13 @@ class Interpreter:
         if all(tensor.shape[0] == -1 for tensor in self.inputs.values()):
             return self._invoke(feeds, rows)
         # A model with a fixed batch takes as many rows at a time, and none are left over only if that is 1.
-        parts = [
-            self._invoke({name: feed[row : row + 1] for name, feed in feeds.items()}, 1) for row in range(rows)
-        ]
+        parts = [self._invoke({name: feed[row : row + 1] for name, feed in feeds.items()}, 1) for row in range(rows)]
         return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
 
     def prepare(self, features: Mapping[str, np.ndarray]) -> Callable[[], None]:
         """Sets the inputs of a batch and returns what runs the model on them: what a device's latency is made of."""
         self.predict(features)
-        return self._interpreter.invoke  # type: ignore[no-any-return]
+        return self._interpreter.invoke
 
     def _feed(self, tensor: Tensor, features: Mapping[str, np.ndarray]) -> np.ndarray:
         if tensor.name not in features:
@@ -146,7 +144,8 @@ class Interpreter:
             self._interpreter.set_tensor(tensor.index, feeds[name])
         self._interpreter.invoke()
         return {
-            name: dequantize(self._interpreter.get_tensor(tensor.index), tensor) for name, tensor in self.outputs.items()
+            name: dequantize(self._interpreter.get_tensor(tensor.index), tensor)
+            for name, tensor in self.outputs.items()
         }
 
 
@@ -213,7 +212,8 @@ def contents(content: bytes) -> Contents:
 
 def _layer(graph: Any, weight: int) -> str:
     """The name of the layer that uses a constant: the converter names the constants `arith.constant7`, but what an
-    operator returns after the layer, `digits/conv_1/Relu;digits/conv_1/BiasAdd;…`."""
+    operator returns after the layer, `digits/conv_1/Relu;digits/conv_1/BiasAdd;…`.
+    """
     tensor = weight
     for operator in graph.operators:  # in the order they run, so a DEQUANTIZE comes before what uses its output
         if tensor in operator.inputs:
@@ -223,5 +223,7 @@ def _layer(graph: Any, weight: int) -> str:
     own = graph.tensors[weight].name.decode()
     if tensor == weight:
         return own
-    scopes = [part for part in graph.tensors[tensor].name.decode().split(";")[0].split("/") if "PartitionedCall" not in part]
+    scopes = [
+        part for part in graph.tensors[tensor].name.decode().split(";")[0].split("/") if "PartitionedCall" not in part
+    ]
     return "/".join(scopes[:-1]) or own

@@ -33,7 +33,7 @@ class Executor(base_executor.BaseExecutor):
         pruned = artifacts.single(output_dict, "pruned_model")
         plan_output = artifacts.single(output_dict, "pruning_plan")
         plan = PruningPlan.merged(exec_properties["plan"], {"sparsity": exec_properties.get("sparsity")})
-        loaded = keras2.load(artifacts.model_path(model), inputs.custom_objects(exec_properties))
+        loaded = keras2.load(artifacts.model_path(model), inputs.UserModule(exec_properties).custom_objects())
         compressed = prune(loaded, plan)
         compressed.save(artifacts.model_path(pruned))
         write_text(os.path.join(pruned.uri, SUMMARY_FILE), compressed.summary.model_dump_json(indent=1))
@@ -41,6 +41,11 @@ class Executor(base_executor.BaseExecutor):
         write_masks(os.path.join(plan_output.uri, artifacts.MASKS_FILE), compressed.masks)
         after = compressed.summary.after
         artifacts.describe_model(
-            pruned, model, technique=plan.technique, sparsity=after.sparsity, parameters=after.parameters, macs=after.macs
+            pruned,
+            model,
+            technique=plan.technique,
+            sparsity=after.sparsity,
+            parameters=after.parameters,
+            macs=after.macs,
         )
         artifacts.set_properties(plan_output, plan=plan.to_json(), sparsity=plan.sparsity)

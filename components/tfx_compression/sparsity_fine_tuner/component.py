@@ -50,7 +50,7 @@ class SparsityFineTuner(base_component.BaseComponent):
     ```
 
     Outputs:
-      fine_tuned_model: the Model, with the Trainer's signatures; `summary.json` (per layer, before and after) beside it.
+      fine_tuned_model: the Model, with the Trainer's signatures; `summary.json` (before and after) beside it.
       model_run: TensorBoard logs.
     """
 

@@ -15,7 +15,7 @@ class FineTuning(Config):
       epochs: passes over the training split.
       batch_size: rows per step.
       steps_per_epoch: steps that make an epoch; by default until the data ends, which it must then do.
-      learning_rate: of the optimizer that the model was compiled with, constant; about a tenth of the Trainer's is usual.
+      learning_rate: constant, of the optimizer that the model was compiled with; a tenth of the Trainer's is usual.
       label_key: the label's feature; by default the one feature of the schema that is no input of the model.
       seed: of shuffling and dropout.
     """

@@ -40,11 +40,12 @@ class Executor(base_executor.BaseExecutor):
         overrides = {name: exec_properties.get(name) for name in ("epochs", "learning_rate")}
         config = FineTuning.merged(exec_properties["config"], overrides)
         masks = read_masks(os.path.join(artifacts.single(input_dict, "pruning_plan").uri, artifacts.MASKS_FILE))
-        objects = inputs.custom_objects(exec_properties)
+        module = inputs.UserModule(exec_properties)
+        objects = module.custom_objects()
         loaded = keras2.load(artifacts.model_path(model), objects)
         train, evaluation = (
-            self._data(loaded, input_dict, exec_properties, split, config, shuffle=split == exec_properties["train_split"])
-            for split in (exec_properties["train_split"], exec_properties["eval_split"])
+            self._data(loaded, input_dict, module, exec_properties[split], config, shuffle=split == "train_split")
+            for split in ("train_split", "eval_split")
         )
         compressed = fine_tune(
             loaded,
@@ -52,7 +53,7 @@ class Executor(base_executor.BaseExecutor):
             config,
             masks=masks,
             validation_data=evaluation,
-            compile_fn=inputs.user_function(exec_properties, "compile_fn"),
+            compile_fn=module.function("compile_fn"),
             callbacks=[tf_keras.callbacks.TensorBoard(logs.uri)],
         )
         compressed.save(artifacts.model_path(tuned))
@@ -67,7 +68,7 @@ class Executor(base_executor.BaseExecutor):
         self,
         model: tf_keras.Model,
         input_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
+        module: inputs.UserModule,
         split: str,
         config: FineTuning,
         shuffle: bool,
@@ -75,7 +76,7 @@ class Executor(base_executor.BaseExecutor):
         """Batches of (features, label) of a split, from the user's `input_fn` or the schema."""
         artifact = artifacts.single(input_dict, "examples")
         schema = inputs.read_schema(input_dict)
-        input_fn = inputs.user_function(exec_properties, "input_fn")
+        input_fn = module.function("input_fn")
         if input_fn:
             telemetry = ["SparsityFineTuner"]
             accessor = fn_args_utils.DataAccessor(

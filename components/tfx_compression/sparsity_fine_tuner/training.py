@@ -45,8 +45,14 @@ def fine_tune(
     require_zeros(loaded, masks, "the model before training")
     before = layers.measure(network)
     for dataset in (data, validation_data):
-        if dataset is not None and config.steps_per_epoch is None and dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
-            raise ModelError("The data never ends (it repeats), so neither would an epoch. Remedy: FineTuning.steps_per_epoch.")
+        if (
+            dataset is not None
+            and config.steps_per_epoch is None
+            and dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+        ):
+            raise ModelError(
+                "The data never ends (it repeats), so neither would an epoch. Remedy: FineTuning.steps_per_epoch."
+            )
     tf_keras.utils.set_random_seed(config.seed)
     trained = _Masked(network.inputs, network.outputs, name=network.name)
     trained.keep_zero(masks)
@@ -104,5 +110,7 @@ def _compile(
 
 
 def _zeros_of(network: tf_keras.Model) -> dict[str, np.ndarray]:
-    found = {name: getattr(layer, attribute).numpy() != 0 for name, (layer, attribute) in layers.kernels(network).items()}
+    found = {
+        name: getattr(layer, attribute).numpy() != 0 for name, (layer, attribute) in layers.kernels(network).items()
+    }
     return {name: mask for name, mask in found.items() if not mask.all()}

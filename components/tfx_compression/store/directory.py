@@ -195,7 +195,10 @@ class DirectoryStore:
     def _folder(self, name: str, version: int) -> Path:
         folder = self.root / name / "versions" / str(version)
         if not folder.is_dir():
-            known = ", ".join(map(str, self.versions(name))) or f"none; the store's models: {', '.join(self.names()) or 'none'}"
+            known = (
+                ", ".join(map(str, self.versions(name)))
+                or f"none; the store's models: {', '.join(self.names()) or 'none'}"
+            )
             raise StoreError(f"There is no version {version} of {name!r} in {self.uri}, only: {known}.")
         return folder
 

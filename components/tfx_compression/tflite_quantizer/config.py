@@ -11,9 +11,9 @@ class Quantization(Config):
     """Conversion to TFLite.
 
     Attributes:
-      mode: `float32`; `float16` (weights stored as halves); `dynamic` (int8 weights, float activations); `int8` (weights
-        and activations, calibrated on data). Per channel. Specification: TFLite 8-bit quantization,
-        ai.google.dev/edge/litert/models/quantization_spec.
+      mode: `float32`; `float16` (weights stored as halves); `dynamic` (int8 weights, float activations); `int8`
+        (weights and activations, calibrated on data). Per channel, as TFLite's 8-bit quantization specification has it
+        (ai.google.dev/edge/litert/models/quantization_spec).
       io: what an `int8` model takes and returns: `int8`, or `float32` with the quantization inside.
       calibration_rows: rows that an `int8` model's activation ranges are measured on.
       calibration_split: the split of the examples that they are drawn from.

@@ -7,8 +7,8 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 
 from tfx_compression.store import StoreTarget
 from tfx_compression.store import open as open_store
-from tfx_compression.tfx_support import declaration
 from tfx_compression.tflite_store_pusher import executor
+from tfx_compression.tfx_support import declaration
 
 
 class TFLiteStorePusherSpec(ComponentSpec):
@@ -44,9 +44,7 @@ class TFLiteStorePusher(base_component.BaseComponent):
     SPEC_CLASS = TFLiteStorePusherSpec
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(executor.Executor)
 
-    def __init__(
-        self, model: types.BaseChannel, target: StoreTarget, model_blessing: types.BaseChannel | None = None
-    ):
+    def __init__(self, model: types.BaseChannel, target: StoreTarget, model_blessing: types.BaseChannel | None = None):
         """Declares the release of `model`.
 
         Args:

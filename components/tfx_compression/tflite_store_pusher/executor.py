@@ -68,7 +68,7 @@ class Executor(base_executor.BaseExecutor):
         )
 
     def _manifest(self, model: types.Artifact, blessing: types.Artifact | None) -> dict[str, Any]:
-        """What the artifacts know of the model: recipe, metrics, operators, inputs and outputs, and where it came from."""
+        """What the artifacts know of the model: recipe, metrics, operators, inputs and outputs, origin."""
         properties = {name: model.get_custom_property(name) for name in model.mlmd_artifact.custom_properties}
         described = os.path.join(model.uri, "tflite.json")
         return {

@@ -47,7 +47,7 @@ def model_path(model: standard_artifacts.Model) -> str:
 def describe_model(model: standard_artifacts.Model, parent: standard_artifacts.Model, **properties: object) -> None:
     """Writes what compression did to a model on its artifact, so that ML Metadata alone can answer it.
 
-    Besides `properties`, the size of its files and the URI of the model it was made from. Numbers are written as numbers.
+    Besides `properties`, the size of its files and the URI of the model that it was made from.
     """
     size = files.size(model_path(model))
     set_properties(model, parent_uri=parent.uri, bytes=size.raw, bytes_gzip=size.gzip, **properties)

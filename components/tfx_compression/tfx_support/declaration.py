@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import tfx_compression
 from tfx.components.util import udf_utils
 from tfx.dsl.components.base import base_component
 from tfx.orchestration import data_types
 from tfx.types.component_spec import ExecutionParameter
 
 from tfx_compression.models.config import Config
+from tfx_compression.version import __version__
 
 CODE_VERSION = "code_version"
 
@@ -50,14 +50,14 @@ def code_version(component_module: str) -> str:
 
     TFX's cache key knows an executor's class path, not its code: without this, an upgrade would serve old results.
     """
-    package = Path(tfx_compression.__file__).parent
+    package = Path(__file__).parents[1]
     folder = component_module.split(".")[1]
-    digest = hashlib.sha256(tfx_compression.__version__.encode())
+    digest = hashlib.sha256(__version__.encode())
     for part in (folder, "models", "store", "tfx_support"):
         for path in sorted((package / part).rglob("*")):
             if path.suffix in (".py", ".jinja"):
                 digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
-    return f"{tfx_compression.__version__}+{digest.hexdigest()[:12]}"
+    return f"{__version__}+{digest.hexdigest()[:12]}"
 
 
 def package_module(component: base_component.BaseComponent) -> None:

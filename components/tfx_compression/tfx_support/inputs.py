@@ -1,7 +1,12 @@
 """What executors read: examples, schemas, the user's module."""
 
+import hashlib
+import importlib
+import importlib.machinery
 import os
+import sys
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 import tensorflow as tf
@@ -44,12 +49,34 @@ def read_schema(inputs: Artifacts, key: str = "schema") -> schema_pb2.Schema:
     return io_utils.SchemaReader().read(os.path.join(single(inputs, key).uri, "schema.pbtxt"))
 
 
-def user_function(exec_properties: Mapping[str, Any], name: str) -> Callable[..., Any] | None:
-    """A function of the user's module file, or None where there is none of that name."""
-    return udf_utils.try_get_fn(exec_properties=dict(exec_properties), fn_name=name)
+class UserModule:
+    """The functions of the user's module file, which is installed and imported once.
 
+    Args:
+      exec_properties: with `module_path` (a module in a wheel that TFX made) or `module_file`, or neither.
+    """
 
-def custom_objects(exec_properties: Mapping[str, Any]) -> dict[str, Any]:
-    """What the module file's `custom_objects()` returns: Keras classes and functions by name."""
-    function = user_function(exec_properties, "custom_objects")
-    return dict(function()) if function else {}
+    def __init__(self, exec_properties: Mapping[str, Any]):
+        self._module: ModuleType | None = None
+        if path := exec_properties.get("module_path"):
+            name, wheels = udf_utils.decode_user_module_key(path)
+            for wheel in wheels:
+                sys.path.insert(0, udf_utils.install_to_temp_directory(io_utils.ensure_local(wheel)))
+            # A module of that name may be loaded already, from another component's wheel.
+            sys.modules.pop(name, None)
+            self._module = importlib.import_module(name)
+        elif path := exec_properties.get("module_file"):
+            name = f"user_module_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+            loader = importlib.machinery.SourceFileLoader(name, io_utils.ensure_local(path))
+            self._module = sys.modules[name] = ModuleType(name)
+            self._module.__file__ = loader.path
+            loader.exec_module(self._module)
+
+    def function(self, name: str) -> Callable[..., Any] | None:
+        """A function of the module, or None where there is none of that name."""
+        return getattr(self._module, name, None)
+
+    def custom_objects(self) -> dict[str, Any]:
+        """What the module's `custom_objects()` returns: Keras classes and functions by name."""
+        function = self.function("custom_objects")
+        return dict(function()) if function else {}

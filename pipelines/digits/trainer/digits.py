@@ -48,7 +48,7 @@ def run_fn(fn_args):
     transform = tft.TFTransformOutput(fn_args.transform_graph_path)
     model = build_model()
     compile_fn(model)
-    # AutoGraph leaves Keras alone but not tf_keras, whose source it would rewrite for 20 s. There is nothing to convert.
+    # AutoGraph leaves Keras alone but not tf_keras, whose source it would rewrite for 20 s.
     model.train_step = tf.autograph.experimental.do_not_convert(model.train_step)
     model.test_step = tf.autograph.experimental.do_not_convert(model.test_step)
     model.fit(
