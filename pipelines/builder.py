@@ -7,6 +7,8 @@ import tfx_compression as tfc
 from tfx import v1 as tfx
 from tfx.dsl.components.base.base_node import BaseNode
 
+Parameter = int | float | tfx.dsl.experimental.RuntimeParameter | None
+
 MODES = ("dynamic", "float16", "int8")
 
 
@@ -24,6 +26,7 @@ class Settings:
       serving_directory: TensorFlow Serving's model directory.
       store: root of the TFLite store.
       channel: of the store.
+      sparsity, epochs, learning_rate, max_metric_drop: override the configurations, with a value or at run time.
     """
 
     name: str
@@ -37,6 +40,10 @@ class Settings:
     serving: tfc.Budget
     train_steps: int = 300
     channel: str = "stable"
+    sparsity: Parameter = None
+    epochs: Parameter = None
+    learning_rate: Parameter = None
+    max_metric_drop: Parameter = None
 
 
 def components(settings: Settings, input_base: str) -> list[BaseNode]:
@@ -61,13 +68,15 @@ def components(settings: Settings, input_base: str) -> list[BaseNode]:
         module_file=settings.module_file,
         train_args=tfx.proto.TrainArgs(num_steps=settings.train_steps),
     )
-    pruner = tfc.Pruner(model=trainer.outputs["model"], plan=settings.plan)
+    pruner = tfc.Pruner(model=trainer.outputs["model"], plan=settings.plan, sparsity=settings.sparsity)
     tuner = tfc.SparsityFineTuner(
         model=pruner.outputs["pruned_model"],
         pruning_plan=pruner.outputs["pruning_plan"],
         examples=transform.outputs["transformed_examples"],
         schema=transform.outputs["post_transform_schema"],
         config=settings.fine_tuning,
+        epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
         module_file=settings.module_file,
     )
     quantizers = {
@@ -87,6 +96,7 @@ def components(settings: Settings, input_base: str) -> list[BaseNode]:
         schema=schema,
         eval_config=eval_config,
         budget=settings.edge,
+        max_metric_drop=settings.max_metric_drop,
     ).with_id("CompressedEvaluator.edge")
     serving = tfc.CompressedEvaluator(
         candidates={"pruned": tuner.outputs["fine_tuned_model"]},
@@ -95,6 +105,7 @@ def components(settings: Settings, input_base: str) -> list[BaseNode]:
         schema=schema,
         eval_config=eval_config,
         budget=settings.serving,
+        max_metric_drop=settings.max_metric_drop,
     ).with_id("CompressedEvaluator.serving")
     pusher = tfx.components.Pusher(
         model=serving.outputs["best_model"],

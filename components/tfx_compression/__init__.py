@@ -20,6 +20,8 @@ _HOME = {
     "Quantization": "tflite_quantizer.config",
     "Budget": "compressed_evaluator.budget",
     "StoreTarget": "store.target",
+    "PruningPlanArtifact": "tfx_support.artifacts",
+    "EvaluationReport": "tfx_support.artifacts",
     "Compressed": "models.compressed",
     "Evaluation": "compressed_evaluator.record",
     "prune": "pruner.pruning",
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from tfx_compression.tflite_quantizer.config import Quantization
     from tfx_compression.tflite_quantizer.quantization import quantize
     from tfx_compression.tflite_store_pusher.component import TFLiteStorePusher
+    from tfx_compression.tfx_support.artifacts import EvaluationReport, PruningPlanArtifact
 
 
 def __getattr__(name: str) -> Any:

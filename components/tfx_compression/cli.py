@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +28,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def main() -> None:
     """Runs the command line; what a user can mend is one line on standard error and exit status 1."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    warnings.simplefilter("ignore", FutureWarning)  # Google's clients on the age of Python 3.10
     try:
         app()
     except ValueError as error:  # StoreError, LineageError, ModelError: they name the value, the place and the remedy

@@ -37,7 +37,7 @@ class CompressedEvaluatorSpec(ComponentSpec):
         "best_model": ChannelParameter(type=standard_artifacts.Model),
         "blessing": ChannelParameter(type=standard_artifacts.ModelBlessing),
         "evaluation": ChannelParameter(type=standard_artifacts.ModelEvaluation),
-        "report": ChannelParameter(type=artifacts.Report),
+        "report": ChannelParameter(type=artifacts.EvaluationReport),
     }
 
 
@@ -117,7 +117,7 @@ class CompressedEvaluator(base_beam_component.BaseBeamComponent):
                 best_model=types.Channel(type=standard_artifacts.Model),
                 blessing=types.Channel(type=standard_artifacts.ModelBlessing),
                 evaluation=types.Channel(type=standard_artifacts.ModelEvaluation),
-                report=types.Channel(type=artifacts.Report),
+                report=types.Channel(type=artifacts.EvaluationReport),
                 eval_config=proto_utils.proto_to_json(eval_config),
                 budget=budget.to_json(),
                 max_metric_drop=max_metric_drop,

@@ -23,7 +23,7 @@ class PrunerSpec(ComponentSpec):
     INPUTS = {"model": ChannelParameter(type=standard_artifacts.Model)}
     OUTPUTS = {
         "pruned_model": ChannelParameter(type=standard_artifacts.Model),
-        "pruning_plan": ChannelParameter(type=artifacts.PruningPlan),
+        "pruning_plan": ChannelParameter(type=artifacts.PruningPlanArtifact),
     }
 
 
@@ -66,7 +66,7 @@ class Pruner(base_component.BaseComponent):
             PrunerSpec(
                 model=model,
                 pruned_model=types.Channel(type=standard_artifacts.Model),
-                pruning_plan=types.Channel(type=artifacts.PruningPlan),
+                pruning_plan=types.Channel(type=artifacts.PruningPlanArtifact),
                 module_file=module_file,
                 code_version=declaration.code_version(__name__),
                 **properties,

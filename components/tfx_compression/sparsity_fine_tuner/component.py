@@ -25,7 +25,7 @@ class SparsityFineTunerSpec(ComponentSpec):
     }
     INPUTS = {
         "model": ChannelParameter(type=standard_artifacts.Model),
-        "pruning_plan": ChannelParameter(type=artifacts.PruningPlan),
+        "pruning_plan": ChannelParameter(type=artifacts.PruningPlanArtifact),
         "examples": ChannelParameter(type=standard_artifacts.Examples),
         "schema": ChannelParameter(type=standard_artifacts.Schema),
     }

@@ -10,16 +10,16 @@ from tfx_compression.models import files
 SERVING = "Format-Serving"  # where TFX keeps the model in a Model artifact
 
 
-class PruningPlan(artifact.Artifact):
+class PruningPlanArtifact(artifact.Artifact):
     """A pruning plan as it was carried out: `plan.json` and the masks, `masks.npz`."""
 
-    TYPE_NAME = "TfxCompressionPruningPlan"
+    TYPE_NAME = "tfx_compression.PruningPlanArtifact"  # Kubeflow imports the class by this name: package.Class
 
 
-class Report(artifact.Artifact):
+class EvaluationReport(artifact.Artifact):
     """A report for people: `report.html`."""
 
-    TYPE_NAME = "TfxCompressionReport"
+    TYPE_NAME = "tfx_compression.EvaluationReport"
 
 
 Artifacts = Mapping[str, Sequence[artifact.Artifact]]

@@ -1,0 +1,193 @@
+"""Small models and data that the tests make for themselves."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from tensorflow_metadata.proto.v0 import schema_pb2
+
+IMAGE = (8, 8, 1)
+LARGEST = 16.0  # pixels are 0..16 in the examples, 0..1 after the preprocessing
+CLASSES = 3
+
+
+def images(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Raw images [rows, 8, 8, 1] in 0..16 and their labels: which third of the columns is brightest. Easy to learn."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, CLASSES, rows)
+    pixels = generator.uniform(0.0, 0.6 * LARGEST, (rows, *IMAGE))
+    for row, label in enumerate(labels):
+        pixels[row, :, 1 + 2 * label : 3 + 2 * label] += 0.4 * LARGEST
+    return pixels.astype(np.float32), labels.astype(np.int64)
+
+
+def cnn(seed: int = 1) -> tf_keras.Model:
+    """Images in 0..1 to three probabilities; convolution, normalisation, separable convolution and dense layers."""
+    tf_keras.utils.set_random_seed(seed)
+    layers = tf_keras.layers
+    image = tf_keras.Input(IMAGE, name="image")
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="conv")(image)
+    x = layers.BatchNormalization(name="normalisation")(x)
+    x = layers.ReLU(name="relu")(x)
+    x = layers.SeparableConv2D(16, 3, padding="same", activation="relu", name="separable")(x)
+    x = layers.MaxPooling2D(name="pool")(x)
+    x = layers.Flatten(name="flatten")(x)
+    x = layers.Dense(32, activation="relu", name="dense")(x)
+    probabilities = layers.Dense(CLASSES, activation="softmax", name="probabilities")(x)
+    model = tf_keras.Model(image, probabilities, name="cnn")
+    for name in ("gamma", "moving_variance"):  # as after training: not the ones that make normalisation do nothing
+        weight = getattr(model.get_layer("normalisation"), name)
+        weight.assign(np.random.default_rng(seed).uniform(0.5, 1.5, weight.shape))
+    return model
+
+
+def dense(seed: int = 1, dropout: float = 0.0) -> tf_keras.Model:
+    """Four numbers, `x`, to two."""
+    tf_keras.utils.set_random_seed(seed)
+    x = tf_keras.Input((4,), name="x")
+    hidden = tf_keras.layers.Dense(16, activation="relu", name="hidden")(x)
+    if dropout:
+        hidden = tf_keras.layers.Dropout(dropout, name="dropout")(hidden)
+    return tf_keras.Model(x, tf_keras.layers.Dense(2, name="y")(hidden), name="two_layers")
+
+
+def convolutions(seed: int = 1) -> tf_keras.Model:
+    """Images in 0..1 to two numbers, by depthwise, separable and transposed convolutions."""
+    tf_keras.utils.set_random_seed(seed)
+    layers = tf_keras.layers
+    image = tf_keras.Input(IMAGE, name="image")
+    x = layers.DepthwiseConv2D(3, depth_multiplier=4, name="depthwise")(image)
+    x = layers.SeparableConv2D(6, 3, activation="relu", name="separable")(x)
+    x = layers.Conv2DTranspose(5, 2, strides=2, activation="relu", name="transposed")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return tf_keras.Model(image, layers.Dense(2, name="y")(x), name="convolutions")
+
+
+def points(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """What `dense` can learn: [rows, 4] numbers, and a linear function of them, [rows, 2]."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(rows, 4)).astype(np.float32)
+    return x, (x @ np.array([[1.0, -2.0], [0.5, 1.0], [0.0, 2.0], [-1.0, 0.0]], np.float32)).astype(np.float32)
+
+
+def batches(features: Any, labels: np.ndarray, size: int = 16) -> tf.data.Dataset:
+    """Batches of (features, label), in order."""
+    return tf.data.Dataset.from_tensor_slices((features, labels)).batch(size)
+
+
+def serialized(features: Mapping[str, np.ndarray]) -> list[bytes]:
+    """One serialized tf.Example per row of `features`, which are [rows, …] arrays by name."""
+    rows = len(next(iter(features.values())))
+    return [
+        tf.train.Example(
+            features=tf.train.Features(feature={name: _feature(values[row]) for name, values in features.items()})
+        ).SerializeToString()
+        for row in range(rows)
+    ]
+
+
+def _feature(values: np.ndarray) -> tf.train.Feature:
+    flat = np.asarray(values).ravel()
+    if flat.dtype.kind == "f":
+        return tf.train.Feature(float_list=tf.train.FloatList(value=flat))
+    if flat.dtype.kind in "iub":
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=flat))
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[tf.compat.as_bytes(value) for value in flat]))
+
+
+def write_examples(path: Any, features: Mapping[str, np.ndarray], labels: np.ndarray | None = None) -> str:
+    """Writes rows as tf.Examples to a TFRecord file, gzipped where its name ends in .gz; labels are called `label`."""
+    if labels is not None:
+        features = {**features, "label": labels}
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with tf.io.TFRecordWriter(str(path), "GZIP" if str(path).endswith(".gz") else "") as writer:
+        for row in serialized(features):
+            writer.write(row)
+    return str(path)
+
+
+def schema(features: Mapping[str, tuple[str, Sequence[int] | None]]) -> schema_pb2.Schema:
+    """A schema of features that are always there, `{name: ("FLOAT" | "INT" | "BYTES", shape)}`; None: no fixed shape."""
+    made = schema_pb2.Schema()
+    for name, (kind, shape) in features.items():
+        feature = made.feature.add(name=name, type=schema_pb2.FeatureType.Value(kind))
+        feature.presence.min_fraction = 1.0
+        feature.presence.min_count = 1
+        if shape is None:
+            feature.value_count.min = 1
+        else:
+            feature.shape.SetInParent()
+            for size in shape:
+                feature.shape.dim.add(size=size)
+    return made
+
+
+def save_with_examples_signature(
+    model: tf_keras.Model, path: Any, feature: str = "image", shape: Sequence[int] = IMAGE, scale: float = LARGEST
+) -> str:
+    """Saves a model as a Trainer behind Transform does, and returns the path.
+
+    Its `serving_default` takes serialized tf.Examples and returns `probabilities`. Between the two it divides the raw
+    feature by `scale`, in a layer that hangs on the model and is used by the signature only, as Transform's is.
+    """
+    model.tft_layer = tf_keras.layers.Rescaling(1.0 / scale, name="transform_features_layer")
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+    def serve_tf_examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        parsed = tf.io.parse_example(examples, {feature: tf.io.FixedLenFeature(shape, tf.float32)})
+        return {"probabilities": model(model.tft_layer(parsed[feature]))}
+
+    model.save(str(path), save_format="tf", signatures={"serving_default": serve_tf_examples})
+    return str(path)
+
+
+def save_function(
+    function: Callable, specs: Sequence[tf.TensorSpec], path: Any, signature: str = "serving_default", **tracked: Any
+) -> str:
+    """Saves a function, with what it uses, as a signature of a SavedModel that is no Keras model; returns the path."""
+    module = tf.Module()
+    for name, value in tracked.items():
+        setattr(module, name, value)
+    module.function = tf.function(function, input_signature=list(specs))
+    tf.saved_model.save(module, str(path), signatures={signature: module.function})
+    return str(path)
+
+
+def answers(path: str, signature: str = "serving_default", **arguments: Any) -> dict[str, np.ndarray]:
+    """What a signature of a SavedModel answers."""
+    loaded = tf.saved_model.load(path)
+    feeds = {name: tf.constant(value) for name, value in arguments.items()}
+    return {name: value.numpy() for name, value in loaded.signatures[signature](**feeds).items()}
+
+
+def to_tflite(model: tf_keras.Model, mode: str, rows: np.ndarray | None = None, io: str = "int8") -> bytes:
+    """TensorFlow's own conversion of a Keras model, in this process; `rows` are what `int8` is calibrated on."""
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    if mode != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if mode == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if mode == "int8":
+
+        def representative() -> Iterator[list[np.ndarray]]:
+            for row in rows:
+                yield [row[None]]
+
+        converter.representative_dataset = representative
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(io)
+    return bytes(converter.convert())
+
+
+def zero_smallest(model: tf_keras.Model, layer: str, fraction: float) -> np.ndarray:
+    """Zeroes the smallest weights of a layer's kernel in place; returns where it is not zero."""
+    kernel = model.get_layer(layer).kernel
+    values = kernel.numpy()
+    keep = np.abs(values) > np.quantile(np.abs(values), fraction)
+    kernel.assign(values * keep)
+    return keep
