@@ -1,49 +1,13 @@
 """The main pipeline: from examples to a compressed, evaluated, released model."""
 
-import dataclasses
-
 import tensorflow_model_analysis as tfma
 import tfx_compression as tfc
 from tfx import v1 as tfx
 from tfx.dsl.components.base.base_node import BaseNode
 
-Parameter = int | float | tfx.dsl.experimental.RuntimeParameter | None
+from pipelines.settings import Settings
 
 MODES = ("dynamic", "float16", "int8")
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Everything that differs between one run and another, or one example and another.
-
-    Attributes:
-      name: the pipeline's, and the model's in the store.
-      module_file: Transform's and Trainer's functions.
-      label: the label's feature.
-      train_steps: of the Trainer.
-      plan, fine_tuning: how the model is compressed.
-      edge, serving: the limits for TFLite candidates and for the pruned SavedModel.
-      serving_directory: TensorFlow Serving's model directory.
-      store: root of the TFLite store.
-      channel: of the store.
-      sparsity, epochs, learning_rate, max_metric_drop: override the configurations, with a value or at run time.
-    """
-
-    name: str
-    module_file: str
-    label: str
-    serving_directory: str
-    store: str
-    plan: tfc.PruningPlan
-    fine_tuning: tfc.FineTuning
-    edge: tfc.Budget
-    serving: tfc.Budget
-    train_steps: int = 300
-    channel: str = "stable"
-    sparsity: Parameter = None
-    epochs: Parameter = None
-    learning_rate: Parameter = None
-    max_metric_drop: Parameter = None
 
 
 def components(settings: Settings, input_base: str) -> list[BaseNode]:

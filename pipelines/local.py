@@ -11,7 +11,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from tfx_compression import store
 
+from pipelines.digits import settings
 from pipelines.quiet import Progress, output_to
 
 HERE = Path(__file__).parent
@@ -55,19 +57,19 @@ def _run(
     """Runs, and shows what came of it; False where a component failed."""
     progress = Progress(console)
     try:
+        # What can be wrong with the settings is told at once, before TFX has loaded.
+        chosen = settings.settings(folder, module_file, sparsity, epochs, max_drop, max_bytes)
+        store.open(chosen.store).require_writable()
         with console.status("Loading TFX …"):
-            import tfx_compression.store
             from absl import logging as absl_logging
             from tfx import v1 as tfx
 
             from pipelines import builder, results
-            from pipelines.digits import data, settings
+            from pipelines.digits import data
 
             gc.freeze()  # what was imported stays: don't search it for garbage again and again
             absl_logging.set_verbosity(absl_logging.INFO)
             absl_logging.get_absl_logger().addHandler(progress)
-            chosen = settings.settings(folder, module_file, sparsity, epochs, max_drop, max_bytes)
-            tfx_compression.store.open(chosen.store).require_writable()
             data.write(folder / "data")
             metadata = folder / "metadata.sqlite"
             pipeline = tfx.dsl.Pipeline(

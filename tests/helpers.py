@@ -26,7 +26,7 @@ def images(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return pixels.astype(np.float32), labels.astype(np.int64)
 
 
-def cnn(seed: int = 1) -> tf_keras.Model:
+def small_cnn(seed: int = 1) -> tf_keras.Model:
     """Images in 0..1 to three probabilities; convolution, normalisation, separable convolution and dense layers."""
     tf_keras.utils.set_random_seed(seed)
     layers = tf_keras.layers
@@ -39,24 +39,24 @@ def cnn(seed: int = 1) -> tf_keras.Model:
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(32, activation="relu", name="dense")(x)
     probabilities = layers.Dense(CLASSES, activation="softmax", name="probabilities")(x)
-    model = tf_keras.Model(image, probabilities, name="cnn")
+    model = tf_keras.Model(image, probabilities, name="small_cnn")
     for name in ("gamma", "moving_variance"):  # as after training: not the ones that make normalisation do nothing
         weight = getattr(model.get_layer("normalisation"), name)
         weight.assign(np.random.default_rng(seed).uniform(0.5, 1.5, weight.shape))
     return model
 
 
-def dense(seed: int = 1, dropout: float = 0.0) -> tf_keras.Model:
+def small_dense(seed: int = 1, dropout: float = 0.0) -> tf_keras.Model:
     """Four numbers, `x`, to two."""
     tf_keras.utils.set_random_seed(seed)
     x = tf_keras.Input((4,), name="x")
     hidden = tf_keras.layers.Dense(16, activation="relu", name="hidden")(x)
     if dropout:
         hidden = tf_keras.layers.Dropout(dropout, name="dropout")(hidden)
-    return tf_keras.Model(x, tf_keras.layers.Dense(2, name="y")(hidden), name="two_layers")
+    return tf_keras.Model(x, tf_keras.layers.Dense(2, name="y")(hidden), name="small_dense")
 
 
-def convolutions(seed: int = 1) -> tf_keras.Model:
+def small_convolutions(seed: int = 1) -> tf_keras.Model:
     """Images in 0..1 to two numbers, by depthwise, separable and transposed convolutions."""
     tf_keras.utils.set_random_seed(seed)
     layers = tf_keras.layers
@@ -65,11 +65,11 @@ def convolutions(seed: int = 1) -> tf_keras.Model:
     x = layers.SeparableConv2D(6, 3, activation="relu", name="separable")(x)
     x = layers.Conv2DTranspose(5, 2, strides=2, activation="relu", name="transposed")(x)
     x = layers.GlobalAveragePooling2D(name="pool")(x)
-    return tf_keras.Model(image, layers.Dense(2, name="y")(x), name="convolutions")
+    return tf_keras.Model(image, layers.Dense(2, name="y")(x), name="small_convolutions")
 
 
 def points(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """What `dense` can learn: [rows, 4] numbers, and a linear function of them, [rows, 2]."""
+    """What `small_dense` can learn: [rows, 4] numbers, and a linear function of them, [rows, 2]."""
     generator = np.random.default_rng(seed)
     x = generator.normal(size=(rows, 4)).astype(np.float32)
     return x, (x @ np.array([[1.0, -2.0], [0.5, 1.0], [0.0, 2.0], [-1.0, 0.0]], np.float32)).astype(np.float32)
@@ -112,7 +112,7 @@ def write_examples(path: Any, features: Mapping[str, np.ndarray], labels: np.nda
 
 
 def schema(features: Mapping[str, tuple[str, Sequence[int] | None]]) -> schema_pb2.Schema:
-    """A schema of features that are always there, `{name: ("FLOAT" | "INT" | "BYTES", shape)}`; None: no fixed shape."""
+    """A schema of required features, `{name: ("FLOAT" | "INT" | "BYTES", shape)}`; a shape of None is not fixed."""
     made = schema_pb2.Schema()
     for name, (kind, shape) in features.items():
         feature = made.feature.add(name=name, type=schema_pb2.FeatureType.Value(kind))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import tfx_compression as tfc
 
-from pipelines.builder import Settings
+from pipelines.settings import Settings
 
 METRIC = "sparse_categorical_accuracy"
 

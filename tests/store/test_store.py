@@ -22,7 +22,7 @@ from tfx_compression.store import DirectoryStore, StoreError
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["tests.store.test_store"])
 
-_MODEL = bytes(range(256)) * 40
+_MODEL = bytes(random.Random(0).choices(range(16), k=10_000))  # gzip's levels differ on it
 
 
 @pytest.fixture
@@ -190,6 +190,15 @@ def test_pull_takes_a_version_that_no_channel_points_at(store, tmp_path):
     published(store, 2)
     assert store.pull("digits", tmp_path / "pulled", version=2) == 2
     assert (tmp_path / "pulled").read_bytes() == content(2)
+
+
+def test_a_pull_that_cannot_be_finished_leaves_nothing_beside_its_target(store, tmp_path):
+    published(store, 1)
+    target = tmp_path / "device" / "a-folder"
+    target.mkdir(parents=True)
+    with pytest.raises((StoreError, OSError)):
+        store.pull("digits", target, version=1)
+    assert list(tmp_path.joinpath("device").rglob("*")) == [target]
 
 
 def _flipped(model: bytes) -> bytes:
