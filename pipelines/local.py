@@ -14,7 +14,7 @@ from rich.console import Console
 from tfx_compression import store
 
 from pipelines.digits import settings
-from pipelines.quiet import Progress, output_to
+from pipelines.quiet import Progress, output_to, working
 
 HERE = Path(__file__).parent
 
@@ -60,7 +60,7 @@ def _run(
         # What can be wrong with the settings is told at once, before TFX has loaded.
         chosen = settings.settings(folder, module_file, sparsity, epochs, max_drop, max_bytes)
         store.open(chosen.store).require_writable()
-        with console.status("Loading TFX …"):
+        with working(console, "Loading TFX …"):
             from absl import logging as absl_logging
             from tfx import v1 as tfx
 
@@ -82,7 +82,7 @@ def _run(
                 beam_pipeline_args=["--runner=DirectRunner", "--max_cache_memory_usage_mb=0"],
             )
         console.print(f"[bold]{chosen.name}[/] in {_shown(folder)}", highlight=False)
-        with console.status("Running …"):
+        with working(console, "Running …"):
             tfx.orchestration.LocalDagRunner().run(pipeline)
         found = results.Results(metadata)
         summary = results.write(found, folder)

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
 
 
 @contextlib.contextmanager
@@ -34,6 +36,12 @@ def output_to(log: Path) -> Iterator[Console]:
             for descriptor, original in zip((1, 2), saved, strict=True):
                 os.dup2(original, descriptor)
                 os.close(original)
+
+
+def working(console: Console, text: str) -> Live:
+    """A line that turns while something long runs; what is printed meanwhile goes where it went before."""
+    spinner = Spinner("dots", text=text)
+    return Live(spinner, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
 
 
 class Progress(logging.Handler):

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from tfx_compression.compressed_evaluator import gate, report
@@ -109,7 +108,7 @@ def _where(pushed: dict[str, Any] | None, key: str) -> str:
 
 def _table(title: str, evaluation: Evaluation) -> Table:
     """Narrow enough for a terminal of 80 columns."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
     metric = report.metric_of(evaluation).replace("sparse_categorical_", "")
     for heading in ("model", metric, "drop", "bytes", "gzipped", "ms", "speed", "zeros", "verdict"):
         table.add_column(heading, justify="left" if heading in ("model", "verdict") else "right", no_wrap=True)

@@ -305,7 +305,7 @@ def test_the_objective_chooses_and_the_smaller_file_breaks_ties(objective, bette
         evaluation = decide(Budget(objective=objective), **candidates)
         assert evaluation.chosen == "winner"
         assert evaluation.reason == (
-            f"winner: the {objective.replace('_', ' ')} of 2 candidates that hold every limit."
+            f"winner is the {objective.replace('_', ' ')} of 2 candidates that hold every limit."
         )
 
 
@@ -338,7 +338,7 @@ def test_a_metric_that_is_not_a_number_is_the_least_accurate():
 
 def test_the_only_candidate_that_holds_is_chosen_whatever_the_objective():
     evaluation = decide(Budget(max_bytes=1000, objective="fastest"), big=model(bytes=1001, latency_ms=1.0), ok=model())
-    assert (evaluation.chosen, evaluation.reason) == ("ok", "ok: it holds every limit.")
+    assert (evaluation.chosen, evaluation.reason) == ("ok", "ok holds every limit.")
 
 
 def test_the_reason_for_choosing_none_names_a_limit_of_every_candidate():

@@ -161,7 +161,7 @@ def test_layers_of_the_same_name_in_two_inner_models_are_both_found():
     assert layers.measure(model).sparsity == 0.5
 
 
-def test_a_layer_that_is_used_twice_is_counted_once():
+def test_the_parameters_of_a_layer_that_is_called_twice_are_counted_once():
     shared = L.Conv2D(3, 3, padding="same", name="shared")
     inputs = [tf_keras.Input((8, 8, 1)), tf_keras.Input((4, 4, 1))]
     pooled = [L.GlobalAveragePooling2D()(shared(image)) for image in inputs]

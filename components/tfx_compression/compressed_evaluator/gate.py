@@ -42,12 +42,10 @@ def decide(
     else:
         cost = _cost(budget, candidates, drops)
         chosen = min(held, key=cost)
-        among = (
-            f"the {budget.objective.replace('_', ' ')} of {len(held)} candidates that hold"
-            if len(held) > 1
-            else "it holds"
-        )
-        reason = f"{chosen}: {among} every limit."
+        preferred = budget.objective.replace("_", " ")
+        reason = f"{chosen} holds every limit."
+        if len(held) > 1:
+            reason = f"{chosen} is the {preferred} of {len(held)} candidates that hold every limit."
     return Evaluation(
         rows=rows,
         baseline=baseline,
@@ -66,8 +64,12 @@ def describe(verdict: Verdict) -> str:
     if verdict.measured is None:
         return f"{verdict.limit}: {held}, {verdict.note or 'not measured'}"
     if verdict.bound is None:
-        return f"{verdict.limit}: {held} (measured {verdict.measured:.4g})"
-    return f"{verdict.limit} {verdict.bound:,g}: {held} (measured {verdict.measured:,.5g})"
+        return f"{verdict.limit}: {held} (measured {_number(verdict.measured)})"
+    return f"{verdict.limit} {_number(verdict.bound)}: {held} (measured {_number(verdict.measured)})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
 
 
 def threshold_failures(output_path: str, several: bool) -> dict[str, list[Verdict]]:

@@ -99,19 +99,26 @@ def _plot(evaluation: Evaluation) -> alt.Chart:
             metric: row.metric,
             "verdict": row.verdict or "baseline",
         }
-        for row in rows(evaluation)
+        for row in sorted(rows(evaluation), key=lambda row: row.bytes_gzip)
         if row.metric is not None
     ]
+    for number, point in enumerate(points):
+        point["above"] = number % 2 == 0  # names of neighbours don't cover each other
     base = alt.Chart(pd.DataFrame(points)).encode(
         x=alt.X("kilobytes, gzipped:Q", scale=alt.Scale(zero=True)),
         y=alt.Y(f"{metric}:Q", scale=alt.Scale(zero=False, padding=20)),
-        tooltip=list(points[0]),
+        tooltip=["model", "kilobytes, gzipped", metric, "verdict"],
     )
     colours = {"baseline": "#777", "chosen": "#0a7f3f", "held": "#3578c6", "refused": "#c0392b"}
     scale = alt.Scale(domain=list(colours), range=list(colours.values()))
-    marks = base.mark_circle(size=140).encode(color=alt.Color("verdict:N", scale=scale))
-    labels = base.mark_text(align="left", dx=10, dy=-8).encode(text="model:N")
-    return (marks + labels).properties(width="container", height=280)
+    marks = base.mark_circle(size=140).encode(
+        color=alt.Color("verdict:N", scale=scale, legend=alt.Legend(orient="top"))
+    )
+    above, below = (
+        base.mark_text(align="center", dy=shift).encode(text="model:N").transform_filter(alt.datum.above == on_top)
+        for shift, on_top in ((-14, True), (16, False))
+    )
+    return (marks + above + below).properties(width="container", height=280)
 
 
 def _plot_script() -> str:

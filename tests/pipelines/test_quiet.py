@@ -1,0 +1,48 @@
+"""What is printed while a pipeline runs goes to the log, on a terminal too."""
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+NOISY = """
+import logging, os, subprocess, sys
+from pathlib import Path
+from pipelines.quiet import output_to, working
+with output_to(Path(sys.argv[1])) as console, working(console, "Working"):
+    print("from print")
+    print("from stderr", file=sys.stderr)
+    os.write(2, b"from C++\\n")
+    logging.getLogger("x").warning("from logging")
+    subprocess.run(["echo", "from a child"])
+    console.print("for people")
+print("afterwards")
+"""
+
+
+def test_a_terminal_shows_only_what_is_meant_for_it_and_the_log_the_rest(tmp_path):
+    reader, writer = pty.openpty()
+    done = subprocess.Popen(
+        [sys.executable, "-c", NOISY, str(tmp_path / "log")], cwd=REPOSITORY, stdin=writer, stdout=writer, stderr=writer
+    )
+    os.close(writer)
+    shown = b""
+    while True:
+        try:
+            part = os.read(reader, 4096)
+        except OSError:  # Linux's way to say that the other end of a terminal was closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(reader)
+    assert done.wait() == 0
+    assert b"for people" in shown
+    assert b"afterwards" in shown
+    assert b"from" not in shown
+    log = (tmp_path / "log").read_text()
+    for line in ("from print", "from stderr", "from C++", "WARNING x: from logging", "from a child"):
+        assert line in log
