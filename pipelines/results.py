@@ -97,7 +97,8 @@ def write(results: Results, folder: Path) -> dict[str, Any]:
 
 
 def _numbers(model: Any) -> dict[str, Any]:
-    return model.model_dump(include={"metrics", "bytes", "bytes_gzip", "latency_ms", "sparsity"})
+    shown = {"metrics", "bytes", "bytes_gzip", "latency_ms", "sparsity"}
+    return dict(json.loads(model.model_dump_json(include=shown)))  # NaN is no JSON: there it is a string
 
 
 def _where(pushed: dict[str, Any] | None, key: str) -> str:

@@ -115,7 +115,7 @@ def test_a_damaged_model_fails_verify_and_pull(run, root, tmp_path):
     ("arguments", "said"),
     [
         (["show", "ROOT", "digits", "9"], "There is no version 9 of 'digits' in ROOT, only: 1, 2, 3."),
-        (["verify", "ROOT", "faces", "1"], "There is no version 1 of 'faces' in ROOT"),
+        (["verify", "ROOT", "faces", "1"], "There is no model 'faces' in ROOT, only: digits, letters."),
         (["promote", "ROOT", "digits", "9", "stable"], "There is no version 9 of 'digits' in ROOT, only: 1, 2, 3."),
         (["promote", "ROOT", "digits", "1", "Stable"], "'Stable' is no name: use lower case letters"),
         (["rollback", "ROOT", "digits", "canary"], "Channel 'canary' of digits in ROOT has no version to go back to"),

@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
-from rich.tree import Tree
 
 from tfx_compression import store as stores
 
@@ -29,11 +31,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def main() -> None:
     """Runs the command line; what a user can mend is one line on standard error and exit status 1."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)  # Google's clients on the age of Python 3.10
     try:
         app()
-    except ValueError as error:  # StoreError, LineageError, ModelError: they name the value, the place and the remedy
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_plain(str(error))}")
+    except (ValueError, OSError) as error:  # StoreError, LineageError, ModelError name value, place and remedy
+        Console(stderr=True, soft_wrap=True, emoji=False).print(f"[bold red]error:[/] {_plain(str(error))}")
         raise SystemExit(1) from error
 
 
@@ -50,17 +53,16 @@ def lineage(
     """Where a released model came from: data, Trainer, plan, scores, what it was compared with."""
     from tfx_compression.lineage import trace
 
-    steps = trace(metadata or Path(store_uri).resolve().parent / "metadata.sqlite", store_uri, name, version)
+    beside = Path(stores.local_path(store_uri) or ".").resolve().parent / "metadata.sqlite"
+    steps = trace(metadata or beside, store_uri, name, version)
     if as_json:
         print(json.dumps([dataclasses.asdict(step) for step in steps], indent=1))
         return
-    tree = Tree(f"[bold]{_plain(name)} {version}[/]")
-    branch = tree
+    _print(f"[bold]{_plain(name)} {version}[/]")
     for step in steps:
-        branch = branch.add(f"[bold]{step.title}[/] by {_plain(step.node)}")
+        _print(f"\n[bold]{step.title}[/] by {_plain(step.node)}")
         for key, value in step.details.items():
-            branch.add(f"[dim]{key.replace('_', ' ')}[/] {_plain(_words(value))}")
-    _print(tree)
+            _print(f"  [dim]{key.replace('_', ' ')}[/] {_plain(_words(value))}")
 
 
 @app.command()
@@ -159,11 +161,13 @@ def _words(value: Any) -> str:
 
 def _plain(text: str) -> str:
     """Text that Rich prints as it is."""
-    return text.replace("[", r"\[")
+    return escape(text)
 
 
 def _print(what: Any) -> None:
-    Console(soft_wrap=True).print(what)
+    # In a pipe a table is as wide as its content: what reads it there must not find names broken in two.
+    width = None if sys.stdout.isatty() else 10_000
+    Console(soft_wrap=True, emoji=False, highlight=False, width=width).print(what)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from typing import Any
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
+from tfx_compression.store.target import local_path
+
 _OUTPUT = (mlmd.Event.OUTPUT, mlmd.Event.DECLARED_OUTPUT)
 _INPUT = (mlmd.Event.INPUT, mlmd.Event.DECLARED_INPUT)
 _DONE = (mlmd.Execution.COMPLETE, mlmd.Execution.CACHED)  # an execution that was killed stays RUNNING for ever
@@ -163,7 +165,8 @@ def _released(records: Records, store_uri: str, name: str, version: int) -> mlmd
 
 
 def _place(uri: str) -> str:
-    return uri if "://" in uri else str(Path(uri).resolve())
+    path = local_path(uri)
+    return uri if path is None else str(Path(path).resolve())
 
 
 def _parents(model: mlmd.Artifact) -> list[str]:

@@ -167,9 +167,9 @@ def test_what_is_not_a_number_holds_no_limit(budget, candidate, against):
 @pytest.mark.parametrize(
     ("budget", "candidate", "against", "note"),
     [
-        (Budget(max_metric_drop={"auc": 1.0}), model(), _BASELINE, "no baseline has this metric"),
+        (Budget(max_metric_drop={"auc": 1.0}), model(), _BASELINE, "the baseline or the candidate lacks this metric"),
         (Budget(min_sparsity=0.0), model(sparsity=None), _BASELINE, "its weights can't be seen"),
-        (Budget(min_speedup=1e-9), model(), baseline(tflite=None), "could not be converted to a float TFLite model"),
+        (Budget(min_speedup=1e-9), model(), baseline(tflite=None), "the baseline is not to be had as a tflite model"),
     ],
     ids=["metric", "sparsity", "speedup"],
 )
@@ -411,3 +411,36 @@ def test_the_chosen_one_is_the_best_of_those_that_hold_every_limit(budget, candi
 )
 def test_a_verdict_in_words_has_the_limit_and_what_was_measured(said, words):
     assert gate.describe(said) == words
+
+
+# Names of metrics
+
+
+@pytest.mark.parametrize(
+    "metric", ["loss", "mse", "MeanSquaredError", "mean_absolute_error", "fnr", "false_positives", "logcosh", "poisson"]
+)
+def test_a_rise_of_a_metric_that_is_better_when_smaller_is_a_drop(metric):
+    assert metric_drop(metric, 0.1, 0.3) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("metric", ["auc", "recall_at_false_positive_rate", "precision", "accuracy", "f1_score"])
+def test_a_fall_of_a_metric_that_is_better_when_larger_is_a_drop(metric):
+    assert metric_drop(metric, 0.3, 0.1) == pytest.approx(0.2)
+
+
+def test_a_drop_that_is_its_bound_but_for_rounding_is_held():
+    against = baseline(metrics={"accuracy": 0.96})
+    assert verdict(Budget(max_metric_drop={"accuracy": 0.01}), model(metrics={"accuracy": 0.95}), against).held
+    assert not verdict(Budget(max_metric_drop={"accuracy": 0.01}), model(metrics={"accuracy": 0.9499}), against).held
+
+
+def test_a_budgets_metrics_are_found_whatever_their_case_and_keep_their_order():
+    budget = Budget(max_metric_drop={"SparseCategoricalAccuracy": 0.1, "AUC": 0.2})
+    found = Budget.merged(budget.to_json(), {}).for_metrics(["auc", "sparse_categorical_accuracy"])
+    assert list(found.max_metric_drop.items()) == [("sparse_categorical_accuracy", 0.1), ("auc", 0.2)]
+
+
+def test_an_evaluation_with_a_metric_that_is_no_number_can_be_read_again():
+    evaluation = decide(Budget(), baseline(), a=model(metrics={"accuracy": float("nan")}))
+    again = Evaluation.model_validate_json(evaluation.model_dump_json())
+    assert math.isnan(again.candidates["a"].metrics["accuracy"])

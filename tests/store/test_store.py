@@ -165,8 +165,9 @@ def test_a_name_that_is_none_is_refused_and_nothing_is_written(store, tmp_path, 
 def test_a_manifest_that_is_no_json_leaves_no_version(store, root):
     published(store, 1)
     before = files_below(root)
-    with pytest.raises(TypeError):
-        store.publish("digits", content(2), {"model": object()})
+    for unknown in (object(), float("nan")):
+        with pytest.raises(StoreError, match="The manifest is not JSON"):
+            store.publish("digits", content(2), {"model": unknown})
     assert store.versions("digits") == [1]
     assert files_below(root) == before
 
@@ -238,7 +239,7 @@ def test_a_damaged_manifest_is_named(store, root, tmp_path):
     manifest = root / "digits" / "versions" / "1" / "manifest.json"
     overwrite(manifest, manifest.read_bytes()[:-20])
     for ask in (store.manifest, store.verify, lambda name, version: store.pull(name, tmp_path / "x", version=version)):
-        with pytest.raises(StoreError, match=rf"manifest of digits 1 in {root} is damaged"):
+        with pytest.raises(StoreError, match=rf"{manifest} is damaged"):
             ask("digits", 1)
     assert not (tmp_path / "x").exists()
 
@@ -536,3 +537,51 @@ def test_a_writer_killed_at_any_moment_leaves_whole_versions_only(root):
         found = len(versions)
     assert found > 0
     assert stores.open(str(root)).publish("digits", _MODEL, {}) == found + 1
+
+
+# Names and places
+
+
+@pytest.mark.parametrize("name", ["..", "../other/digits", "/etc", ""])
+def test_a_name_that_leads_out_of_the_store_is_refused_everywhere(store, name, tmp_path):
+    published(store, 1)
+    for ask in (
+        lambda: store.publish(name, b"model", {}),
+        lambda: store.versions(name),
+        lambda: store.manifest(name, 1),
+        lambda: store.channels(name),
+        lambda: store.promote(name, 1, "stable"),
+        lambda: store.rollback(name, "stable"),
+        lambda: store.pull(name, tmp_path / "x"),
+        lambda: store.verify(name, 1),
+    ):
+        with pytest.raises(StoreError, match="is no name"):
+            ask()
+
+
+def test_a_file_uri_names_the_path_it_quotes(tmp_path):
+    place = tmp_path / "a b"
+    stores.open(place.as_uri()).publish("digits", b"model", {})
+    assert stores.open(str(place)).versions("digits") == [1]
+
+
+def test_what_a_killed_publisher_left_is_removed_a_day_later(store, root):
+    published(store, 1)
+    old, new = (root / "digits" / "versions" / f".partial-{age}" for age in ("old", "new"))
+    for left in (old, new):
+        left.mkdir()
+    os.utime(old, (0, 0))
+    store.publish("digits", content(2), {})
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_damaged_channels_and_unwritable_targets_are_named(store, root, tmp_path):
+    published(store, 1)
+    store.promote("digits", 1, "stable")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=f"{tmp_path / 'file' / 'x'} can't be written"):
+        store.pull("digits", tmp_path / "file" / "x")
+    (root / "digits" / "channels.json").write_text("[]")
+    with pytest.raises(StoreError, match=r"channels\.json is damaged"):
+        store.channels("digits")

@@ -9,8 +9,45 @@ from pydantic import Field
 
 from tfx_compression.models.config import Config, ConfigError
 
-# Metrics that are better when they are smaller, by a word of their name.
-_SMALLER_IS_BETTER = re.compile(r"loss|error|entropy|divergence|hinge|poisson|deviation|false|fall_out|miss_rate")
+# Metrics of Keras and TFMA that are better when they are smaller, as `_plain` writes their names: the ones that the
+# pattern below doesn't tell. (recall_at_false_positive_rate, say, is better when larger.)
+_SMALLER_IS_BETTER = frozenset(
+    [
+        "falsenegatives",
+        "falsenegativerate",
+        "falsepositives",
+        "falsepositiverate",
+        "falsediscoveryrate",
+        "falseomissionrate",
+        "fn",
+        "fnr",
+        "fp",
+        "fpr",
+        "fdr",
+        "for",
+        "fallout",
+        "missrate",
+        "minlabelposition",
+        "symmetricpredictiondifference",
+        "flipcount",
+        "mse",
+        "mae",
+        "mape",
+        "msle",
+        "rmse",
+        "logcosh",
+        "poisson",
+        "hinge",
+        "squaredhinge",
+        "categoricalhinge",
+        "brierscore",
+        "perplexity",
+    ]
+)
+_SMALLER_IS_BETTER_ENDING = re.compile(r"(loss|error|entropy|divergence|deviation)$")
+
+# Metrics are computed in float32: a drop that is exactly at its bound differs from it by as much.
+ROUNDING = 1e-6
 
 
 class Budget(Config):
@@ -38,16 +75,21 @@ class Budget(Config):
     min_sparsity: float | None = Field(default=None, ge=0, le=1)
     objective: Literal["smallest", "fastest", "most_accurate"] = "smallest"
 
-    def require_metrics(self, names: Iterable[str]) -> None:
-        """Raises ConfigError where a limited metric is none of `names`, which are compared without case or `_`."""
-        known = list(names)
-        plain = {name.replace("_", "").lower() for name in known}
+    def for_metrics(self, names: Iterable[str]) -> "Budget":
+        """The budget with its metrics called as in `names`, which they match without case or `_`.
+
+        Raises:
+          ConfigError: where a limited metric is none of `names`.
+        """
+        known = {_plain(name): name for name in names}
         for metric in self.max_metric_drop:
-            if metric.replace("_", "").lower() not in plain:
+            if _plain(metric) not in known:
                 raise ConfigError(
                     f"Budget.max_metric_drop limits {metric!r}, which the evaluation doesn't compute; it computes: "
-                    f"{', '.join(known) or 'none'}. Remedy: add it to the eval_config's metrics_specs."
+                    f"{', '.join(known.values()) or 'none'}. Remedy: add it to the eval_config's metrics_specs."
                 )
+        renamed = {known[_plain(metric)]: drop for metric, drop in self.max_metric_drop.items()}
+        return self.model_copy(update={"max_metric_drop": renamed})
 
 
 class Verdict(pydantic.BaseModel):
@@ -61,7 +103,7 @@ class Verdict(pydantic.BaseModel):
       note: why it could not be measured.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True)
+    model_config = pydantic.ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     limit: str
     bound: float | None
@@ -79,16 +121,28 @@ class Verdict(pydantic.BaseModel):
 
 
 def metric_drop(metric: str, baseline: float, candidate: float) -> float:
-    """How much worse the candidate is: positive for worse, whichever way the metric points."""
-    return candidate - baseline if _SMALLER_IS_BETTER.search(metric) else baseline - candidate
+    """How much worse the candidate is: positive for worse, whichever way the metric points.
+
+    Which way that is, is known by name for Keras' and TFMA's metrics and for names that end in loss, error, entropy,
+    divergence or deviation; any other metric is better when larger.
+    """
+    plain = _plain(metric)
+    smaller_is_better = plain in _SMALLER_IS_BETTER or _SMALLER_IS_BETTER_ENDING.search(plain)
+    return candidate - baseline if smaller_is_better else baseline - candidate
 
 
-def at_most(limit: str, bound: float | None, measured: float | None, unknown: str = "") -> list[Verdict]:
+def _plain(metric: str) -> str:
+    return metric.replace("_", "").lower()
+
+
+def at_most(
+    limit: str, bound: float | None, measured: float | None, unknown: str = "", rounding: float = 0.0
+) -> list[Verdict]:
     """The verdict on a largest allowed value; none where there is no bound. NaN holds nothing.
 
-    `unknown` says why `measured` is None.
+    `unknown` says why `measured` is None; `rounding` is how much more still counts as the bound.
     """
-    held = measured is not None and bound is not None and measured <= bound
+    held = measured is not None and bound is not None and measured <= bound + rounding
     return _verdict(limit, bound, measured, held, unknown)
 
 

@@ -22,7 +22,7 @@ from tensorflow_model_analysis.extractors import (
 from tfx_bsl.tfxio import tensor_adapter, tf_example_record
 
 from tfx_compression.compressed_evaluator import gate, latency, predictors
-from tfx_compression.compressed_evaluator.budget import Budget
+from tfx_compression.compressed_evaluator.budget import Budget, Verdict
 from tfx_compression.compressed_evaluator.record import FILE, Evaluation, Layer, Measured
 from tfx_compression.models import conversion, examples, files, serving, weights
 from tfx_compression.models.compressed import write_text
@@ -101,15 +101,14 @@ def run(
         predictors.require_same_outputs(loaded[BASELINE], {name: loaded[name] for name in candidates})
     _analyse(paths, patterns, schema, config, output_path, make_pipeline)
     metrics = {name: _metrics(output_path, name, len(paths) > 1) for name in paths}
-    budget.require_metrics(metrics[next(iter(paths))])
     measured = _measure(paths, loaded, row, metrics)
     rows = next((int(values["example_count"]) for values in metrics.values() if "example_count" in values), 0)
     evaluation = gate.decide(
         rows=rows,
         baseline=measured.pop(BASELINE, None),
         candidates=measured,
-        budget=budget,
-        failures=gate.threshold_failures(output_path, len(paths) > 1),
+        budget=budget.for_metrics(metrics[next(iter(paths))]),
+        failures=_threshold_failures(output_path, len(paths) > 1),
     )
     write_text(os.path.join(output_path, FILE), evaluation.model_dump_json(indent=1) + "\n")
     return evaluation
@@ -132,7 +131,7 @@ def config_for(
         )
     if not any(spec.metrics for spec in eval_config.metrics_specs):
         raise ConfigError("The eval_config has no metrics. Remedy: add metrics_specs.")
-    budget.require_metrics(_metric_names(eval_config))
+    budget.for_metrics(_metric_names(eval_config))
     if budget.max_metric_drop and not has_baseline:
         raise ConfigError(
             "Budget.max_metric_drop compares with a baseline, and there is none. Remedy: baseline_model=…."
@@ -272,6 +271,32 @@ def _metrics(output_path: str, name: str, several: bool) -> dict[str, float]:
         for metric, value in values.items()
         if "doubleValue" in value and not metric.endswith("_diff")
     }
+
+
+def _threshold_failures(output_path: str, several: bool) -> dict[str, list[Verdict]]:
+    """The thresholds of the eval_config that were missed, by model; TFMA's own verdict is one bit for all models."""
+    result = tfma.load_validation_result(output_path)
+    failures: dict[str, list[Verdict]] = {}
+    for by_slice in result.metric_validations_per_slice:
+        keys = ", ".join(f"{key.column}={_value(key)}" for key in by_slice.slice_key.single_slice_keys)
+        for failure in by_slice.failures:
+            text = " ".join(str(failure.metric_threshold).split()) or failure.message
+            value = failure.metric_value.double_value.value if failure.metric_value.HasField("double_value") else None
+            verdict = Verdict(
+                limit=f"threshold on {failure.metric_key.name}{f' for {keys}' if keys else ''} ({text})",
+                bound=None,
+                measured=value,
+                held=False,
+                note=failure.message,
+            )
+            failures.setdefault(failure.metric_key.model_name if several else "", []).append(verdict)
+    return failures
+
+
+def _value(key: tfma.proto.metrics_for_slice_pb2.SingleSliceKey) -> object:
+    kind = key.WhichOneof("kind")
+    value = getattr(key, kind) if kind else ""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _measure(

@@ -75,7 +75,7 @@ class Executor(evaluator_executor.Executor):
                 **{name: value for name, value in properties.items() if name not in ("name", "state", "tfx_version")},
                 "parent_uri": chosen.uri,
                 "candidate": found.chosen,
-                **{f"metric_{name}": value for name, value in metrics.items()},
+                **{f"metric_{name}": value for name, value in metrics.items() if name != "example_count"},
                 **{f"drop_{name}": value for name, value in drops.items()},
             },
         )

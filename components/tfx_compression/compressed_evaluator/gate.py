@@ -3,9 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-import tensorflow_model_analysis as tfma
-
-from tfx_compression.compressed_evaluator.budget import Budget, Verdict, at_least, at_most, metric_drop
+from tfx_compression.compressed_evaluator.budget import ROUNDING, Budget, Verdict, at_least, at_most, metric_drop
 from tfx_compression.compressed_evaluator.record import Evaluation, Measured
 
 
@@ -72,32 +70,6 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
 
 
-def threshold_failures(output_path: str, several: bool) -> dict[str, list[Verdict]]:
-    """The thresholds of the eval_config that were missed, by model; TFMA's own verdict is one bit for all models."""
-    result = tfma.load_validation_result(output_path)
-    failures: dict[str, list[Verdict]] = {}
-    for by_slice in result.metric_validations_per_slice:
-        keys = ", ".join(f"{key.column}={_value(key)}" for key in by_slice.slice_key.single_slice_keys)
-        for failure in by_slice.failures:
-            text = " ".join(str(failure.metric_threshold).split()) or failure.message
-            value = failure.metric_value.double_value.value if failure.metric_value.HasField("double_value") else None
-            verdict = Verdict(
-                limit=f"threshold on {failure.metric_key.name}{f' for {keys}' if keys else ''} ({text})",
-                bound=None,
-                measured=value,
-                held=False,
-                note=failure.message,
-            )
-            failures.setdefault(failure.metric_key.model_name if several else "", []).append(verdict)
-    return failures
-
-
-def _value(key: tfma.proto.metrics_for_slice_pb2.SingleSliceKey) -> object:
-    kind = key.WhichOneof("kind")
-    value = getattr(key, kind) if kind else ""
-    return value.decode() if isinstance(value, bytes) else value
-
-
 def _drops(baseline: Measured | None, candidate: Measured) -> dict[str, float]:
     if baseline is None:
         return {}
@@ -112,16 +84,17 @@ def _verdicts(
     budget: Budget, baseline: Measured | None, candidate: Measured, drops: Mapping[str, float]
 ) -> list[Verdict]:
     verdicts = []
+    unknown = "there is no baseline" if baseline is None else "the baseline or the candidate lacks this metric"
     for metric, allowed in budget.max_metric_drop.items():
-        verdicts += at_most(f"{metric} drops at most", allowed, drops.get(metric), "no baseline has this metric")
+        verdicts += at_most(f"{metric} drops at most", allowed, drops.get(metric), unknown, ROUNDING)
     verdicts += at_most("bytes at most", budget.max_bytes, candidate.bytes)
     verdicts += at_most("bytes gzipped at most", budget.max_bytes_gzip, candidate.bytes_gzip)
     verdicts += at_most("milliseconds for one row at most", budget.max_latency_ms, candidate.latency_ms)
+    unknown = (
+        "there is no baseline" if baseline is None else f"the baseline is not to be had as a {candidate.kind} model"
+    )
     verdicts += at_least(
-        "times as fast as the baseline, at least",
-        budget.min_speedup,
-        speedup(baseline, candidate),
-        "the baseline could not be converted to a float TFLite model",
+        "times as fast as the baseline, at least", budget.min_speedup, speedup(baseline, candidate), unknown
     )
     verdicts += at_least(
         "fraction of zero weights at least", budget.min_sparsity, candidate.sparsity, "its weights can't be seen"

@@ -10,7 +10,7 @@ FILE = "evaluation.json"
 class Layer(pydantic.BaseModel):
     """A kernel of a model: its name, its number of weights, the fraction of them that are zero."""
 
-    model_config = pydantic.ConfigDict(frozen=True)
+    model_config = pydantic.ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     name: str
     size: int
@@ -32,7 +32,7 @@ class Measured(pydantic.BaseModel):
       tflite: the baseline as the float TFLite model that TFLite candidates are compared with in size and speed.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True)
+    model_config = pydantic.ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     kind: str
     uri: str
@@ -60,7 +60,7 @@ class Evaluation(pydantic.BaseModel):
       reason: why that one, or why none.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True)
+    model_config = pydantic.ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     rows: int
     baseline: Measured | None

@@ -36,7 +36,7 @@ def render(evaluations: Mapping[str, Evaluation], title: str = "Compression repo
                 for name, verdicts in evaluation.verdicts.items()
             },
             "plot": f"plot{number}",
-            "spec": _plot(evaluation).to_json(indent=None),
+            "spec": _plot(evaluation),
             "layers": {name: model.layers for name, model in evaluation.candidates.items() if model.layers},
         }
         for number, (heading, evaluation) in enumerate(evaluations.items())
@@ -89,8 +89,8 @@ def rows(evaluation: Evaluation) -> list[Row]:
     return table
 
 
-def _plot(evaluation: Evaluation) -> alt.Chart:
-    """Size against the metric, a point for each model whose metric is known."""
+def _plot(evaluation: Evaluation) -> str:
+    """Vega-Lite JSON: size against the metric, a point for each model whose metric is known; empty without points."""
     metric = metric_of(evaluation)
     points = [
         {
@@ -102,6 +102,8 @@ def _plot(evaluation: Evaluation) -> alt.Chart:
         for row in sorted(rows(evaluation), key=lambda row: row.bytes_gzip)
         if row.metric is not None
     ]
+    if not points:
+        return ""
     for number, point in enumerate(points):
         point["above"] = number % 2 == 0  # names of neighbours don't cover each other
     base = alt.Chart(pd.DataFrame(points)).encode(
@@ -118,7 +120,7 @@ def _plot(evaluation: Evaluation) -> alt.Chart:
         base.mark_text(align="center", dy=shift).encode(text="model:N").transform_filter(alt.datum.above == on_top)
         for shift, on_top in ((-14, True), (16, False))
     )
-    return (marks + above + below).properties(width="container", height=280)
+    return str((marks + above + below).properties(width="container", height=280).to_json(indent=None))
 
 
 def _plot_script() -> str:

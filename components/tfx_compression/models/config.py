@@ -12,13 +12,13 @@ ConfigT = TypeVar("ConfigT", bound="Config")
 class Config(pydantic.BaseModel):
     """A frozen configuration that round-trips through JSON. Unknown fields are errors."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     def to_json(self) -> str:
-        """The configuration as JSON with sorted keys: equal configurations give equal strings, for TFX's cache."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """The configuration as JSON, its fields as declared: equal ones give equal strings, for TFX's cache."""
+        return self.model_dump_json()
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, /, **fields: Any) -> None:
         try:
             super().__init__(**fields)
         except pydantic.ValidationError as error:
@@ -31,7 +31,12 @@ class Config(pydantic.BaseModel):
         Raises:
           ConfigError: naming each bad field, its value, and what it may be.
         """
-        fields = json.loads(config_json)
+        try:
+            fields = json.loads(config_json)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{cls.__name__} is not JSON: {error}: {config_json!r}") from error
+        if not isinstance(fields, dict):
+            raise ConfigError(f"{cls.__name__} is not a JSON object: {config_json!r}")
         fields.update({name: value for name, value in overrides.items() if value is not None})
         return cls(**fields)
 

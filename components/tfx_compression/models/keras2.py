@@ -40,7 +40,13 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> tf_keras
                 'tf_keras model with model.save(fn_args.serving_model_dir, save_format="tf", signatures=…).'
             )
     with tf_keras.utils.custom_object_scope(dict(custom_objects or {})):
-        return tf_keras.models.load_model(path)
+        try:
+            return tf_keras.models.load_model(path)
+        except (OSError, ValueError, TypeError, tf.errors.OpError) as error:
+            raise ModelError(
+                f"The Keras model in {path} can't be loaded: {error} Remedy: for classes and functions of your own, a "
+                "custom_objects() in the module file; otherwise the file is damaged."
+            ) from error
 
 
 def network(model: tf_keras.Model) -> tf_keras.Model:

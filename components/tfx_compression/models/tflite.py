@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -189,7 +190,14 @@ def contents(content: bytes) -> Contents:
     """
     if content[4:8] != b"TFL3":
         raise ModelError(f"Not a TFLite model: {len(content)} bytes without the file identifier TFL3.")
-    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    try:
+        model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+        return _contents(model)
+    except (struct.error, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ModelError(f"A damaged TFLite model of {len(content)} bytes: {error}") from error
+
+
+def _contents(model: Any) -> Contents:
     ops: collections.Counter[str] = collections.Counter()
     float_ops: collections.Counter[str] = collections.Counter()
     weights = {}

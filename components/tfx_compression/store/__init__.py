@@ -8,9 +8,9 @@
 """
 
 from tfx_compression.store.directory import DirectoryStore, StoreError
-from tfx_compression.store.target import StoreTarget
+from tfx_compression.store.target import StoreTarget, local_path
 
-__all__ = ["DirectoryStore", "StoreError", "StoreTarget", "open"]
+__all__ = ["DirectoryStore", "StoreError", "StoreTarget", "local_path", "open"]
 
 
 def open(uri: str) -> DirectoryStore:
@@ -19,9 +19,8 @@ def open(uri: str) -> DirectoryStore:
     Raises:
       StoreError: for a URI of another scheme.
     """
-    scheme, separator, path = uri.partition("://")
-    if not separator:
-        return DirectoryStore(uri)
-    if scheme != "file":
+    path = local_path(uri)
+    if path is None:
+        scheme = uri.partition("://")[0]
         raise StoreError(f"The store {uri} is of scheme {scheme!r}; this version keeps stores in directories only.")
     return DirectoryStore(path)

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from tfx_compression.store.target import NAME
 
 _MODEL = "model.tflite"
 _MANIFEST = "manifest.json"
+_PARTIAL = ".partial-"
+_ABANDONED_SECONDS = 24 * 3600
 _HISTORY = "_history"  # no channel's name: they start with a letter or digit
 
 
@@ -66,43 +69,65 @@ class DirectoryStore:
         content = model if isinstance(model, bytes) else Path(model).read_bytes()
         versions = self.root / name / "versions"
         try:
-            versions.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=versions))
+            _make_folder(versions)
+            self._sweep(versions)
+            partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=versions))
+            try:
+                _write(partial / _MODEL, content)
+                return self._number(name, partial, content, manifest)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)  # gone already, by its new name, where all went well
         except OSError as error:
             raise StoreError(self._not_writable(error)) from error
-        try:
-            _write(partial / _MODEL, content)
-            while True:
-                version = max(self.versions(name), default=0) + 1
-                complete = {
-                    **manifest,
-                    "name": name,
-                    "version": version,
-                    "sha256": hashlib.sha256(content).hexdigest(),
-                    "bytes": len(content),
-                    "bytes_gzip": gzipped(content),
-                }
-                _write(partial / _MANIFEST, (json.dumps(complete, indent=2, sort_keys=True) + "\n").encode())
-                partial.chmod(0o755)
-                try:
-                    partial.rename(versions / str(version))
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                        raise StoreError(self._not_writable(error)) from error
-                    continue  # another writer took the number
-                _sync(versions)
-                return version
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+
+    def _number(self, name: str, partial: Path, content: bytes, manifest: Mapping[str, Any]) -> int:
+        """Completes the manifest and renames the folder to the next free number."""
+        while True:
+            version = max(self.versions(name), default=0) + 1
+            complete = {
+                **manifest,
+                "name": name,
+                "version": version,
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "bytes": len(content),
+                "bytes_gzip": gzipped(content),
+            }
+            _write(partial / _MANIFEST, _json(complete))
+            partial.chmod(0o755)
+            _sync(partial)
+            try:
+                partial.rename(partial.parent / str(version))
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                continue  # another writer took the number
+            _sync(partial.parent)
+            return version
+
+    def _sweep(self, versions: Path) -> None:
+        """Removes what publishers that were killed left behind, once it is too old to be at work."""
+        for partial in versions.glob(f"{_PARTIAL}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
+                    shutil.rmtree(partial, ignore_errors=True)
 
     def names(self) -> list[str]:
-        """The models in the store."""
-        return sorted(path.parent.name for path in self.root.glob("*/versions"))
+        """The models in the store.
+
+        Raises:
+          StoreError: where the root is no directory.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreError(f"The store {self.uri} is not a directory.")
+        found = (path.parent.name for path in self.root.glob("*/versions"))
+        return sorted(name for name in found if NAME.fullmatch(name) and self.versions(name))
 
     def versions(self, name: str) -> list[int]:
         """The numbers of the versions of `name`, ascending; none where there is no such model."""
+        _require_name(name)
         folder = self.root / name / "versions"
-        return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
+        found = [path.name for path in folder.glob("*")] if folder.is_dir() else []
+        return sorted(int(number) for number in found if number.isascii() and number.isdecimal())
 
     def manifest(self, name: str, version: int) -> dict[str, Any]:
         """What is said of a version.
@@ -110,10 +135,7 @@ class DirectoryStore:
         Raises:
           StoreError: where there is no such version; names those there are.
         """
-        try:
-            return dict(json.loads((self._folder(name, version) / _MANIFEST).read_text()))
-        except json.JSONDecodeError as error:
-            raise StoreError(f"The manifest of {name} {version} in {self.uri} is damaged: {error}") from error
+        return _read_object(self._folder(name, version) / _MANIFEST)
 
     def channels(self, name: str) -> dict[str, int]:
         """The version that each channel points at."""
@@ -142,9 +164,10 @@ class DirectoryStore:
         with self._locked(name) as pointers:
             history = pointers[_HISTORY].get(channel, [])
             if len(history) < 2:
+                channels = ", ".join(key for key in pointers if key != _HISTORY) or "none"
                 raise StoreError(
                     f"Channel {channel!r} of {name} in {self.uri} has no version to go back to; it has pointed at: "
-                    f"{', '.join(map(str, history)) or 'none'}."
+                    f"{', '.join(map(str, history)) or 'none'}. Channels: {channels}."
                 )
             history.pop()
             pointers[channel] = history[-1]
@@ -166,6 +189,8 @@ class DirectoryStore:
         """
         if version is None:
             pointers = self.channels(name)
+            if not pointers and not self.versions(name):
+                raise StoreError(self._no_model(name))
             if channel not in pointers:
                 raise StoreError(
                     f"{name} in {self.uri} has no channel {channel!r}, only: {', '.join(pointers) or 'none'}."
@@ -173,8 +198,11 @@ class DirectoryStore:
             version = pointers[channel]
         content = self._verified(name, version)
         target = Path(to)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _replace(target, content)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _replace(target, content)
+        except OSError as error:
+            raise StoreError(f"{target} can't be written: {error.strerror or error}.") from error
         return version
 
     def verify(self, name: str, version: int) -> None:
@@ -182,8 +210,11 @@ class DirectoryStore:
         self._verified(name, version)
 
     def _verified(self, name: str, version: int) -> bytes:
-        expected = self.manifest(name, version)["sha256"]
-        content = (self._folder(name, version) / _MODEL).read_bytes()
+        expected = self.manifest(name, version).get("sha256")
+        try:
+            content = (self._folder(name, version) / _MODEL).read_bytes()
+        except OSError as error:
+            raise StoreError(f"{name} {version} in {self.uri} can't be read: {error}.") from error
         found = hashlib.sha256(content).hexdigest()
         if found != expected:
             raise StoreError(
@@ -193,33 +224,36 @@ class DirectoryStore:
         return content
 
     def _folder(self, name: str, version: int) -> Path:
+        _require_name(name)
         folder = self.root / name / "versions" / str(version)
         if not folder.is_dir():
-            known = (
-                ", ".join(map(str, self.versions(name)))
-                or f"none; the store's models: {', '.join(self.names()) or 'none'}"
-            )
+            known = ", ".join(map(str, self.versions(name)))
+            if not known:
+                raise StoreError(self._no_model(name))
             raise StoreError(f"There is no version {version} of {name!r} in {self.uri}, only: {known}.")
         return folder
 
+    def _no_model(self, name: str) -> str:
+        return f"There is no model {name!r} in {self.uri}, only: {', '.join(self.names()) or 'none'}."
+
     def _pointers(self, name: str) -> dict[str, Any]:
-        try:
-            return {_HISTORY: {}, **json.loads((self.root / name / "channels.json").read_text())}
-        except FileNotFoundError:
-            return {_HISTORY: {}}
+        _require_name(name)
+        path = self.root / name / "channels.json"
+        return {_HISTORY: {}, **(_read_object(path) if path.exists() else {})}
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[dict[str, Any]]:
         """The channels of `name`, written back at the end if nothing was raised; one writer at a time."""
+        _require_name(name)
         folder = self.root / name
         if not folder.is_dir():
-            raise StoreError(f"There is no model {name!r} in {self.uri}, only: {', '.join(self.names()) or 'none'}.")
+            raise StoreError(self._no_model(name))
         try:
             with (folder / ".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 pointers = self._pointers(name)
                 yield pointers
-                _replace(folder / "channels.json", (json.dumps(pointers, indent=2, sort_keys=True) + "\n").encode())
+                _replace(folder / "channels.json", _json(pointers))
         except OSError as error:
             raise StoreError(self._not_writable(error)) from error
 
@@ -233,6 +267,31 @@ class DirectoryStore:
 def _require_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise StoreError(f"{name!r} is no name: use lower case letters, digits, '.', '_' and '-'.")
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    try:
+        return (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"The manifest is not JSON: {error}.") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise TypeError(f"a {type(content).__name__} instead of an object")
+    except (OSError, ValueError, TypeError) as error:
+        raise StoreError(f"{path} is damaged: {error}.") from error
+    return content
+
+
+def _make_folder(path: Path) -> None:
+    """Makes a folder and those above it, and has them on disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        _sync(folder.parent)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,12 +1,22 @@
 """Where a model is released to."""
 
 import re
+import urllib.parse
+import urllib.request
 
 from pydantic import Field, field_validator
 
 from tfx_compression.models.config import Config
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+def local_path(uri: str) -> str | None:
+    """The path that a path or a file:// URI names; None for a URI of another scheme."""
+    scheme, separator, _ = uri.partition("://")
+    if not separator:
+        return uri
+    return urllib.request.url2pathname(urllib.parse.urlparse(uri).path) if scheme == "file" else None
 
 
 class StoreTarget(Config):

@@ -17,10 +17,13 @@ BATCH_SIZE = 64
 
 
 def preprocessing_fn(inputs):
-    """Pixels divided by the largest one in the data, as an image of one channel."""
-    largest = tft.max(inputs["image"])
+    """Pixels divided by the largest one in the data, as an image of one channel.
+
+    Multiplied by the reciprocal, that is: TFLite has an integer MUL, but divides in float only.
+    """
+    scale = 1.0 / tft.max(inputs["image"])
     return {
-        "image_xf": tf.reshape(inputs["image"] / largest, [-1, 8, 8, 1]),
+        "image_xf": tf.reshape(inputs["image"] * scale, [-1, 8, 8, 1]),
         LABEL: inputs[LABEL],
     }
 
