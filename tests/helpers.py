@@ -1,7 +1,8 @@
 """Small models and data that the tests make for themselves."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
@@ -167,21 +168,20 @@ def answers(path: str, signature: str = "serving_default", **arguments: Any) -> 
 
 def to_tflite(model: tf_keras.Model, mode: str, rows: np.ndarray | None = None, io: str = "int8") -> bytes:
     """TensorFlow's own conversion of a Keras model, in this process; `rows` are what `int8` is calibrated on."""
-    converter = tf.lite.TFLiteConverter.from_keras_model(model)
-    if mode != "float32":
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if mode == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    if mode == "int8":
-
-        def representative() -> Iterator[list[np.ndarray]]:
-            for row in rows:
-                yield [row[None]]
-
-        converter.representative_dataset = representative
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(io)
-    return bytes(converter.convert())
+    (name,), (output,) = model.input_names, model.output_names
+    spec = tf.TensorSpec(model.inputs[0].shape, tf.float32, name=name)
+    with tempfile.TemporaryDirectory() as folder:
+        save_function(lambda x: {output: model(x)}, [spec], folder, weights=model.weights)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["serving_default"])
+        if mode != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if mode == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if mode == "int8":
+            converter.representative_dataset = lambda: ({name: row[None]} for row in rows)
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(io)
+        return bytes(converter.convert())
 
 
 def zero_smallest(model: tf_keras.Model, layer: str, fraction: float) -> np.ndarray:

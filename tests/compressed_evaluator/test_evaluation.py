@@ -12,6 +12,7 @@ import tf_keras
 import tfx_compression as tfc
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
+from tensorflow_model_analysis.proto import config_pb2
 from tfx_compression.models import serving
 from tfx_compression.models.config import ConfigError
 from tfx_compression.models.examples import ExamplesError
@@ -96,12 +97,12 @@ def schema():
     )
 
 
-def eval_config(**arguments) -> tfma.EvalConfig:
-    metric = tfma.MetricConfig(class_name="SparseCategoricalAccuracy")
-    return tfma.EvalConfig(
-        model_specs=[tfma.ModelSpec(label_key="label")],
-        metrics_specs=[tfma.MetricsSpec(metrics=[metric], **arguments)],
-        slicing_specs=[tfma.SlicingSpec(), tfma.SlicingSpec(feature_keys=["group"])],
+def eval_config(**arguments) -> config_pb2.EvalConfig:
+    metric = config_pb2.MetricConfig(class_name="SparseCategoricalAccuracy")
+    return config_pb2.EvalConfig(
+        model_specs=[config_pb2.ModelSpec(label_key="label")],
+        metrics_specs=[config_pb2.MetricsSpec(metrics=[metric], **arguments)],
+        slicing_specs=[config_pb2.SlicingSpec(), config_pb2.SlicingSpec(feature_keys=["group"])],
     )
 
 
@@ -120,6 +121,7 @@ def accuracy_in_int8(path: str, points: np.ndarray, labels: np.ndarray) -> float
     return correct / len(labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "seed", "spread"), [("within", 1, 1.0), ("outside", 2, 4.0)])
 def test_metrics_are_those_of_the_models_even_outside_the_calibrated_range(made, schema, rows, seed, spread):
     points, labels = made_rows(seed, spread)
@@ -164,6 +166,7 @@ def test_a_budget_decides_and_the_files_open_with_tfma(made, schema, tmp_path):
     assert stored == found
 
 
+@pytest.mark.slow
 def test_a_threshold_of_the_eval_config_refuses_only_the_candidate_that_misses_it(made, schema, tmp_path):
     """TFMA's validation_ok is one bit for all models; the verdicts are per candidate."""
     untrained = save(tmp_path / "untrained", CLASSES)
@@ -182,6 +185,7 @@ def test_a_threshold_of_the_eval_config_refuses_only_the_candidate_that_misses_i
     assert "threshold on sparse_categorical_accuracy" in found.verdicts["untrained"][0].limit
 
 
+@pytest.mark.slow
 def test_without_a_baseline_it_measures_and_chooses_nothing(made):
     found = tfc.evaluate({"int8": made["int8"]}, str(made["folder"] / "within.tfrecord"), "label")
     assert found.metrics["int8"][ACCURACY] > 0.8

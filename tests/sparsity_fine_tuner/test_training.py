@@ -21,13 +21,14 @@ def squared_error(labels, predictions):
     return tf.reduce_mean(tf.square(labels - predictions), axis=-1)
 
 
-def pruned_dense(optimizer="adam", loss="mse", sparsity: float = 0.5, **arguments) -> tf_keras.Model:
-    model = helpers.small_dense(**arguments)
-    model.compile(optimizer, loss)
-    return prune(model, PruningPlan(sparsity=sparsity)).model
+def pruned_dense(optimizer="adam", loss="mse", dropout: float = 0.0, run_eagerly: bool = True) -> tf_keras.Model:
+    """A compiled model of which half is pruned; it runs eagerly, as tracing takes longer than so little training."""
+    model = helpers.small_dense(dropout=dropout)
+    model.compile(optimizer, loss, run_eagerly=run_eagerly)
+    return prune(model, PruningPlan(sparsity=0.5)).model
 
 
-def points(rows: int = 128) -> tf.data.Dataset:
+def points(rows: int = 64) -> tf.data.Dataset:
     return helpers.batches(*helpers.points(rows))
 
 
@@ -45,7 +46,7 @@ def zeros(model: tf_keras.Model) -> dict[str, np.ndarray]:
     ids=["momentum", "Adam", "weight decay"],
 )
 def test_what_was_pruned_stays_zero_and_the_other_weights_learn(optimizer):
-    model = pruned_dense(optimizer)
+    model = pruned_dense(optimizer, run_eagerly=False)
     pruned, before = zeros(model), {name: model.get_layer(name).kernel.numpy() for name in KERNELS}
     fine_tune(model, points(), FineTuning(epochs=3, learning_rate=0.01))
     for name in KERNELS:
@@ -57,7 +58,7 @@ def test_what_was_pruned_stays_zero_and_the_other_weights_learn(optimizer):
 
 def test_without_masks_the_zeros_would_not_stay():
     """What the tests above rely on: this training moves every weight that it may move."""
-    model = pruned_dense(tf_keras.optimizers.SGD(momentum=0.9))
+    model = pruned_dense(tf_keras.optimizers.SGD(momentum=0.9, nesterov=True), run_eagerly=False)
     fine_tune(model, points(), FineTuning(epochs=3, learning_rate=0.01), masks={})
     assert not any(found.any() for found in zeros(model).values())
 

@@ -19,6 +19,7 @@ from tensorflow_model_analysis.extractors import (
     slice_key_extractor,
     unbatch_extractor,
 )
+from tensorflow_model_analysis.proto import config_pb2  # tfma 0.52 has these at its top level only once TFX is imported
 from tfx_bsl.tfxio import tensor_adapter, tf_example_record
 
 from tfx_compression.compressed_evaluator import gate, latency, predictors
@@ -39,7 +40,7 @@ def evaluate(
     *,
     baseline: str | None = None,
     schema: schema_pb2.Schema | None = None,
-    eval_config: tfma.EvalConfig | None = None,
+    eval_config: config_pb2.EvalConfig | None = None,
     budget: Budget | None = None,
     output_path: str | None = None,
 ) -> Evaluation:
@@ -59,7 +60,7 @@ def evaluate(
       ModelError, ExamplesError, ConfigError: see `run`.
     """
     patterns = [examples] if isinstance(examples, str) else list(examples)
-    config = tfma.EvalConfig()
+    config = config_pb2.EvalConfig()
     config.CopyFrom(eval_config or _accuracy())
     if not config.model_specs:
         config.model_specs.add()
@@ -75,7 +76,7 @@ def run(
     baseline: str | None,
     patterns: Sequence[str],
     schema: schema_pb2.Schema | None,
-    eval_config: tfma.EvalConfig,
+    eval_config: config_pb2.EvalConfig,
     budget: Budget,
     output_path: str,
     make_pipeline: Callable[[], beam.Pipeline],
@@ -115,8 +116,8 @@ def run(
 
 
 def config_for(
-    names: Sequence[str], eval_config: tfma.EvalConfig, budget: Budget, *, has_baseline: bool
-) -> tfma.EvalConfig:
+    names: Sequence[str], eval_config: config_pb2.EvalConfig, budget: Budget, *, has_baseline: bool
+) -> config_pb2.EvalConfig:
     """`eval_config` with its first ModelSpec made one for each model, and the number of examples counted.
 
     Raises:
@@ -136,7 +137,7 @@ def config_for(
         raise ConfigError(
             "Budget.max_metric_drop compares with a baseline, and there is none. Remedy: baseline_model=…."
         )
-    config = tfma.EvalConfig()
+    config = config_pb2.EvalConfig()
     config.CopyFrom(eval_config)
     template = eval_config.model_specs[0]
     del config.model_specs[:]
@@ -151,7 +152,7 @@ def config_for(
     return tfma.utils.update_eval_config_with_defaults(config, has_baseline=has_baseline, rubber_stamp=not has_baseline)
 
 
-def _metric_names(eval_config: tfma.EvalConfig) -> list[str]:
+def _metric_names(eval_config: config_pb2.EvalConfig) -> list[str]:
     return [
         str(json.loads(metric.config or "{}").get("name", metric.class_name))
         for spec in eval_config.metrics_specs
@@ -159,9 +160,9 @@ def _metric_names(eval_config: tfma.EvalConfig) -> list[str]:
     ]
 
 
-def _accuracy() -> tfma.EvalConfig:
-    metric = tfma.MetricConfig(class_name="SparseCategoricalAccuracy")
-    return tfma.EvalConfig(metrics_specs=[tfma.MetricsSpec(metrics=[metric])])
+def _accuracy() -> config_pb2.EvalConfig:
+    metric = config_pb2.MetricConfig(class_name="SparseCategoricalAccuracy")
+    return config_pb2.EvalConfig(metrics_specs=[config_pb2.MetricsSpec(metrics=[metric])])
 
 
 def _tfxio(patterns: Sequence[str], schema: schema_pb2.Schema | None) -> tf_example_record.TFExampleRecord:
@@ -174,7 +175,7 @@ def _tfxio(patterns: Sequence[str], schema: schema_pb2.Schema | None) -> tf_exam
 
 
 def _first_row(
-    patterns: Sequence[str], schema: schema_pb2.Schema | None, config: tfma.EvalConfig
+    patterns: Sequence[str], schema: schema_pb2.Schema | None, config: config_pb2.EvalConfig
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """One serialized tf.Example and its features, after checking that there is one and that it has the label."""
     found = sorted(name for pattern in patterns for name in tf.io.gfile.glob(pattern))
@@ -219,7 +220,7 @@ def _analyse(
     paths: Mapping[str, str],
     patterns: Sequence[str],
     schema: schema_pb2.Schema | None,
-    config: tfma.EvalConfig,
+    config: config_pb2.EvalConfig,
     output_path: str,
     make_pipeline: Callable[[], beam.Pipeline],
 ) -> None:

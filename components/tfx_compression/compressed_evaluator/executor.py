@@ -5,8 +5,8 @@ import os
 from typing import Any
 
 import tensorflow as tf
-import tensorflow_model_analysis as tfma
 from google.protobuf import json_format
+from tensorflow_model_analysis.proto import config_pb2
 from tfx import types
 from tfx.components.evaluator import constants
 from tfx.components.evaluator import executor as evaluator_executor
@@ -48,7 +48,7 @@ class Executor(evaluator_executor.Executor):
             baseline=artifacts.model_path(baseline),
             patterns=[inputs.example_pattern(examples, exec_properties["example_split"])],
             schema=inputs.read_schema(input_dict) if input_dict.get("schema") else None,
-            eval_config=json_format.Parse(exec_properties["eval_config"], tfma.EvalConfig()),
+            eval_config=json_format.Parse(exec_properties["eval_config"], config_pb2.EvalConfig()),
             budget=budget,
             output_path=artifacts.single(output_dict, "evaluation").uri,
             make_pipeline=self._make_beam_pipeline,
