@@ -149,7 +149,7 @@ def test_a_layer_without_a_kernel_counts_its_parameters_only():
 def test_layers_of_a_model_in_a_model_are_found():
     inner = tf_keras.Sequential([tf_keras.Input((4,)), L.Dense(3, name="inside")], name="inner")
     model = tf_keras.Sequential([tf_keras.Input((4,)), inner, L.Dense(2, name="outside")])
-    assert list(layers.kernels(model)) == ["inside", "outside"]
+    assert list(layers.kernels(model)) == ["inner/inside", "outside"]
     assert layers.measure(model).macs == 4 * 3 + 3 * 2
 
 

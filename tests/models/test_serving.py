@@ -156,13 +156,21 @@ def test_raw_tensor_signatures_keep_their_arguments_by_name(tmp_path):
     np.testing.assert_array_equal(found["height"], expected["height"])
 
 
-@pytest.mark.parametrize("feature", ["pixels", "trip-miles", "sensor/1", "trip miles", "self"])
+@pytest.mark.parametrize("feature", ["pixels", "trip-miles", "sensor/1"])
 def test_a_signature_that_is_saved_takes_features_by_their_names(tmp_path, feature):
     spec = {feature: FixedLen([2], tf.float32), "other": FixedLen([2], tf.float32)}
     path = save_on_examples(tmp_path / "model", spec, lambda parsed: {"y": 10 * parsed[feature] + parsed["other"]})
     serving.feature_signature(path).save(str(tmp_path / "saved"))
     saved = tf.saved_model.load(str(tmp_path / "saved")).signatures["serving_default"]
     assert {spec.name for spec in saved.structured_input_signature[1].values()} == {feature, "other"}
+
+
+@pytest.mark.parametrize("feature", ["trip miles", "self"])
+def test_a_feature_whose_name_no_signature_can_have_is_refused_with_the_remedy(tmp_path, feature):
+    spec = {feature: FixedLen([2], tf.float32)}
+    path = save_on_examples(tmp_path / "model", spec, lambda parsed: {"y": 10 * parsed[feature]})
+    with pytest.raises(ModelError, match=rf"\['{feature}'\].*Remedy: rename"):
+        serving.feature_signature(path)
 
 
 def test_without_serving_default_the_error_says_which_signatures_there_are(tmp_path):

@@ -178,7 +178,7 @@ def test_a_loss_that_is_not_a_number_is_an_error_though_the_weights_still_are():
         broken = tf.constant(np.nan)  # no gradient comes from it
         network.compile("sgd", lambda labels, predictions: squared_error(labels, predictions) + broken)
 
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match="loss"):
         fine_tune(pruned_dense(), points(), FineTuning(epochs=1), compile_fn=compile_fn)
 
 

@@ -69,7 +69,20 @@ def compile_arguments(model: tf_keras.Model) -> dict[str, Any]:
     """What the model was compiled with, its optimizer a new one without state; empty where it never was."""
     if getattr(model, "optimizer", None) is None:
         return {}
-    return dict(tf_keras.saving.deserialize_keras_object(model.get_compile_config()))
+    # The objects themselves: a loss or metric of the user's own has no registered name to make it from again.
+    arguments = dict(model._get_compile_args())
+    return {**arguments, "optimizer": fresh_optimizer(model.optimizer)}
+
+
+def fresh_optimizer(
+    optimizer: tf_keras.optimizers.Optimizer, learning_rate: float | None = None
+) -> tf_keras.optimizers.Optimizer:
+    """An optimizer of the same kind and settings without state, at another learning rate where one is given."""
+    config = optimizer.get_config()
+    if learning_rate is not None:
+        inner = config["inner_optimizer"]["config"] if "inner_optimizer" in config else config  # mixed precision wraps
+        inner["learning_rate"] = learning_rate
+    return type(optimizer).from_config(config)
 
 
 def save(model: tf_keras.Model, path: str) -> None:

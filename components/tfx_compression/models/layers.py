@@ -1,7 +1,6 @@
 """What a Keras model is made of: its kernels, their zeros and the multiply-accumulates they take."""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pydantic
@@ -9,6 +8,17 @@ import tf_keras
 
 from tfx_compression.models.gzipped import gzipped
 
+_TRANSPOSED = (tf_keras.layers.Conv1DTranspose, tf_keras.layers.Conv2DTranspose, tf_keras.layers.Conv3DTranspose)
+_SLIDING = (
+    tf_keras.layers.Dense,
+    tf_keras.layers.Conv1D,
+    tf_keras.layers.Conv2D,
+    tf_keras.layers.Conv3D,
+    tf_keras.layers.DepthwiseConv1D,
+    tf_keras.layers.DepthwiseConv2D,
+    tf_keras.layers.SeparableConv1D,
+    tf_keras.layers.SeparableConv2D,
+)
 KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel")
 
 
@@ -59,27 +69,32 @@ class ModelSize(pydantic.BaseModel):
 def kernels(model: tf_keras.Model) -> dict[str, tuple[tf_keras.layers.Layer, str]]:
     """The layers that have kernels of rank 2 or more, as `{name: (layer, attribute)}`, in the model's order.
 
-    The name is the layer's; a layer with several kernels (separable convolution) gives `layer/attribute` for each.
+    The name is the layer's, behind those of the models that it is nested in (`encoder/dense`); a layer with several
+    kernels (separable convolution) gives `layer/attribute` for each.
     """
     found = {}
-    for layer in leaves(model):
+    for name, layer in leaves(model).items():
         own = [attribute for attribute in KERNELS if _rank(layer, attribute) >= 2]
         for attribute in own:
-            found[layer.name if len(own) == 1 else f"{layer.name}/{attribute}"] = (layer, attribute)
+            found[name if len(own) == 1 else f"{name}/{attribute}"] = (layer, attribute)
     return found
 
 
-def leaves(model: tf_keras.Model) -> Iterator[tf_keras.layers.Layer]:
-    """The layers of a model and of the models in it, each once."""
+def leaves(model: tf_keras.Model) -> dict[str, tf_keras.layers.Layer]:
+    """The layers of a model and of the models nested in it, each once, by name as in `kernels`."""
+    found: dict[str, tf_keras.layers.Layer] = {}
     seen: set[int] = set()
-    pending = list(model.layers)
-    while pending:
-        layer = pending.pop(0)
-        if isinstance(layer, tf_keras.Model):
-            pending = [*layer.layers, *pending]
-        elif id(layer) not in seen:
-            seen.add(id(layer))
-            yield layer
+
+    def visit(layers: list[tf_keras.layers.Layer], scope: str) -> None:
+        for layer in layers:
+            if isinstance(layer, tf_keras.Model):
+                visit(layer.layers, f"{scope}{layer.name}/")
+            elif id(layer) not in seen:
+                seen.add(id(layer))
+                found[f"{scope}{layer.name}"] = layer
+
+    visit(model.layers, "")
+    return found
 
 
 def measure(model: tf_keras.Model) -> ModelSize:
@@ -89,7 +104,7 @@ def measure(model: tf_keras.Model) -> ModelSize:
     by_layer: dict[int, list[tuple[str, str]]] = {}
     for name, (layer, attribute) in kernels(model).items():
         by_layer.setdefault(id(layer), []).append((name, attribute))
-    for layer in leaves(model):
+    for leaf, layer in leaves(model).items():
         others = layer.count_params()
         for name, attribute in by_layer.get(id(layer), ()):
             kernel = np.asarray(getattr(layer, attribute))
@@ -99,7 +114,7 @@ def measure(model: tf_keras.Model) -> ModelSize:
         if others and id(layer) in by_layer:  # the bias is counted with the layer's last kernel
             rows[-1] = rows[-1].model_copy(update={"parameters": rows[-1].parameters + others})
         elif others:
-            rows.append(_row(layer.name, layer, others, 0, 0, None))
+            rows.append(_row(leaf, layer, others, 0, 0, None))
     weights = [np.asarray(weight) for weight in model.weights]
     return ModelSize(
         parameters=sum(weight.size for weight in weights),
@@ -130,12 +145,11 @@ def _rank(layer: tf_keras.layers.Layer, attribute: str) -> int:
 
 
 def _macs(layer: tf_keras.layers.Layer, kernel_size: int) -> int | None:
-    """Each weight is used once per place of the output, or of the input of a transposed convolution."""
-    transposed = type(layer).__name__.endswith("Transpose")
-    try:
-        shape = layer.input_shape if transposed else layer.output_shape
-    except AttributeError:  # a layer that is called more than once has no single shape
+    """Each weight of a dense or convolution kernel is used once per place of the output (transposed: of the input)."""
+    transposed = isinstance(layer, _TRANSPOSED)
+    if (not transposed and not isinstance(layer, _SLIDING)) or len(layer.inbound_nodes) > 1:  # several calls add up
         return None
+    shape = layer.input_shape if transposed else layer.output_shape
     if not isinstance(shape, tuple):
         return None
     places = shape[2:] if getattr(layer, "data_format", None) == "channels_first" else shape[1:-1]

@@ -5,7 +5,7 @@ comes after it, a Transform layer included, is thus exactly what is served.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import re
 
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
@@ -13,6 +13,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from tfx_compression.models.keras2 import ModelError
 
 SIGNATURE = "serving_default"
+_TENSOR_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")  # TensorFlow's rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,46 +59,64 @@ def feature_signature(path: str) -> FeatureSignature:
     graph_def = frozen.graph.as_graph_def()
     fetches = [tensor.name for tensor in frozen.outputs]
     needed = tf.compat.v1.graph_util.extract_sub_graph(graph_def, [tensor.op.name for tensor in frozen.outputs])
-    feeds = _parsed_features(path, frozen.graph, {node.name for node in needed.node})
-    parses_examples = bool(feeds)
+    parsed = _parsed_features(path, frozen.graph, {node.name for node in needed.node})
+    parses_examples = bool(parsed)
     if not parses_examples:
         arguments = sorted(signature.structured_input_signature[1])
-        feeds = dict(zip(arguments, frozen.inputs, strict=True))
-    features = {name: tf.TensorSpec(tensor.shape, tensor.dtype, name=name) for name, tensor in feeds.items()}
-    fed: Sequence[str] = [tensor.name for tensor in feeds.values()]
+        parsed = {name: [tensor] for name, tensor in zip(arguments, frozen.inputs, strict=True)}
+    features = {name: tf.TensorSpec(places[0].shape, places[0].dtype, name=name) for name, places in parsed.items()}
+    unusable = [name for name in features if not _TENSOR_NAME.fullmatch(name) or name == "self"]
+    if unusable:
+        raise ModelError(
+            f"The model in {path} reads features whose names no TensorFlow signature can have: {unusable}. "
+            "Remedy: rename them: letters, digits, '_', '.', '-' and '/', and not 'self'."
+        )
 
     def serve(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
-        results = tf.graph_util.import_graph_def(
-            graph_def, input_map=dict(zip(fed, tensors, strict=True)), return_elements=fetches, name=""
-        )
+        fed = {place.name: tensor for places, tensor in zip(parsed.values(), tensors, strict=True) for place in places}
+        results = tf.graph_util.import_graph_def(graph_def, input_map=fed, return_elements=fetches, name="")
         return dict(zip(outputs, results, strict=True))
 
     function = tf.function(serve, input_signature=list(features.values()))
     return FeatureSignature(features, outputs, parses_examples, function)
 
 
-def _parsed_features(path: str, graph: tf.Graph, needed: set[str]) -> dict[str, tf.Tensor]:
-    """The dense tensors that come out of the graph's tf.Example parsing and are used, by feature name."""
-    found = {}
+def _parsed_features(path: str, graph: tf.Graph, needed: set[str]) -> dict[str, list[tf.Tensor]]:
+    """The dense tensors that come out of the graph's tf.Example parsing and are used, by feature name.
+
+    A feature that is parsed in several places has several.
+    """
+    found: dict[str, list[tf.Tensor]] = {}
+    variable: list[str] = []
     for parse in graph.get_operations():
-        if parse.type != "ParseExampleV2" or parse.name not in needed:
+        if parse.name not in needed or not parse.type.startswith("Parse"):
             continue
-        _, _, sparse_keys, dense_keys, ragged_keys = (tf.get_static_value(tensor) for tensor in parse.inputs[:5])
-        dense_at = 3 * len(sparse_keys)
-        dense = parse.outputs[dense_at : dense_at + len(dense_keys)]
-        used = {
-            tensor.name: any(consumer.name in needed for consumer in tensor.consumers()) for tensor in parse.outputs
-        }
-        variable = [
-            key.decode()
-            for position, key in enumerate(sparse_keys)
-            if any(used[parse.outputs[part * len(sparse_keys) + position].name] for part in range(3))
-        ] + [key.decode() for key in ragged_keys]
-        if variable:
+        if parse.type != "ParseExampleV2":
             raise ModelError(
-                f"The model in {path} reads features of no fixed shape: {', '.join(variable)}. TFLite needs dense "
-                "tensors. Remedy: give them a shape in the schema (SchemaGen(infer_feature_shape=True), or "
-                "tf.io.FixedLenFeature in the serving signature)."
+                f"The model in {path} parses its examples by {parse.type}, which can't be cut out of it. "
+                "Remedy: tf.io.parse_example in the serving signature, on serialized tf.Examples."
             )
-        found.update({key.decode(): tensor for key, tensor in zip(dense_keys, dense, strict=True) if used[tensor.name]})
+
+        def used(tensor: tf.Tensor) -> bool:
+            return any(consumer.name in needed for consumer in tensor.consumers())
+
+        sparse_keys, dense_keys, ragged_keys = (
+            [key.decode() for key in tf.get_static_value(tensor)] for tensor in parse.inputs[2:5]
+        )
+        # In this order: indices, values and shapes of the sparse features, the dense ones, values and row splits of
+        # the ragged ones.
+        keys = [*sparse_keys * 3, *dense_keys, *ragged_keys * 2]
+        for key, tensor in zip(keys, parse.outputs, strict=True):
+            if not used(tensor):
+                continue
+            if key in dense_keys and tensor.shape[1:].is_fully_defined():
+                found.setdefault(key, []).append(tensor)
+            elif key not in variable:
+                variable.append(key)
+    if variable:
+        raise ModelError(
+            f"The model in {path} reads features of no fixed shape: {', '.join(variable)}. TFLite needs dense "
+            "tensors. Remedy: give them a shape in the schema (SchemaGen(infer_feature_shape=True), or "
+            "tf.io.FixedLenFeature in the serving signature)."
+        )
     return found

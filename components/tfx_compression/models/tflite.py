@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -78,6 +79,7 @@ class Interpreter:
     """
 
     def __init__(self, content: bytes, num_threads: int = 1):
+        _parse(content)  # the interpreter reads beyond the end of a file that was cut off
         try:
             self._interpreter = tf.lite.Interpreter(model_content=content, num_threads=num_threads)
             self._interpreter.allocate_tensors()
@@ -92,7 +94,7 @@ class Interpreter:
             outputs = {detail["name"]: detail for detail in self._interpreter.get_output_details()}
         self.inputs = {name: _tensor(name, detail) for name, detail in inputs.items()}
         self.outputs = {name: _tensor(name, detail) for name, detail in outputs.items()}
-        self._rows = 1
+        self._shapes: dict[str, tuple[int, ...]] = {}
 
     def predict(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs a batch.
@@ -108,10 +110,15 @@ class Interpreter:
         """
         feeds = {name: self._feed(tensor, features) for name, tensor in self.inputs.items()}
         rows = len(next(iter(feeds.values())))
-        if all(tensor.shape[0] == -1 for tensor in self.inputs.values()):
-            return self._invoke(feeds, rows)
-        # A model with a fixed batch takes as many rows at a time, and none are left over only if that is 1.
-        parts = [self._invoke({name: feed[row : row + 1] for name, feed in feeds.items()}, 1) for row in range(rows)]
+        fixed = {tensor.name: tensor.shape[:1] for tensor in self.inputs.values() if tensor.shape[:1] != (-1,)}
+        if not fixed:
+            return self._invoke(feeds)
+        if any(size != (1,) for size in fixed.values()):
+            raise ModelError(
+                f"The TFLite model takes batches of a fixed size: {fixed}. Remedy: convert it with a free batch "
+                "or one of 1."
+            )
+        parts = [self._invoke({name: feed[row : row + 1] for name, feed in feeds.items()}) for row in range(rows)]
         return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
 
     def prepare(self, features: Mapping[str, np.ndarray]) -> Callable[[], None]:
@@ -129,18 +136,22 @@ class Interpreter:
         if values.dtype == object:
             raise ModelError(f"The feature {tensor.name!r}, which the TFLite model takes, is missing in some rows.")
         try:
-            return quantize(values.reshape(len(values), *tensor.shape[1:]), tensor)
+            # Sizes that are free are the features' own.
+            free = values.shape[1:] if values.ndim == len(tensor.shape) else ()
+            shape = [own if size == -1 else size for size, own in itertools.zip_longest(tensor.shape[1:], free)]
+            return quantize(values.reshape(len(values), *(-1 if size is None else size for size in shape)), tensor)
         except ValueError as error:
             raise ModelError(
                 f"The feature {tensor.name!r} has shape {values.shape}, the TFLite model takes {tensor.shape}."
             ) from error
 
-    def _invoke(self, feeds: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
-        if rows != self._rows:
+    def _invoke(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        shapes = {name: feed.shape for name, feed in feeds.items()}
+        if shapes != self._shapes:
             for name, tensor in self.inputs.items():
-                self._interpreter.resize_tensor_input(tensor.index, feeds[name].shape)
+                self._interpreter.resize_tensor_input(tensor.index, shapes[name])
             self._interpreter.allocate_tensors()
-            self._rows = rows
+            self._shapes = shapes
         for name, tensor in self.inputs.items():
             self._interpreter.set_tensor(tensor.index, feeds[name])
         self._interpreter.invoke()
@@ -188,11 +199,19 @@ def contents(content: bytes) -> Contents:
     Raises:
       ModelError: where `content` is no TFLite flatbuffer.
     """
+    model = _parse(content)
+    try:
+        return _contents(model)
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ModelError(f"A damaged TFLite model of {len(content)} bytes: {error}") from error
+
+
+def _parse(content: bytes) -> Any:
+    """The flatbuffer as objects; a ModelError where it is none, or was cut off."""
     if content[4:8] != b"TFL3":
         raise ModelError(f"Not a TFLite model: {len(content)} bytes without the file identifier TFL3.")
     try:
-        model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
-        return _contents(model)
+        return flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
     except (struct.error, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ModelError(f"A damaged TFLite model of {len(content)} bytes: {error}") from error
 

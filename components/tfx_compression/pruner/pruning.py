@@ -58,7 +58,7 @@ def _prunable_attributes(layer: tf_keras.layers.Layer) -> list[str]:
 def _prune_layer(layer: tf_keras.layers.Layer, attribute: str, sparsity: float) -> np.ndarray:
     """Zeroes the kernel in place, through tfmot's wrapper at its first step; returns the mask."""
     wrapper = _wrap(layer, sparsity)
-    wrapper.build(layer.input_shape)
+    wrapper.build(layer.get_input_shape_at(0))
     wrapper.pruning_step.assign(0)
     wrapper.pruning_obj.conditional_mask_update()
     wrapper.pruning_obj.weight_mask_op()

@@ -57,22 +57,26 @@ def fine_tune(
     trained = _Masked(network.inputs, network.outputs, name=network.name)
     trained.keep_zero(masks)
     _compile(trained, loaded, compile_fn)
-    trained.optimizer.learning_rate = config.learning_rate
-    trained.fit(
+    # Set before the first step; a schedule of the Trainer's is replaced, which assigning a rate to it could not.
+    trained.optimizer = keras2.fresh_optimizer(trained.optimizer, config.learning_rate)
+    if config.steps_per_epoch is not None:
+        data = data.repeat()
+        validation_data = validation_data.take(config.steps_per_epoch) if validation_data is not None else None
+    history = trained.fit(
         data,
         epochs=config.epochs,
         steps_per_epoch=config.steps_per_epoch,
-        validation_steps=config.steps_per_epoch if validation_data is not None else None,
         validation_data=validation_data,
         callbacks=[tf_keras.callbacks.TerminateOnNaN(), *callbacks],
         verbose=2,
     )
-    for weight in network.weights:
-        if not np.isfinite(weight.numpy()).all():
-            raise ModelError(
-                f"{weight.name} is not finite after training: the loss diverged. Remedy: a smaller "
-                f"FineTuning.learning_rate than {config.learning_rate}."
-            )
+    broken = [weight.name for weight in network.weights if not np.isfinite(weight.numpy()).all()]
+    if broken or not np.isfinite(history.history["loss"]).all():
+        raise ModelError(
+            f"The loss is not a number after {len(history.history['loss'])} epochs: training diverged (weights that "
+            f"are not finite: {', '.join(broken) or 'none'}). Remedy: a smaller FineTuning.learning_rate than "
+            f"{config.learning_rate}, or look for labels and features that are not finite."
+        )
     require_zeros(loaded, masks, "the model after training")
     return Compressed(loaded, Summary(before=before, after=layers.measure(network)), masks)
 
