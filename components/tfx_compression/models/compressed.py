@@ -64,7 +64,7 @@ def read_json(path: str) -> dict:
 def write_masks(path: str, masks: Masks) -> None:
     """Writes masks as compressed NumPy arrays by kernel name."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: mask.astype(bool) for name, mask in masks.items()})
+    np.savez_compressed(buffer, **{f"mask/{name}": mask.astype(bool) for name, mask in masks.items()})
     tf.io.gfile.makedirs(os.path.dirname(path))
     with tf.io.gfile.GFile(path, "wb") as file:
         file.write(buffer.getvalue())
@@ -73,7 +73,7 @@ def write_masks(path: str, masks: Masks) -> None:
 def read_masks(path: str) -> dict[str, np.ndarray]:
     """The masks in a file that `write_masks` wrote."""
     with tf.io.gfile.GFile(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+        return {name.removeprefix("mask/"): stored[name] for name in stored.files}
 
 
 def require_zeros(model: tf_keras.Model, masks: Masks, place: str) -> None:

@@ -55,7 +55,8 @@ def convert(
         )
         signature.save(request.saved_model)
         names = signature.features if calibration else ()
-        np.savez(request.calibration, **{name: np.concatenate([row[name] for row in calibration]) for name in names})
+        columns = {f"feature/{name}": np.concatenate([row[name] for row in calibration]) for name in names}
+        np.savez(request.calibration, **columns)
         _run(request)
         with open(request.output, "rb") as file:
             return file.read()

@@ -16,7 +16,7 @@ def main() -> None:
     """Converts, runs the result once, and writes it."""
     request = Request(**json.loads(sys.argv[1]))
     with np.load(request.calibration) as stored:
-        calibration = {name: stored[name] for name in stored.files}
+        calibration = {name.removeprefix("feature/"): stored[name] for name in stored.files}
     content = _convert(request, calibration)
     interpreter = Interpreter(content)
     interpreter.predict(

@@ -91,7 +91,11 @@ def save(model: tf_keras.Model, path: str) -> None:
     Without `signatures=` Keras would silently replace `serving_default`. The optimizer's configuration is kept, its
     state is not: it belongs to the training that is over.
     """
+    optimizer = getattr(model, "optimizer", None)
     if compiled := compile_arguments(model):
         model.compile(**compiled)
     signatures = dict(getattr(model, "signatures", None) or {})
-    model.save(path, save_format="tf", signatures=signatures or None)
+    try:
+        model.save(path, save_format="tf", signatures=signatures or None)
+    finally:
+        model.optimizer = optimizer

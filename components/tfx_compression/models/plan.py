@@ -33,7 +33,7 @@ class PruningPlan(Config):
       criterion: `magnitude`, the weights nearest to zero go first (Han et al. 2015, arXiv:1506.02626).
       allocation: `uniform`, the same sparsity in every pruned layer.
       schedule: `one_shot`, all at once.
-      sparsity: fraction of zeros in each pruned kernel, in [0, 1).
+      sparsity: fraction of zeros in each pruned kernel, in [0, 1); weights that tie with the smallest kept one stay.
       rules: exceptions by layer name; the last rule that matches a layer wins. Sparsity 0 leaves a layer alone.
     """
 

@@ -63,7 +63,14 @@ def feature_signature(path: str) -> FeatureSignature:
     parses_examples = bool(parsed)
     if not parses_examples:
         arguments = sorted(signature.structured_input_signature[1])
-        parsed = {name: [tensor] for name, tensor in zip(arguments, frozen.inputs, strict=True)}
+        parsed = {name: [tensor] for name, tensor in zip(arguments, frozen.inputs)}  # noqa: B905 - tables come after
+    if any(place.dtype == tf.resource for places in parsed.values() for place in places) or len(frozen.inputs) > len(
+        signature.structured_input_signature[1]
+    ):
+        raise ModelError(
+            f"The model in {path} looks up a table (a vocabulary), which TFLite can't. Remedy: let the device look it "
+            "up, and serve the network on what comes out."
+        )
     features = {name: tf.TensorSpec(places[0].shape, places[0].dtype, name=name) for name, places in parsed.items()}
     unusable = [name for name in features if not _TENSOR_NAME.fullmatch(name) or name == "self"]
     if unusable:
@@ -91,7 +98,7 @@ def _parsed_features(path: str, graph: tf.Graph, needed: set[str]) -> dict[str, 
     for parse in graph.get_operations():
         if parse.name not in needed or not parse.type.startswith("Parse"):
             continue
-        if parse.type != "ParseExampleV2":
+        if parse.type != "ParseExampleV2" or parse.inputs[0].shape.rank == 0:
             raise ModelError(
                 f"The model in {path} parses its examples by {parse.type}, which can't be cut out of it. "
                 "Remedy: tf.io.parse_example in the serving signature, on serialized tf.Examples."
@@ -109,7 +116,7 @@ def _parsed_features(path: str, graph: tf.Graph, needed: set[str]) -> dict[str, 
         for key, tensor in zip(keys, parse.outputs, strict=True):
             if not used(tensor):
                 continue
-            if key in dense_keys and tensor.shape[1:].is_fully_defined():
+            if key in dense_keys and tensor.shape.rank and tensor.shape[1:].is_fully_defined():
                 found.setdefault(key, []).append(tensor)
             elif key not in variable:
                 variable.append(key)

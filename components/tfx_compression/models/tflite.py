@@ -109,7 +109,10 @@ class Interpreter:
           ModelError: where an input is missing or doesn't fit.
         """
         feeds = {name: self._feed(tensor, features) for name, tensor in self.inputs.items()}
-        rows = len(next(iter(feeds.values())))
+        sizes = {len(feed) for feed in feeds.values()}
+        if len(sizes) != 1 or 0 in sizes:
+            raise ModelError(f"The features have {sorted(sizes)} rows; they must have as many each, and one at least.")
+        (rows,) = sizes
         fixed = {tensor.name: tensor.shape[:1] for tensor in self.inputs.values() if tensor.shape[:1] != (-1,)}
         if not fixed:
             return self._invoke(feeds)
@@ -133,6 +136,8 @@ class Interpreter:
                 f"{', '.join(sorted(features)) or 'none'}. Remedy: name the signature's arguments after the features."
             )
         values = np.asarray(features[tensor.name])
+        if not values.ndim:
+            raise ModelError(f"The feature {tensor.name!r} is a single value; it must be a batch of them.")
         if values.dtype == object:
             raise ModelError(f"The feature {tensor.name!r}, which the TFLite model takes, is missing in some rows.")
         try:
@@ -173,7 +178,7 @@ class Contents:
 
     Attributes:
       ops: how often each operator occurs.
-      float_ops: those that compute on floats; in a model for integer hardware there should be none but QUANTIZE.
+      float_ops: those that return floats; in a model for integer hardware there should be none.
       weights: by the layer that uses them, the constants of rank 2 or more, their zero point taken off: 0 is a zero
         weight.
     """
@@ -233,7 +238,9 @@ def _contents(model: Any) -> Contents:
             values = np.frombuffer(bytes(data), _DTYPES[tensor.type]).reshape(tensor.shape)
             zero = tensor.quantization.zeroPoint if tensor.quantization is not None else None
             offset = int(zero[0]) if zero is not None and len(zero) else 0
-            weights[_layer(graph, index)] = values - np.asarray(offset, np.int16) if offset else values
+            layer = _layer(graph, index)
+            name = layer if layer not in weights else f"{layer}/{index}"
+            weights[name] = values - np.asarray(offset, np.int16) if offset else values
     return Contents(dict(ops), dict(float_ops), weights)
 
 

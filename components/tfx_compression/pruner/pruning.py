@@ -32,16 +32,13 @@ def prune(model: tf_keras.Model | str, plan: PruningPlan, data: tf.data.Dataset 
     if not prunable:
         raise ModelError(f"The model {network.name!r} has no convolution or dense kernel that tfmot can prune.")
     sparsities = plan.sparsities(prunable)
-    before = layers.measure(network)
-    masks = {}
-    for name, sparsity in sparsities.items():
-        layer, attribute = kernels[name]
+    for name, (layer, attribute) in kernels.items():
         if not np.isfinite(getattr(layer, attribute).numpy()).all():
             raise ModelError(
                 f"A weight of layer {name!r} is not finite. Remedy: look at the Trainer's loss, this model diverged."
             )
-        if sparsity:
-            masks[name] = _prune_layer(layer, attribute, sparsity)
+    before = layers.measure(network)
+    masks = {name: _prune_layer(*kernels[name], sparsity) for name, sparsity in sparsities.items() if sparsity}
     return Compressed(loaded, Summary(before=before, after=layers.measure(network)), masks)
 
 
@@ -56,14 +53,13 @@ def _prunable_attributes(layer: tf_keras.layers.Layer) -> list[str]:
 
 
 def _prune_layer(layer: tf_keras.layers.Layer, attribute: str, sparsity: float) -> np.ndarray:
-    """Zeroes the kernel in place, through tfmot's wrapper at its first step; returns the mask."""
+    """Zeroes the kernel in place, through tfmot's wrapper at its first step; returns the mask of what is left."""
     wrapper = _wrap(layer, sparsity)
     wrapper.build(layer.get_input_shape_at(0))
     wrapper.pruning_step.assign(0)
     wrapper.pruning_obj.conditional_mask_update()
     wrapper.pruning_obj.weight_mask_op()
-    pruned = getattr(layer, attribute)
-    return next(mask.numpy().astype(bool) for weight, mask, _ in wrapper.pruning_vars if weight is pruned)
+    return np.asarray(getattr(layer, attribute).numpy() != 0)  # also what was zero before stays so
 
 
 def _wrap(layer: tf_keras.layers.Layer, sparsity: float) -> tf_keras.layers.Layer:

@@ -80,7 +80,15 @@ def _rows(data: tf.data.Dataset, signature: serving.FeatureSignature, config: Qu
         missing = [name for name in signature.features if name not in features]
         if missing:
             raise ModelError(f"The data lacks {', '.join(missing)}; it has: {', '.join(features) or 'nothing'}.")
-        rows.append({name: np.asarray(features[name])[None] for name in signature.features})
+        rows.append({name: _row(name, features[name], spec) for name, spec in signature.features.items()})
     if not rows:
         raise ModelError("The data to calibrate on is empty.")
     return rows
+
+
+def _row(name: str, value: object, spec: tf.TensorSpec) -> np.ndarray:
+    """One row's value as the signature takes it, [1, …]."""
+    try:
+        return np.asarray(value, spec.dtype.as_numpy_dtype).reshape([1, *spec.shape[1:]])
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"The data's {name!r} of shape {np.shape(value)} doesn't fit the model's {spec}.") from error
