@@ -97,7 +97,7 @@ def _feature(values: np.ndarray) -> tf.train.Feature:
     if flat.dtype.kind == "f":
         return tf.train.Feature(float_list=tf.train.FloatList(value=flat))
     if flat.dtype.kind in "iub":
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=flat))
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=flat.astype(np.int64)))
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=[tf.compat.as_bytes(value) for value in flat]))
 
 

@@ -1,11 +1,13 @@
 """The command line: `tfx-compression …`."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,9 +73,10 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """What a model is made of: kernels, zeros, operators."""
-    from tfx_compression.inspection import describe
+    with _native_output_dropped():
+        from tfx_compression.inspection import describe
 
-    found = describe(str(model))
+        found = describe(str(model))
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -149,6 +152,21 @@ def verify(store_uri: StoreUri, name: Name, version: Version) -> None:
     """Check a version's model against its manifest."""
     stores.open(store_uri).verify(name, version)
     _print(f"{_plain(name)} {version} is what its manifest says")
+
+
+@contextlib.contextmanager
+def _native_output_dropped() -> Iterator[None]:
+    """Drops what C++ writes to standard error: TensorFlow 2.21 greets there, whatever its log level is set to."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def _words(value: Any) -> str:
