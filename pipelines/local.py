@@ -4,8 +4,11 @@ LocalDagRunner, ML Metadata in SQLite, Beam's DirectRunner, a TFLite store and a
 one folder.
 """
 
+import contextlib
+import fcntl
 import gc
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -28,21 +31,35 @@ def main(
     epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Largest drop in accuracy, absolute.")] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Largest TFLite file.")] = None,
-    module_file: Annotated[Path, typer.Option(help="Transform's and Trainer's functions.")] = HERE
-    / "digits/trainer/digits.py",
+    module_file: Annotated[
+        Path, typer.Option(help="Transform's and Trainer's functions.", exists=True, dir_okay=False)
+    ] = HERE / "digits/trainer/digits.py",
 ) -> None:
     """Train, compress, evaluate and release a model of scikit-learn's digits."""
     folder = folder.resolve()
     log = folder / "pipeline.log"
     try:
-        with output_to(log) as console:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder), output_to(log) as console:
             released = _run(console, folder, module_file.resolve(), sparsity, epochs, max_drop, max_bytes)
     except OSError as error:
-        Console(stderr=True, soft_wrap=True).print(
-            f"[bold red]error:[/] {folder} can't be written: {error}", highlight=False
+        message = (
+            f"[bold red]error:[/] {folder}: {error}. Remedy: --folder with another one, that this user may write to."
         )
+        Console(stderr=True, soft_wrap=True).print(message, highlight=False)
         raise typer.Exit(1) from error
     raise typer.Exit(0 if released else 1)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One run at a time in a folder: two would share log, data and ML Metadata."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError("another pipeline is running in it") from error
+        yield
 
 
 def _run(
@@ -57,6 +74,11 @@ def _run(
     """Runs, and shows what came of it; False where a component failed."""
     progress = Progress(console)
     try:
+        for old in (
+            "summary.json",
+            "report.html",
+        ):  # what a run that is broken off leaves must not look like its result
+            (folder / old).unlink(missing_ok=True)
         # What can be wrong with the settings is told at once, before TFX has loaded.
         chosen = settings.settings(folder, module_file, sparsity, epochs, max_drop, max_bytes)
         store.open(chosen.store).require_writable()
@@ -86,9 +108,12 @@ def _run(
             tfx.orchestration.LocalDagRunner().run(pipeline)
         found = results.Results(metadata)
         summary = results.write(found, folder)
+    except KeyboardInterrupt:
+        _explain(console, progress, InterruptedError("stopped; the next run goes on from what was finished"), folder)
+        return False
     except Exception as error:  # whatever a component raises is reported with its name, and ends with status 1
         traceback.print_exc()
-        _explain(console, progress.running, error, folder / "pipeline.log")
+        _explain(console, progress, error, folder)
         return False
     found.print(console, summary)
     console.print(f"Report              {_shown(folder / 'report.html')}", highlight=False)
@@ -96,14 +121,16 @@ def _run(
     return True
 
 
-def _explain(console: Console, component: str | None, error: Exception, log: Path) -> None:
+def _explain(console: Console, progress: Progress, error: Exception, folder: Path) -> None:
     """The component, the error in one paragraph, the log's path."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = text if len(text) < 900 else f"{text[:440]} … {text[-440:]}"
-    place = f"{component} failed" if component else "The pipeline could not be started"
+    place = "The run's results could not be read" if progress.started else "The pipeline could not be started"
+    if progress.running:
+        place = f"{progress.running} failed"
     console.print(f"  [red]✗[/] [bold]{place}[/]: ", end="")
     console.print(f"{type(error).__name__}: {text}", markup=False, highlight=False)
-    console.print(f"Log  {_shown(log)}", highlight=False)
+    console.print(f"Log  {_shown(folder / 'pipeline.log')}", highlight=False)
 
 
 def _shown(path: Path) -> str:

@@ -49,17 +49,20 @@ class Progress(logging.Handler):
 
     Attributes:
       running: the component that runs now, or that failed.
+      started: whether any has run.
     """
 
     def __init__(self, console: Console):
         super().__init__()
         self.running: str | None = None
+        self.started = False
         self._console = console
         self._started = 0.0
         self._cached = False
 
     def emit(self, record: logging.LogRecord) -> None:
         message = str(record.msg)
+        self.started = self.started or message == "Component %s is running."
         if message == "Component %s is running.":
             self.running, self._started, self._cached = str(record.args[0]), time.monotonic(), False
         elif message.startswith("A cached execution"):

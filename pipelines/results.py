@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ml_metadata.proto import metadata_store_pb2 as mlmd
 from rich.console import Console
 from rich.table import Table
+from tfx_compression import store as stores
 from tfx_compression.compressed_evaluator import gate, report
 from tfx_compression.compressed_evaluator.record import FILE, Evaluation
 from tfx_compression.lineage import Records, properties
@@ -17,11 +19,15 @@ HEADINGS = {
 
 
 class Results:
-    """The newest run in an ML Metadata file."""
+    """A run in an ML Metadata file: by default the newest."""
 
-    def __init__(self, metadata: Path):
+    def __init__(self, metadata: Path, run_id: str | None = None):
         records = Records(metadata)
-        self._outputs = {node: records.outputs(execution) for node, execution in records.last_run().items()}
+        executions = records.run(run_id or records.last_run())
+        self._outputs = {node: records.outputs(execution) for node, execution in executions.items()}
+        self._cached = {
+            node for node, execution in executions.items() if execution.last_known_state == mlmd.Execution.CACHED
+        }
         self.evaluations = {
             gate_name: Evaluation.model_validate_json(
                 (Path(self._outputs[f"CompressedEvaluator.{gate_name}"]["evaluation"].uri) / FILE).read_text()
@@ -83,9 +89,29 @@ class Results:
             console.print(_table(HEADINGS[name], evaluation))
             console.print(f"[bold]{'→' if evaluation.chosen else '✗'}[/] {evaluation.reason}", highlight=False)
         console.print()
-        store, serving = summary["store"], summary["serving"]
-        console.print(f"TFLite store        {_where(store, 'uri')}", highlight=False)
-        console.print(f"TensorFlow Serving  {_where(serving, 'path')}", highlight=False)
+        console.print(f"TFLite store        {self._stored(summary['store'])}", highlight=False)
+        console.print(f"TensorFlow Serving  {self._served(summary['serving'])}", highlight=False)
+
+    def _stored(self, pushed: dict[str, Any] | None) -> str:
+        """Where the TFLite model is. What came from the cache was released before, and may have been moved since."""
+        if pushed is None:
+            return "nothing pushed"
+        store = stores.open(pushed["uri"])
+        text = f"{pushed['uri']}  {pushed['name']} version {pushed['version']}"
+        if "TFLiteStorePusher" not in self._cached:
+            return text
+        if pushed["version"] not in store.versions(pushed["name"]):
+            return f"{text}, released by an earlier run, IS NO LONGER THERE: start again in an empty folder"
+        channels = ", ".join(f"{name}: {version}" for name, version in store.channels(pushed["name"]).items())
+        return f"{text}, released by an earlier run; channels now: {channels or 'none'}"
+
+    def _served(self, pushed: dict[str, Any] | None) -> str:
+        if pushed is None:
+            return "nothing pushed"
+        if "Pusher" not in self._cached:
+            return str(pushed["path"])
+        there = Path(pushed["path"]).exists()
+        return f"{pushed['path']}, released by an earlier run{'' if there else ', IS NO LONGER THERE'}"
 
 
 def write(results: Results, folder: Path) -> dict[str, Any]:
@@ -99,12 +125,6 @@ def write(results: Results, folder: Path) -> dict[str, Any]:
 def _numbers(model: Any) -> dict[str, Any]:
     shown = {"metrics", "bytes", "bytes_gzip", "latency_ms", "sparsity"}
     return dict(json.loads(model.model_dump_json(include=shown)))  # NaN is no JSON: there it is a string
-
-
-def _where(pushed: dict[str, Any] | None, key: str) -> str:
-    if pushed is None:
-        return "nothing pushed"
-    return f"{pushed[key]}" + (f"  {pushed['name']} version {pushed['version']}" if "name" in pushed else "")
 
 
 def _table(title: str, evaluation: Evaluation) -> Table:

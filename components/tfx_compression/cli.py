@@ -99,7 +99,7 @@ def list_versions(store_uri: StoreUri, as_json: AsJson = False) -> None:
         {
             "name": name,
             "version": version,
-            "bytes": store.manifest(name, version)["bytes"],
+            "bytes": store.manifest(name, version).get("bytes", 0),
             "channels": [channel for channel, pointed in store.channels(name).items() if pointed == version],
         }
         for name in store.names()
@@ -171,7 +171,8 @@ def _native_output_dropped() -> Iterator[None]:
 
 def _words(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key}={_words(item)}" for key, item in value.items())
+        inner = ", ".join(f"{key}={_words(item)}" for key, item in value.items())
+        return f"({inner})" if inner else "none"
     if isinstance(value, float):
         return f"{value:.5g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

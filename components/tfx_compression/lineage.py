@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_metadata import errors as mlmd_errors
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
@@ -50,19 +51,31 @@ class Records:
         config = mlmd.ConnectionConfig()
         config.sqlite.filename_uri = str(path)
         config.sqlite.connection_mode = mlmd.SqliteMetadataSourceConfig.READONLY
-        self._store = metadata_store.MetadataStore(config)
+        try:
+            self._store = metadata_store.MetadataStore(config)
+        except (RuntimeError, mlmd_errors.StatusError) as error:
+            raise LineageError(f"{path} is no ML Metadata of this version, or damaged: {error}") from error
 
     def artifacts(self, type_name: str) -> list[mlmd.Artifact]:
         """All artifacts of a type, oldest first."""
         return sorted(self._store.get_artifacts_by_type(type_name), key=lambda artifact: artifact.id)
 
-    def last_run(self) -> dict[str, mlmd.Execution]:
-        """The executions of the newest pipeline run, by node id."""
+    def run(self, run_id: str) -> dict[str, mlmd.Execution]:
+        """The executions of a pipeline run, by node id; none where there is no such run."""
+        run = self._store.get_context_by_type_and_name("pipeline_run", run_id)
+        executions = self._store.get_executions_by_context(run.id) if run else []
+        return {self.node(execution): execution for execution in executions}
+
+    def last_run(self) -> str:
+        """The id of the newest pipeline run.
+
+        Raises:
+          LineageError: where there is none.
+        """
         runs = self._store.get_contexts_by_type("pipeline_run")
         if not runs:
-            return {}
-        newest = max(runs, key=lambda run: run.id)
-        return {self.node(execution): execution for execution in self._store.get_executions_by_context(newest.id)}
+            raise LineageError("ML Metadata knows no pipeline run.")
+        return str(max(runs, key=lambda run: run.id).name)
 
     def producer(self, artifact: mlmd.Artifact) -> mlmd.Execution:
         """The execution that made an artifact: the first that finished with it as an output, not one that re-used it.

@@ -22,7 +22,7 @@ def write(directory: Path) -> None:
     splits = {"eval": order[:EVAL_ROWS], "train": order[EVAL_ROWS:]}
     for split, rows in splits.items():
         path = directory / split / "digits.tfrecord"
-        partial = path.with_name(f".{path.name}.partial")
+        partial = directory / f"{split}.partial"  # ExampleGen reads all that is in the split's folder
         path.parent.mkdir(parents=True, exist_ok=True)
         with tf.io.TFRecordWriter(str(partial)) as writer:
             for row in rows:

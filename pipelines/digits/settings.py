@@ -27,6 +27,11 @@ def settings(
         store=str(folder / "store"),
         plan=tfc.PruningPlan(sparsity=0.8 if sparsity is None else sparsity),
         fine_tuning=tfc.FineTuning(epochs=15 if epochs is None else epochs, learning_rate=1e-3),
-        edge=tfc.Budget(max_metric_drop=drop, max_bytes=max_bytes or 150_000, max_bytes_gzip=50_000, min_sparsity=0.5),
+        edge=tfc.Budget(
+            max_metric_drop=drop,
+            max_bytes=150_000 if max_bytes is None else max_bytes,
+            max_bytes_gzip=50_000,
+            min_sparsity=0.5,
+        ),
         serving=tfc.Budget(max_metric_drop=drop, min_sparsity=0.5),
     )

@@ -132,7 +132,9 @@ def config_for(
         )
     if not any(spec.metrics for spec in eval_config.metrics_specs):
         raise ConfigError("The eval_config has no metrics. Remedy: add metrics_specs.")
-    budget.for_metrics(_metric_names(eval_config))
+    # Of `output/metric@sub-key` only the metric is known before anything has run.
+    plain = {metric.split("/")[-1].split("@")[0]: drop for metric, drop in budget.max_metric_drop.items()}
+    Budget(max_metric_drop=plain).for_metrics(_metric_names(eval_config))
     if budget.max_metric_drop and not has_baseline:
         raise ConfigError(
             "Budget.max_metric_drop compares with a baseline, and there is none. Remedy: baseline_model=…."
@@ -264,14 +266,30 @@ def _analyse(
 
 
 def _metrics(output_path: str, name: str, several: bool) -> dict[str, float]:
-    """The scalar metrics of a model on the whole split, without TFMA's differences from the baseline."""
+    """The scalar metrics of a model on the whole split, without TFMA's differences from the baseline.
+
+    Those of a named output are called `output/metric`, those with a sub-key (top k, a class) `metric@sub-key`.
+
+    Raises:
+      ConfigError: where there is none: nothing could be compared.
+    """
     result = tfma.load_eval_result(output_path, model_name=name) if several else tfma.load_eval_result(output_path)
-    values = result.get_metrics_for_slice() or {}
-    return {
-        metric: float(value["doubleValue"])
-        for metric, value in values.items()
-        if "doubleValue" in value and not metric.endswith("_diff")
-    }
+    found = {}
+    for slice_key, by_output in result.slicing_metrics:
+        if slice_key:
+            continue
+        for output, by_sub_key in by_output.items():
+            for sub_key, metrics in by_sub_key.items():
+                for metric, value in metrics.items():
+                    if "doubleValue" in value and not metric.endswith("_diff"):
+                        name = f"{output}/{metric}" if output else metric
+                        found[f"{name}@{sub_key}" if sub_key else name] = float(value["doubleValue"])
+    if not set(found) - {"example_count"}:
+        raise ConfigError(
+            "The eval_config computes no metric on the whole split, so there is nothing to compare. "
+            "Remedy: add a SlicingSpec() without features, and metrics that return a number."
+        )
+    return found
 
 
 def _threshold_failures(output_path: str, several: bool) -> dict[str, list[Verdict]]:

@@ -28,6 +28,7 @@ class SparsityFineTunerSpec(ComponentSpec):
         "pruning_plan": ChannelParameter(type=artifacts.PruningPlanArtifact),
         "examples": ChannelParameter(type=standard_artifacts.Examples),
         "schema": ChannelParameter(type=standard_artifacts.Schema),
+        "transform_graph": ChannelParameter(type=standard_artifacts.TransformGraph, optional=True),
     }
     OUTPUTS = {
         "fine_tuned_model": ChannelParameter(type=standard_artifacts.Model),
@@ -65,6 +66,7 @@ class SparsityFineTuner(base_component.BaseComponent):
         schema: types.BaseChannel,
         config: FineTuning | None = None,
         *,
+        transform_graph: types.BaseChannel | None = None,
         epochs: int | data_types.RuntimeParameter | None = None,
         learning_rate: float | data_types.RuntimeParameter | None = None,
         train_split: str = "train",
@@ -79,6 +81,7 @@ class SparsityFineTuner(base_component.BaseComponent):
           examples: what the Trainer's network was trained on (behind Transform: `transformed_examples`).
           schema: theirs (behind Transform: `post_transform_schema`).
           config: how to train; the default otherwise.
+          transform_graph: what a user's `input_fn` gets instead of the schema, as a TFTransformOutput.
           epochs: overrides the configuration's, also at run time.
           learning_rate: the same.
           train_split: split to train on.
@@ -99,6 +102,7 @@ class SparsityFineTuner(base_component.BaseComponent):
                 pruning_plan=pruning_plan,
                 examples=examples,
                 schema=schema,
+                transform_graph=transform_graph,
                 fine_tuned_model=types.Channel(type=standard_artifacts.Model),
                 model_run=types.Channel(type=standard_artifacts.ModelRun),
                 train_split=train_split,

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import tensorflow as tf
+import tensorflow_transform as tft
 import tf_keras
 from tfx import types
 from tfx.components.trainer import fn_args_utils
@@ -29,7 +30,7 @@ class Executor(base_executor.BaseExecutor):
         """Fine-tunes.
 
         Args:
-          input_dict: `model`, `pruning_plan`, `examples`, `schema`.
+          input_dict: `model`, `pruning_plan`, `examples`, `schema`, `transform_graph` (optional).
           output_dict: `fine_tuned_model`, `model_run`.
           exec_properties: `config` (JSON), `epochs` and `learning_rate` (override it), `train_split`, `eval_split`,
             `module_path` or `module_file`.
@@ -85,7 +86,9 @@ class Executor(base_executor.BaseExecutor):
                 data_view_decode_fn=tfxio_utils.get_data_view_decode_fn_from_artifact([artifact], telemetry),
             )
             pattern = inputs.example_pattern(artifact, split)
-            return input_fn([pattern], accessor, schema, config.batch_size)
+            graph = artifacts.optional(input_dict, "transform_graph")
+            described = tft.TFTransformOutput(graph.uri) if graph is not None else schema
+            return input_fn([pattern], accessor, described, config.batch_size)
         files = inputs.example_files(artifact, split)
         examples.require_rows(files, f"split {split!r} of {artifact.uri}")
         names = list(keras2.network(model).input_names)

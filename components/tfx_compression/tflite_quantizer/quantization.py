@@ -59,6 +59,12 @@ def quantize_signature(
     """Converts a signature; `data` as for `quantize`, or rows as `{feature: [1, …] array}`."""
     rows: Rows = ()
     if config.needs_data:
+        strings = [name for name, spec in signature.features.items() if spec.dtype == tf.string]
+        if strings:
+            raise ModelError(
+                f"Mode {config.mode!r} can't calibrate on the string features {', '.join(strings)}. Remedy: look them "
+                "up before the model, or choose mode 'dynamic'."
+            )
         if data is None:
             raise ModelError(
                 f"Quantization mode {config.mode!r} measures activation ranges on data and got none. "
