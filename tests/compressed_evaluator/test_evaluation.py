@@ -19,6 +19,8 @@ from tfx_compression.models.examples import ExamplesError
 from tfx_compression.models.keras2 import ModelError
 from tfx_compression.tflite_quantizer.quantization import quantize_signature
 
+pytestmark = pytest.mark.slow  # converts models, and runs Beam
+
 ROWS = 300
 CLASSES = 3
 ACCURACY = "sparse_categorical_accuracy"
@@ -121,7 +123,6 @@ def accuracy_in_int8(path: str, points: np.ndarray, labels: np.ndarray) -> float
     return correct / len(labels)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "seed", "spread"), [("within", 1, 1.0), ("outside", 2, 4.0)])
 def test_metrics_are_those_of_the_models_even_outside_the_calibrated_range(made, schema, rows, seed, spread):
     points, labels = made_rows(seed, spread)
@@ -166,7 +167,6 @@ def test_a_budget_decides_and_the_files_open_with_tfma(made, schema, tmp_path):
     assert stored == found
 
 
-@pytest.mark.slow
 def test_a_threshold_of_the_eval_config_refuses_only_the_candidate_that_misses_it(made, schema, tmp_path):
     """TFMA's validation_ok is one bit for all models; the verdicts are per candidate."""
     untrained = save(tmp_path / "untrained", CLASSES)
@@ -185,7 +185,6 @@ def test_a_threshold_of_the_eval_config_refuses_only_the_candidate_that_misses_i
     assert "threshold on sparse_categorical_accuracy" in found.verdicts["untrained"][0].limit
 
 
-@pytest.mark.slow
 def test_without_a_baseline_it_measures_and_chooses_nothing(made):
     found = tfc.evaluate({"int8": made["int8"]}, str(made["folder"] / "within.tfrecord"), "label")
     assert found.metrics["int8"][ACCURACY] > 0.8

@@ -12,6 +12,8 @@ from tfx_compression.tflite_quantizer.quantization import quantize, quantize_sig
 
 from tests import helpers
 
+pytestmark = pytest.mark.slow  # converts models, in a process of its own each
+
 CALIBRATION_ROWS = 60
 
 
@@ -67,7 +69,6 @@ def assert_predicts_as(model, images: np.ndarray, labels: np.ndarray, found: np.
     assert np.mean(found.argmax(1) == expected.argmax(1)) > 0.97
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "tolerance"), [("float16", 0.005), ("dynamic", 0.03), ("int8", 0.1)])
 def test_a_converted_saved_model_predicts_as_before_within_the_modes_precision(model, converted, mode, tolerance):
     raw, labels = helpers.images(200, seed=7)
@@ -90,7 +91,6 @@ def test_an_int8_file_is_less_than_half_of_a_float32_one(float32, int8):
     assert len(int8) < 0.5 * len(float32)
 
 
-@pytest.mark.slow
 def test_fewer_bits_make_a_smaller_file(converted, float32, int8):
     float16, dynamic = (len(converted[mode].content) for mode in ("float16", "dynamic"))
     assert len(int8) < float16 < 0.8 * len(float32)
@@ -111,7 +111,6 @@ def test_an_int8_model_computes_on_integers_only(int8):
     assert (probabilities.dtype, probabilities.scale, probabilities.zero_point) == (np.int8, 1 / 256, -128)
 
 
-@pytest.mark.slow
 def test_an_int8_model_that_takes_floats_has_its_quantization_inside(converted):
     found = converted["int8"]
     assert found.inputs["image"].dtype == found.outputs["probabilities"].dtype == np.float32
