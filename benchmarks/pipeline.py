@@ -1,7 +1,7 @@
 """How long the digits pipeline takes: from nothing, again (all cached), and with one plan value changed.
 
 Prints one JSON object: seconds of wall time, median of `--repeats` runs of each, and what the last one measured of the
-models. Results: docs/results/pipeline.json.
+models.
 """
 
 import json
