@@ -16,6 +16,8 @@ from tfx_compression.store import StoreError
 
 from tests.helpers import small_cnn
 
+pytestmark = pytest.mark.slow  # imports TFX
+
 LABELLED = tfma.EvalConfig(
     model_specs=[tfma.ModelSpec(label_key="label")],
     metrics_specs=[tfma.MetricsSpec(metrics=[tfma.MetricConfig(class_name="SparseCategoricalAccuracy")])],

@@ -44,6 +44,7 @@ def test_files_without_a_row_are_refused_by_the_place(tmp_path, three_files):
         examples.require_rows([empty], "split 'eval'")
 
 
+@pytest.mark.slow
 def test_a_sample_has_each_row_of_each_file_equally_often(three_files):
     """40 samples of half of the rows: each row is expected 20 times, each file 200 times; spreads are 3.2 and 8.3."""
     seen = collections.Counter(

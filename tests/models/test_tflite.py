@@ -298,6 +298,7 @@ def test_the_contents_of_a_file_that_was_cut_off_are_refused(converted, share):
         tflite.contents(content[: int(share * len(content))])
 
 
+@pytest.mark.slow
 def test_running_a_file_that_was_cut_off_is_an_error_and_no_crash(converted, tmp_path):
     """In a process of its own: TensorFlow's interpreter reads beyond the end of such a file."""
     path = tmp_path / "model.tflite"

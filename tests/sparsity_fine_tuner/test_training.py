@@ -82,6 +82,7 @@ def test_masks_that_are_given_hold_also_where_other_weights_are_zero_by_chance()
     assert not zeros(model)["y"].any()
 
 
+@pytest.mark.slow
 def test_a_pruned_network_learns_an_easy_problem_again():
     images, labels = helpers.images(600)
     data = helpers.batches(images / helpers.LARGEST, labels, size=32)
@@ -98,6 +99,7 @@ def test_a_pruned_network_learns_an_easy_problem_again():
     assert tuned.summary.before.sparsity == tuned.summary.after.sparsity == layers.measure(model).sparsity
 
 
+@pytest.mark.slow
 def test_a_pruned_model_is_tuned_by_its_path_and_saved_again_answers_its_examples(tmp_path):
     model = pruned_dense()
     path = helpers.save_with_examples_signature(model, tmp_path / "pruned", "x", (4,))
@@ -211,6 +213,7 @@ def test_validation_data_is_evaluated_after_each_epoch():
     assert losses[-1] == pytest.approx(np.mean((model(x) - y) ** 2), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_one_others():
     def tuned(seed):
         model = pruned_dense(dropout=0.5)
