@@ -282,8 +282,8 @@ def _metrics(output_path: str, name: str, several: bool) -> dict[str, float]:
             for sub_key, metrics in by_sub_key.items():
                 for metric, value in metrics.items():
                     if "doubleValue" in value and not metric.endswith("_diff"):
-                        name = f"{output}/{metric}" if output else metric
-                        found[f"{name}@{sub_key}" if sub_key else name] = float(value["doubleValue"])
+                        called = f"{output}/{metric}" if output else metric
+                        found[f"{called}@{sub_key}" if sub_key else called] = float(value["doubleValue"])
     if not set(found) - {"example_count"}:
         raise ConfigError(
             "The eval_config computes no metric on the whole split, so there is nothing to compare. "

@@ -82,17 +82,16 @@ class DirectoryStore:
 
     def _number(self, name: str, partial: Path, content: bytes, manifest: Mapping[str, Any]) -> int:
         """Completes the manifest and renames the folder to the next free number."""
+        complete = {
+            **manifest,
+            "name": name,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "bytes": len(content),
+            "bytes_gzip": gzipped(content),
+        }
         while True:
             version = max(self.versions(name), default=0) + 1
-            complete = {
-                **manifest,
-                "name": name,
-                "version": version,
-                "sha256": hashlib.sha256(content).hexdigest(),
-                "bytes": len(content),
-                "bytes_gzip": gzipped(content),
-            }
-            _write(partial / _MANIFEST, _json(complete))
+            _write(partial / _MANIFEST, _json({**complete, "version": version}))
             partial.chmod(0o755)
             _sync(partial)
             try:
