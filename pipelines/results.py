@@ -133,17 +133,17 @@ def _table(title: str, evaluation: Evaluation) -> Table:
     metric = report.metric_of(evaluation).replace("sparse_categorical_", "")
     for heading in ("model", metric, "drop", "bytes", "gzipped", "ms", "speed", "zeros", "verdict"):
         table.add_column(heading, justify="left" if heading in ("model", "verdict") else "right", no_wrap=True)
-    colours = {"chosen": "bold green", "held": "green", "refused": "red"}
+    colours = {"chosen": "bold green", "held": "green", "refused": "red", "failed": "red"}
     for row in report.rows(evaluation):
         table.add_row(
             row.name.replace("baseline as", "  as"),
             _shown(row.metric, "{:.4f}"),
-            _shown(row.drop, "{:+.4f}"),
-            f"{row.bytes:,}",
-            f"{row.bytes_gzip:,}",
-            f"{row.latency_ms:.3f}",
+            _shown(row.drop.value if row.drop else None, "{:+.4f}"),
+            f"{row.model.bytes:,}",
+            f"{row.model.bytes_gzip:,}",
+            _shown(row.model.latency_ms, "{:.3f}"),
             _shown(row.speedup, "{:.1f}x"),
-            _shown(row.sparsity, "{:.0%}"),
+            _shown(row.model.sparsity, "{:.0%}"),
             f"[{colours.get(row.verdict, 'default')}]{row.verdict}[/]",
         )
     return table

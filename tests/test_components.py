@@ -11,7 +11,7 @@ from tfx import v1 as tfx
 from tfx.types import standard_artifacts
 from tfx_compression.models.config import ConfigError
 from tfx_compression.models.examples import ExamplesError
-from tfx_compression.models.keras2 import ModelError
+from tfx_compression.models.errors import ModelError
 from tfx_compression.store import StoreError
 
 from tests.helpers import small_cnn

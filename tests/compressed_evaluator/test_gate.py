@@ -6,11 +6,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tfx_compression.compressed_evaluator import budget as budgets
 from tfx_compression.compressed_evaluator import gate
-from tfx_compression.compressed_evaluator.budget import Budget, Verdict, metric_drop
+from tfx_compression.compressed_evaluator.budget import Verdict, metric_drop
 from tfx_compression.compressed_evaluator.record import Evaluation, Measured
 
 _NAN = float("nan")
+
+
+def Budget(**limits: Any) -> budgets.Budget:
+    """Limits on the drops themselves: their confidence bounds have tests of their own."""
+    return budgets.Budget(**{"confidence": None, **limits})
 
 
 def model(**changes: Any) -> Measured:
@@ -38,7 +44,7 @@ _BASELINE = baseline()
 
 
 def decide(
-    budget: Budget,
+    budget: budgets.Budget,
     baseline: Measured | None = _BASELINE,
     failures: dict[str, list[Verdict]] | None = None,
     **candidates: Measured,
@@ -46,7 +52,7 @@ def decide(
     return gate.decide(rows=100, baseline=baseline, candidates=candidates, budget=budget, failures=failures or {})
 
 
-def verdict(budget: Budget, candidate: Measured, baseline: Measured | None = _BASELINE) -> Verdict:
+def verdict(budget: budgets.Budget, candidate: Measured, baseline: Measured | None = _BASELINE) -> Verdict:
     """The verdict of a budget of one limit."""
     (only,) = decide(budget, baseline, int8=candidate).verdicts["int8"]
     return only
@@ -436,7 +442,7 @@ def test_a_drop_that_is_its_bound_but_for_rounding_is_held():
 
 def test_a_budgets_metrics_are_found_whatever_their_case_and_keep_their_order():
     budget = Budget(max_metric_drop={"SparseCategoricalAccuracy": 0.1, "AUC": 0.2})
-    found = Budget.merged(budget.to_json(), {}).for_metrics(["auc", "sparse_categorical_accuracy"])
+    found = budgets.Budget.merged(budget.to_json(), {}).for_metrics(["auc", "sparse_categorical_accuracy"])
     assert list(found.max_metric_drop.items()) == [("sparse_categorical_accuracy", 0.1), ("auc", 0.2)]
 
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from tfx_compression.models import keras2
-from tfx_compression.models.keras2 import ModelError
+from tfx_compression.models.errors import ModelError
 
 from tests import helpers
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tfx_compression.models import serving
-from tfx_compression.models.keras2 import ModelError
+from tfx_compression.models.errors import ModelError
 
 from tests import helpers
 

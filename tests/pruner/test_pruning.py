@@ -5,7 +5,7 @@ import pytest
 import tf_keras
 from tfx_compression.models import keras2
 from tfx_compression.models.config import ConfigError
-from tfx_compression.models.keras2 import ModelError
+from tfx_compression.models.errors import ModelError
 from tfx_compression.models.plan import LayerRule, PruningPlan
 from tfx_compression.pruner.pruning import prune
 

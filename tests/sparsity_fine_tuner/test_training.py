@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from tfx_compression.models import keras2, layers
-from tfx_compression.models.keras2 import ModelError
+from tfx_compression.models.errors import ModelError
 from tfx_compression.models.plan import PruningPlan
 from tfx_compression.pruner.pruning import prune
 from tfx_compression.sparsity_fine_tuner.config import FineTuning

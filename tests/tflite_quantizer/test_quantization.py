@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tfx_compression.models import conversion, examples, serving, tflite
-from tfx_compression.models.keras2 import ModelError
+from tfx_compression.models.errors import ModelError
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.quantization import quantize, quantize_signature
 

@@ -46,8 +46,26 @@ _SMALLER_IS_BETTER = frozenset(
 )
 _SMALLER_IS_BETTER_ENDING = re.compile(r"(loss|error|entropy|divergence|deviation)$")
 
+# The budget's limits on drops of metrics.
+DROPS = ("max_metric_drop", "max_relative_metric_drop", "max_slice_metric_drop")
+
 # Metrics are computed in float32: a drop that is exactly at its bound differs from it by as much.
 ROUNDING = 1e-6
+
+
+class Weights(Config):
+    """What a weighted objective counts, each relative to the baseline; the smallest sum wins.
+
+    Attributes:
+      bytes: weight of the gzipped size divided by the baseline's (as float TFLite, for a TFLite candidate).
+      latency: weight of the latency divided by the baseline's.
+      drop: weight of the drop in the budget's first metric, in the metric's unit: 100 makes one point count as much as
+        a whole baseline of bytes.
+    """
+
+    bytes: float = Field(default=1.0, ge=0)
+    latency: float = Field(default=1.0, ge=0)
+    drop: float = Field(default=100.0, ge=0)
 
 
 class Budget(Config):
@@ -56,24 +74,58 @@ class Budget(Config):
     Attributes:
       max_metric_drop: by metric, how much worse than the baseline's the candidate's may be, absolute. Of metrics that
         are better when smaller (losses, errors) a rise is the drop.
+      max_relative_metric_drop: the same, as a fraction of the baseline's metric.
+      max_slice_metric_drop: the same as `max_metric_drop`, in the worst slice of the eval_config.
+      confidence: of the three limits above: what is held against them is the one-sided upper confidence bound of the
+        drop, by the jackknife over the paired predictions, so that luck on a small evaluation split does not release a
+        model. None holds the drop itself against them.
+      min_slice_rows: slices with fewer rows are not judged.
       max_bytes: size of the model: the TFLite file, or all files of the SavedModel.
       max_bytes_gzip: the same, gzipped.
+      max_arena_bytes: memory that the TFLite interpreter plans for the tensors of one row.
       max_latency_ms: median latency of one row on the evaluating machine, in milliseconds; TFLite models run on one
         thread.
       min_speedup: the baseline's latency divided by the candidate's. For a TFLite candidate the baseline is measured as
         the float TFLite model it converts to, for a SavedModel as it is.
       min_sparsity: fraction of zeros in all kernels.
-      objective: which of the candidates that hold all limits is chosen: the `smallest` file, the `fastest`, or the
-        `most_accurate` (smallest drop, in the first metric of `max_metric_drop`, or the evaluation's first).
+      min_agreement: fraction of rows with the baseline's top class.
+      max_divergence: sum of the absolute differences of the outputs over the sum of the baseline's absolute outputs.
+      allowed_ops: the TFLite operators that the device has, as `tfx-compression inspect` names them.
+      objective: which of the candidates that hold all limits is chosen: the `smallest` file, the `fastest`, the
+        `most_accurate` (smallest drop, in the first limited metric, or the evaluation's first), or the one with the
+        smallest `weighted` sum.
+      weights: of the weighted objective.
+      allow_first: whether a candidate may be released without a baseline: the first release. The limits that need one
+        are then not judged, and the blessing says so.
     """
 
     max_metric_drop: dict[str, float] = Field(default_factory=dict)
+    max_relative_metric_drop: dict[str, float] = Field(default_factory=dict)
+    max_slice_metric_drop: dict[str, float] = Field(default_factory=dict)
+    confidence: float | None = Field(default=0.95, gt=0.5, lt=1)
+    min_slice_rows: int = Field(default=30, ge=1)
     max_bytes: int | None = Field(default=None, gt=0)
     max_bytes_gzip: int | None = Field(default=None, gt=0)
+    max_arena_bytes: int | None = Field(default=None, gt=0)
     max_latency_ms: float | None = Field(default=None, gt=0)
     min_speedup: float | None = Field(default=None, gt=0)
     min_sparsity: float | None = Field(default=None, ge=0, le=1)
-    objective: Literal["smallest", "fastest", "most_accurate"] = "smallest"
+    min_agreement: float | None = Field(default=None, ge=0, le=1)
+    max_divergence: float | None = Field(default=None, ge=0)
+    allowed_ops: tuple[str, ...] | None = None
+    objective: Literal["smallest", "fastest", "most_accurate", "weighted"] = "smallest"
+    weights: Weights = Field(default_factory=Weights)
+    allow_first: bool = False
+
+    @property
+    def limited_metrics(self) -> list[str]:
+        """The metrics whose drop is limited, in the order they were given."""
+        return list(dict.fromkeys(metric for name in DROPS for metric in getattr(self, name)))
+
+    @property
+    def needs_intervals(self) -> bool:
+        """Whether confidence bounds have to be computed."""
+        return self.confidence is not None and bool(self.limited_metrics)
 
     def for_metrics(self, names: Iterable[str]) -> "Budget":
         """The budget with its metrics called as in `names`, which they match without case or `_`.
@@ -82,14 +134,17 @@ class Budget(Config):
           ConfigError: where a limited metric is none of `names`.
         """
         known = {_plain(name): name for name in names}
-        for metric in self.max_metric_drop:
+        for metric in self.limited_metrics:
             if _plain(metric) not in known:
                 raise ConfigError(
-                    f"Budget.max_metric_drop limits {metric!r}, which the evaluation doesn't compute; it computes: "
+                    f"The budget limits the drop of {metric!r}, which the evaluation doesn't compute; it computes: "
                     f"{', '.join(known.values()) or 'none'}. Remedy: add it to the eval_config's metrics_specs."
                 )
-        renamed = {known[_plain(metric)]: drop for metric, drop in self.max_metric_drop.items()}
-        return self.model_copy(update={"max_metric_drop": renamed})
+        return self.model_copy(
+            update={
+                name: {known[_plain(metric)]: drop for metric, drop in getattr(self, name).items()} for name in DROPS
+            }
+        )
 
 
 class Verdict(pydantic.BaseModel):
@@ -111,6 +166,7 @@ class Verdict(pydantic.BaseModel):
     held: bool
     note: str = ""
 
+    @pydantic.computed_field  # type: ignore[prop-decorator]
     @property
     def margin(self) -> float | None:
         """How far from the bound, absolute; negative where the limit is not held."""
@@ -121,14 +177,18 @@ class Verdict(pydantic.BaseModel):
 
 
 def metric_drop(metric: str, baseline: float, candidate: float) -> float:
-    """How much worse the candidate is: positive for worse, whichever way the metric points.
+    """How much worse the candidate is: positive for worse, whichever way the metric points."""
+    return candidate - baseline if smaller_is_better(metric) else baseline - candidate
 
-    Which way that is, is known by name for Keras' and TFMA's metrics and for names that end in loss, error, entropy,
-    divergence or deviation; any other metric is better when larger.
+
+def smaller_is_better(metric: str) -> bool:
+    """Whether a metric measures something bad.
+
+    That is known by name for Keras' and TFMA's metrics and for names that end in loss, error, entropy, divergence or
+    deviation; any other metric is better when larger.
     """
-    plain = _plain(metric)
-    smaller_is_better = plain in _SMALLER_IS_BETTER or _SMALLER_IS_BETTER_ENDING.search(plain)
-    return candidate - baseline if smaller_is_better else baseline - candidate
+    plain = _plain(re.sub(r".*/|@.*", "", metric))
+    return plain in _SMALLER_IS_BETTER or bool(_SMALLER_IS_BETTER_ENDING.search(plain))
 
 
 def _plain(metric: str) -> str:

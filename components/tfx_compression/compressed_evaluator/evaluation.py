@@ -1,34 +1,31 @@
 """Evaluation of candidates against a baseline: TFMA's metrics in one pass over the data, then the limits."""
 
+import concurrent.futures
 import contextlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import apache_beam as beam
 import numpy as np
 import tensorflow as tf
 import tensorflow_model_analysis as tfma
 from tensorflow_metadata.proto.v0 import schema_pb2
-from tensorflow_model_analysis.extractors import (
-    example_weights_extractor,
-    features_extractor,
-    labels_extractor,
-    slice_key_extractor,
-    unbatch_extractor,
-)
 from tensorflow_model_analysis.proto import config_pb2  # tfma 0.52 has these at its top level only once TFX is imported
-from tfx_bsl.tfxio import tensor_adapter, tf_example_record
 
-from tfx_compression.compressed_evaluator import gate, latency, predictors
-from tfx_compression.compressed_evaluator.budget import Budget, Verdict
-from tfx_compression.compressed_evaluator.record import FILE, Evaluation, Layer, Measured
-from tfx_compression.models import conversion, examples, files, serving, weights
+from tfx_compression.compressed_evaluator import gate, latency, predictors, results, trial
+from tfx_compression.compressed_evaluator.analysis import Model, analyse
+from tfx_compression.compressed_evaluator.behaviour import Observed
+from tfx_compression.compressed_evaluator.budget import Budget
+from tfx_compression.compressed_evaluator.record import FILE, Comparison, Evaluation, Layer, Measured
+from tfx_compression.models import conversion, examples, serving, tflite, weights
+from tfx_compression.models import files as model_files
 from tfx_compression.models.compressed import write_text
 from tfx_compression.models.config import ConfigError
-from tfx_compression.models.keras2 import ModelError
+from tfx_compression.models.errors import ModelError
 
 BASELINE = "baseline"
 
@@ -80,39 +77,91 @@ def run(
     budget: Budget,
     output_path: str,
     make_pipeline: Callable[[], beam.Pipeline],
+    reference_kernels: bool = False,
 ) -> Evaluation:
     """Evaluates, decides, and writes TFMA's files and `evaluation.json` to `output_path`.
 
     The first ModelSpec of `eval_config` says how every model is evaluated (label, weights, signature outputs).
 
     Raises:
-      ModelError: for a model that can't be run, or whose outputs differ in shape from the baseline's.
-      ExamplesError: where there are no examples, or no label in the schema.
+      ModelError: for a baseline that can't be run, or a candidate whose inputs or outputs don't fit.
+      ExamplesError: where there are no examples, or no label in some of them.
       ConfigError: where the budget limits a metric that is not computed, or there is no label.
     """
+    seconds: dict[str, float] = {}
     paths = {name: weights.locate(path) for name, path in candidates.items()}
     if BASELINE in paths:
         raise ConfigError(f"A candidate can't be called {BASELINE!r}: that is the baseline's name.")
     if baseline is not None:
         paths[BASELINE] = weights.locate(baseline)
-    config = config_for(list(paths), eval_config, budget, has_baseline=baseline is not None)
-    row = _first_row(patterns, schema, config)
-    loaded = {name: predictors.load(path) for name, path in paths.items()}
-    if baseline is not None:
-        predictors.require_same_outputs(loaded[BASELINE], {name: loaded[name] for name in candidates})
-    _analyse(paths, patterns, schema, config, output_path, make_pipeline)
-    metrics = {name: _metrics(output_path, name, len(paths) > 1) for name in paths}
-    measured = _measure(paths, loaded, row, metrics)
-    rows = next((int(values["example_count"]) for values in metrics.values() if "example_count" in values), 0)
+    config_for(list(paths), eval_config, budget, has_baseline=baseline is not None)
+    files = _files(patterns)
+    row = _first_row(files, patterns, schema, eval_config)
+    contents = {name: tflite.contents(_read(path)) for name, path in paths.items() if weights.kind(path) == "tflite"}
+    with _timed(seconds, "trial"):
+        failed = trial.failures({name: paths[name] for name in contents}, reference_kernels)
+    if BASELINE in failed:
+        raise ModelError(f"The baseline in {paths[BASELINE]} can't be compared with: {failed[BASELINE]}.")
+    running = {name: path for name, path in paths.items() if name not in failed}
+    loaded = {name: predictors.load(path, reference_kernels=reference_kernels) for name, path in running.items()}
+    measured = {name: _failed(path, failed[name]) for name, path in paths.items() if name in failed}
+    found, observed, missed = None, Observed(), {}
+    if set(running) - {BASELINE}:
+        models = _models(running, loaded, contents)
+        config = config_for(list(running), eval_config, budget, has_baseline=baseline is not None)
+        with _twin(paths, loaded) as twin:
+            with _timed(seconds, "pass"):
+                observed = analyse(models, files, schema, config, output_path, make_pipeline, reference_kernels)
+            found = results.read(output_path, list(running))
+            missed = results.thresholds(output_path, list(running))
+            budget = budget.for_metrics(found.metrics(next(iter(running))))
+            with _timed(seconds, "latency"):
+                measured |= _measure(running, loaded, row, found, observed, contents, twin())
+        seconds["interpreter"] = sum(observed.seconds.values())
+    elif baseline is not None:
+        measured[BASELINE] = _failed(paths[BASELINE], "")
     evaluation = gate.decide(
-        rows=rows,
+        rows=observed.rows,
         baseline=measured.pop(BASELINE, None),
-        candidates=measured,
-        budget=budget.for_metrics(metrics[next(iter(paths))]),
-        failures=_threshold_failures(output_path, len(paths) > 1),
+        candidates={name: measured[name] for name in candidates},
+        comparisons=_comparisons(found, observed, running, budget) if baseline is not None and found else {},
+        budget=budget,
+        failures=missed,
+        seconds=seconds,
     )
     write_text(os.path.join(output_path, FILE), evaluation.model_dump_json(indent=1) + "\n")
     return evaluation
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], what: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[what] = time.perf_counter() - started
+
+
+def _models(
+    running: Mapping[str, str], loaded: Mapping[str, predictors.Predictor], contents: Mapping[str, tflite.Contents]
+) -> dict[str, Model]:
+    """The models with their outputs called as the baseline calls them."""
+    candidates = {name: predictor for name, predictor in loaded.items() if name != BASELINE}
+    own = {name: {output: output for output in predictor.outputs} for name, predictor in loaded.items()}
+    names = {**own, **predictors.same_outputs(loaded[BASELINE], candidates)} if BASELINE in loaded else own
+    return {
+        name: Model(path, names[name], name == BASELINE, contents[name].arena_bytes if name in contents else 0)
+        for name, path in running.items()
+    }
+
+
+def _comparisons(
+    found: results.Results, observed: Observed, running: Iterable[str], budget: Budget
+) -> dict[str, Comparison]:
+    compared = {}
+    for name in running:
+        if name != BASELINE:
+            drops = found.drops(name, BASELINE, budget.confidence)
+            compared[name] = Comparison(drops=drops.pop("", {}), slice_drops=drops, behaviour=observed.behaviour(name))
+    return compared
 
 
 def config_for(
@@ -133,11 +182,19 @@ def config_for(
     if not any(spec.metrics for spec in eval_config.metrics_specs):
         raise ConfigError("The eval_config has no metrics. Remedy: add metrics_specs.")
     # Of `output/metric@sub-key` only the metric is known before anything has run.
-    plain = {metric.split("/")[-1].split("@")[0]: drop for metric, drop in budget.max_metric_drop.items()}
+    plain = {metric.split("/")[-1].split("@")[0]: 0.0 for metric in budget.limited_metrics}
     Budget(max_metric_drop=plain).for_metrics(_metric_names(eval_config))
-    if budget.max_metric_drop and not has_baseline:
+    if budget.limited_metrics and not has_baseline and not budget.allow_first:
         raise ConfigError(
-            "Budget.max_metric_drop compares with a baseline, and there is none. Remedy: baseline_model=…."
+            "The budget limits drops of metrics, which compare with a baseline, and there is none. "
+            "Remedy: baseline_model=…, or Budget(allow_first=True) for the first release."
+        )
+    if budget.max_slice_metric_drop and not any(
+        spec.feature_keys or spec.feature_values or spec.slice_keys_sql for spec in eval_config.slicing_specs
+    ):
+        raise ConfigError(
+            "Budget.max_slice_metric_drop limits the worst slice, and the eval_config has no slices. "
+            "Remedy: add slicing_specs with feature_keys or feature_values."
         )
     config = config_pb2.EvalConfig()
     config.CopyFrom(eval_config)
@@ -151,6 +208,11 @@ def config_for(
         spec.is_baseline = has_baseline and name == BASELINE
     if "ExampleCount" not in {metric.class_name for spec in config.metrics_specs for metric in spec.metrics}:
         config.metrics_specs.add().metrics.add(class_name="ExampleCount")
+    if has_baseline and budget.needs_intervals:
+        options = config.options
+        if not options.compute_confidence_intervals.value:
+            options.confidence_intervals.method = config_pb2.ConfidenceIntervalOptions.JACKKNIFE
+        options.compute_confidence_intervals.value = True
     return tfma.utils.update_eval_config_with_defaults(config, has_baseline=has_baseline, rubber_stamp=not has_baseline)
 
 
@@ -167,25 +229,30 @@ def _accuracy() -> config_pb2.EvalConfig:
     return config_pb2.EvalConfig(metrics_specs=[config_pb2.MetricsSpec(metrics=[metric])])
 
 
-def _tfxio(patterns: Sequence[str], schema: schema_pb2.Schema | None) -> tf_example_record.TFExampleRecord:
-    return tf_example_record.TFExampleRecord(
-        file_pattern=list(patterns),
-        schema=schema,
-        raw_record_column_name=tfma.ARROW_INPUT_COLUMN,
-        telemetry_descriptors=["CompressedEvaluator"],
-    )
+def _files(patterns: Sequence[str]) -> list[str]:
+    """The files of all patterns.
+
+    Raises:
+      ExamplesError: where there are none, or not one row in them.
+    """
+    found = sorted(name for pattern in patterns for name in tf.io.gfile.glob(pattern))
+    examples.require_rows(found, ", ".join(patterns))
+    return found
+
+
+def _read(path: str) -> bytes:
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return bytes(file.read())
 
 
 def _first_row(
-    patterns: Sequence[str], schema: schema_pb2.Schema | None, config: config_pb2.EvalConfig
+    files: Sequence[str], patterns: Sequence[str], schema: schema_pb2.Schema | None, config: config_pb2.EvalConfig
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """One serialized tf.Example and its features, after checking that there is one and that it has the label."""
-    found = sorted(name for pattern in patterns for name in tf.io.gfile.glob(pattern))
-    examples.require_rows(found, ", ".join(patterns))
+    """One serialized tf.Example and its features, after checking that it has the label."""
     label = config.model_specs[0].label_key
     if schema is not None and label:
         examples.label_of(schema, (), label)
-    record = next(examples.records(found).as_numpy_iterator())
+    record = next(examples.records(files).as_numpy_iterator())
     parsed = tf.train.Example.FromString(record)
     features = {}
     for name, feature in parsed.features.feature.items():
@@ -193,186 +260,150 @@ def _first_row(
         features[name] = np.asarray([getattr(feature, kind).value]) if kind else np.empty([1, 0])
     if label and label not in features:
         raise examples.ExamplesError(
-            f"The label {label!r} is not in the examples; they have: {', '.join(sorted(features))}. "
-            "Remedy: set label_key to one of them."
+            f"The label {label!r} is not in the examples of {', '.join(patterns)}; the first has: "
+            f"{', '.join(sorted(features))}. Remedy: set label_key to one of them."
         )
     return np.asarray([record], object), features
-
-
-class _Predict(beam.DoFn):
-    """Adds the predictions of all models to a batch of TFMA's extracts."""
-
-    def __init__(self, paths: Mapping[str, str]):
-        self._paths = dict(paths)
-
-    def setup(self) -> None:
-        self._predictors = {name: predictors.load(path) for name, path in self._paths.items()}
-
-    def process(self, extracts: tfma.Extracts) -> Any:
-        batch, features = extracts[tfma.INPUT_KEY], extracts[tfma.FEATURES_KEY]
-        predictions = {}
-        for name, predictor in self._predictors.items():
-            outputs = predictor.predict(batch, features)
-            predictions[name] = next(iter(outputs.values())) if len(outputs) == 1 else outputs
-        only = len(predictions) == 1
-        yield {**extracts, tfma.PREDICTIONS_KEY: next(iter(predictions.values())) if only else predictions}
-
-
-def _analyse(
-    paths: Mapping[str, str],
-    patterns: Sequence[str],
-    schema: schema_pb2.Schema | None,
-    config: config_pb2.EvalConfig,
-    output_path: str,
-    make_pipeline: Callable[[], beam.Pipeline],
-) -> None:
-    """TFMA over all models in one pass, on our predictions: its own truncate int8 inputs and wrap them around."""
-    tfxio = _tfxio(patterns, schema)
-    adapter = None
-    if schema is not None:
-        adapter = tensor_adapter.TensorAdapterConfig(tfxio.ArrowSchema(), tfxio.TensorRepresentations())
-    predict = tfma.extractors.Extractor(
-        stage_name="ExtractCompressedPredictions",
-        ptransform=beam.ParDo(_Predict(paths)),
-    )
-    shared = [
-        tfma.types.EvalSharedModel(
-            model_path=path,
-            model_name=name,
-            model_type="tf_generic",
-            is_baseline=config.model_specs[position].is_baseline,
-        )
-        for position, (name, path) in enumerate(paths.items())
-    ]
-    with make_pipeline() as pipeline:
-        batches = pipeline | "Read" >> tfxio.BeamSource()
-        batches | "Evaluate" >> tfma.ExtractEvaluateAndWriteResults(
-            eval_config=config,
-            eval_shared_model=shared if len(shared) > 1 else shared[0],
-            extractors=[
-                features_extractor.FeaturesExtractor(
-                    config, tensor_representations=adapter.tensor_representations if adapter else None
-                ),
-                labels_extractor.LabelsExtractor(config),
-                example_weights_extractor.ExampleWeightsExtractor(config),
-                predict,
-                unbatch_extractor.UnbatchExtractor(),
-                slice_key_extractor.SliceKeyExtractor(eval_config=config),
-            ],
-            output_path=output_path,
-            tensor_adapter_config=adapter,
-            schema=schema,
-        )
-
-
-def _metrics(output_path: str, name: str, several: bool) -> dict[str, float]:
-    """The scalar metrics of a model on the whole split, without TFMA's differences from the baseline.
-
-    Those of a named output are called `output/metric`, those with a sub-key (top k, a class) `metric@sub-key`.
-
-    Raises:
-      ConfigError: where there is none: nothing could be compared.
-    """
-    result = tfma.load_eval_result(output_path, model_name=name) if several else tfma.load_eval_result(output_path)
-    found = {}
-    for slice_key, by_output in result.slicing_metrics:
-        if slice_key:
-            continue
-        for output, by_sub_key in by_output.items():
-            for sub_key, metrics in by_sub_key.items():
-                for metric, value in metrics.items():
-                    if "doubleValue" in value and not metric.endswith("_diff"):
-                        called = f"{output}/{metric}" if output else metric
-                        found[f"{called}@{sub_key}" if sub_key else called] = float(value["doubleValue"])
-    if not set(found) - {"example_count"}:
-        raise ConfigError(
-            "The eval_config computes no metric on the whole split, so there is nothing to compare. "
-            "Remedy: add a SlicingSpec() without features, and metrics that return a number."
-        )
-    return found
-
-
-def _threshold_failures(output_path: str, several: bool) -> dict[str, list[Verdict]]:
-    """The thresholds of the eval_config that were missed, by model; TFMA's own verdict is one bit for all models."""
-    result = tfma.load_validation_result(output_path)
-    failures: dict[str, list[Verdict]] = {}
-    for by_slice in result.metric_validations_per_slice:
-        keys = ", ".join(f"{key.column}={_value(key)}" for key in by_slice.slice_key.single_slice_keys)
-        for failure in by_slice.failures:
-            text = " ".join(str(failure.metric_threshold).split()) or failure.message
-            value = failure.metric_value.double_value.value if failure.metric_value.HasField("double_value") else None
-            verdict = Verdict(
-                limit=f"threshold on {failure.metric_key.name}{f' for {keys}' if keys else ''} ({text})",
-                bound=None,
-                measured=value,
-                held=False,
-                note=failure.message,
-            )
-            failures.setdefault(failure.metric_key.model_name if several else "", []).append(verdict)
-    return failures
-
-
-def _value(key: tfma.proto.metrics_for_slice_pb2.SingleSliceKey) -> object:
-    kind = key.WhichOneof("kind")
-    value = getattr(key, kind) if kind else ""
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def _measure(
     paths: Mapping[str, str],
     loaded: Mapping[str, predictors.Predictor],
     row: tuple[np.ndarray, dict[str, np.ndarray]],
-    metrics: Mapping[str, Mapping[str, float]],
+    found: results.Results,
+    observed: Observed,
+    contents: Mapping[str, tflite.Contents],
+    twin: str | None,
 ) -> dict[str, Measured]:
     """Sizes, sparsity and latency of every model, and of the baseline's float TFLite model where it is needed."""
     timed = {name: predictor.prepare(*row) for name, predictor in loaded.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        twin = _float_tflite(paths, loaded, folder)
-        if twin:
-            timed[twin] = predictors.load(twin).prepare(*row)
-        times = latency.measure(timed)
-        return {
-            name: _measured(path, times[name], metrics[name]).model_copy(
-                update={"tflite": _measured(twin, times[twin], {})} if twin and name == BASELINE else {}
-            )
-            for name, path in paths.items()
-        }
+    runtimes = {name: predictor.runtime for name, predictor in loaded.items()}
+    everything = dict(contents)
+    if twin:
+        predictor = predictors.load(twin)
+        timed[twin], runtimes[twin], everything[twin] = (
+            predictor.prepare(*row),
+            predictor.runtime,
+            tflite.contents(_read(twin)),
+        )
+    times = latency.measure(timed)
+    reference = _kernels(twin or paths.get(BASELINE), everything.get(twin or BASELINE))
+    measured = {}
+    for name, path in {**paths, **({twin: twin} if twin else {})}.items():
+        measured[name] = _measured(path, runtimes[name], times[name], everything.get(name), reference).model_copy(
+            update={
+                "metrics": found.metrics(name),
+                "slices": found.slices(name),
+                "not_finite": observed.not_finite[name],
+            }
+        )
+    if twin:
+        measured[BASELINE] = measured[BASELINE].model_copy(update={"tflite": measured.pop(twin)})
+    return measured
 
 
-def _float_tflite(paths: Mapping[str, str], loaded: Mapping[str, predictors.Predictor], folder: str) -> str | None:
-    """The baseline converted to float TFLite, written to `folder`: what a TFLite candidate's speed-up is against.
+@contextlib.contextmanager
+def _twin(paths: Mapping[str, str], loaded: Mapping[str, predictors.Predictor]) -> Iterator[Callable[[], str | None]]:
+    """Converts the baseline to float TFLite, what a TFLite candidate's speed-up is against, while other work goes on.
 
-    None where no candidate is a TFLite model, the baseline is one, or it can't be converted.
+    The function that it gives waits for the path of the model; it is None where no candidate is a TFLite model, the
+    baseline is one, or it can't be converted.
     """
     kinds = {name: predictor.kind for name, predictor in loaded.items()}
     if kinds.get(BASELINE) != "saved_model" or "tflite" not in kinds.values():
-        return None
+        yield lambda: None
+        return
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(1) as background:
+        signature = _signature(paths[BASELINE])
+        converted = background.submit(conversion.convert, signature, "float32") if signature else None
+
+        def path() -> str | None:
+            if converted is None:
+                return None
+            try:
+                content = converted.result()
+            except ModelError as error:
+                _log_no_twin(error)
+                return None
+            name = os.path.join(folder, "baseline.tflite")
+            with open(name, "wb") as file:
+                file.write(content)
+            return name
+
+        yield path
+
+
+def _signature(path: str) -> serving.FeatureSignature | None:
     try:
-        content = conversion.convert(serving.feature_signature(paths[BASELINE]), "float32")
+        return serving.feature_signature(path)
     except ModelError as error:
-        tf.get_logger().warning("The baseline has no float TFLite twin, so speed-ups are unknown: %s", error)
+        _log_no_twin(error)
         return None
-    path = os.path.join(folder, "baseline.tflite")
-    with open(path, "wb") as file:
-        file.write(content)
-    return path
 
 
-def _measured(path: str, time: latency.Latency, metrics: Mapping[str, float]) -> Measured:
-    size = files.size(path)
-    kernels = weights.kernels(path)
-    total = sum(kernel.size for kernel in kernels.values())
-    zeros = sum(kernel.size - np.count_nonzero(kernel) for kernel in kernels.values())
+def _log_no_twin(error: ModelError) -> None:
+    tf.get_logger().warning("The baseline has no float TFLite twin, so speed-ups are unknown: %s", error)
+
+
+def _failed(path: str, failure: str) -> Measured:
+    """A model of which only the size is known."""
+    size = model_files.size(path)
     return Measured(
         kind=weights.kind(path),
         uri=path,
-        metrics=dict(metrics),
         bytes=size.raw,
         bytes_gzip=size.gzip,
-        latency_ms=time.median,
-        latency_spread_ms=time.spread,
-        sparsity=float(zeros / total) if total else None,
-        layers=tuple(
-            Layer(name=name, size=kernel.size, sparsity=weights.sparsity(kernel)) for name, kernel in kernels.items()
-        ),
+        latency_ms=None,
+        latency_spread_ms=None,
+        failure=failure,
     )
+
+
+def _measured(
+    path: str,
+    runtime: str,
+    took: latency.Latency,
+    contents: tflite.Contents | None,
+    reference: Mapping[str, np.ndarray],
+) -> Measured:
+    kernels = contents.weights if contents is not None else weights.kernels(path)
+    real = _kernels(path, contents)
+    total = sum(kernel.size for kernel in kernels.values())
+    zeros = sum(kernel.size - np.count_nonzero(kernel) for kernel in kernels.values())
+    return _failed(path, "").model_copy(
+        update={
+            "runtime": runtime,
+            "latency_ms": took.median,
+            "latency_spread_ms": took.spread,
+            "latency_quantiles_ms": took.quantiles,
+            "latency_repeats": took.repeats,
+            "arena_bytes": contents.arena_bytes if contents is not None else None,
+            "ops": contents.ops if contents is not None else {},
+            "sparsity": float(zeros / total) if total else None,
+            "layers": tuple(
+                Layer(
+                    name=name,
+                    size=kernel.size,
+                    sparsity=weights.sparsity(kernel),
+                    snr_db=_snr(reference.get(name), real[name]),
+                )
+                for name, kernel in kernels.items()
+            ),
+        }
+    )
+
+
+def _kernels(path: str | None, contents: tflite.Contents | None) -> dict[str, np.ndarray]:
+    """The kernels of a model as real numbers."""
+    if contents is not None:
+        return {name: contents.real(name) for name in contents.weights}
+    return weights.kernels(path) if path is not None else {}
+
+
+def _snr(reference: np.ndarray | None, kernel: np.ndarray) -> float | None:
+    """Signal-to-noise ratio in decibels: ten times the logarithm of the energies of kernel and difference."""
+    if reference is None or reference.shape != kernel.shape:
+        return None
+    noise = float(np.sum((kernel.astype(np.float64) - reference) ** 2))
+    signal = float(np.sum(reference.astype(np.float64) ** 2))
+    return (10 * math.log10(signal / noise) if signal else -math.inf) if noise else math.inf

@@ -5,16 +5,21 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 _WARM_UP = _AT_LEAST = 10
 _ROUNDS = 200
 _SECONDS = 10.0
+QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 
 
 class Latency(NamedTuple):
-    """Milliseconds: the median, and the distance between the quartiles."""
+    """Milliseconds: the median, the distance between the quartiles, and the times at `QUANTILES` of the repeats."""
 
     median: float
     spread: float
+    quantiles: tuple[float, ...]
+    repeats: int
 
 
 def measure(models: Mapping[str, Callable[[], object]]) -> dict[str, Latency]:
@@ -39,4 +44,5 @@ def measure(models: Mapping[str, Callable[[], object]]) -> dict[str, Latency]:
 
 def _summary(times: list[float]) -> Latency:
     first, median, third = statistics.quantiles(times, n=4)
-    return Latency(median, third - first)
+    quantiles = tuple(np.asarray(np.quantile(times, QUANTILES)).tolist())
+    return Latency(median, third - first, quantiles, len(times))

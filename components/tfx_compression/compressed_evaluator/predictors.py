@@ -1,15 +1,20 @@
 """One way to run any model on a batch of tf.Examples."""
 
+import collections
+import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from tfx_compression.models import serving, tflite
-from tfx_compression.models.keras2 import ModelError
+from tfx_compression.models import serving
+from tfx_compression.models.errors import ModelError
+from tfx_compression.models.interpreter import Interpreter, require_every_row
 
 Features = Mapping[str, np.ndarray]
+Shape = tuple[int, ...]
 
 
 class Predictor(Protocol):
@@ -18,10 +23,16 @@ class Predictor(Protocol):
     Attributes:
       kind: `saved_model` or `tflite`.
       outputs: the shape of each output, without the batch; -1 where a size is free.
+      runtime: what runs it, in words.
+      seconds: time spent in the model's own runtime so far.
     """
 
     kind: str
-    outputs: dict[str, tuple[int, ...]]
+    outputs: dict[str, Shape]
+    runtime: str
+
+    @property
+    def seconds(self) -> float: ...
 
     def predict(self, examples: np.ndarray, features: Features) -> dict[str, np.ndarray]:
         """Runs a batch: `examples` are the serialized tf.Examples, `features` their [batch, …] values by name."""
@@ -30,9 +41,21 @@ class Predictor(Protocol):
         """What runs that batch and nothing else, for timing."""
 
 
-def load(path: str) -> Predictor:
-    """Loads the model at `path`, which is as `weights.locate` returns it."""
-    return _SavedModel(path) if tf.io.gfile.isdir(path) else _TFLite(path)
+def load(path: str, num_threads: int = 1, reference_kernels: bool = False) -> Predictor:
+    """Loads the model at `path`, which is as `weights.locate` returns it.
+
+    Args:
+      path: of a SavedModel or a TFLite model.
+      num_threads: of the TFLite interpreter; TensorFlow takes what its own settings say.
+      reference_kernels: of TFLite, instead of XNNPACK.
+
+    Raises:
+      ModelError: where it can't be loaded, naming `path`.
+    """
+    try:
+        return _SavedModel(path) if tf.io.gfile.isdir(path) else _TFLite(path, num_threads, reference_kernels)
+    except ModelError as error:
+        raise error if path in str(error) else ModelError(f"{path}: {error}") from error
 
 
 class _SavedModel:
@@ -41,17 +64,26 @@ class _SavedModel:
     def __init__(self, path: str):
         self._loaded = tf.saved_model.load(path)
         if serving.SIGNATURE not in self._loaded.signatures:
-            raise ModelError(f"The SavedModel in {path} has no signature {serving.SIGNATURE!r}.")
+            raise ModelError(
+                f"The SavedModel in {path} has no signature {serving.SIGNATURE!r}, only: "
+                f"{', '.join(self._loaded.signatures) or 'none'}. Remedy: save it with "
+                f"signatures={{{serving.SIGNATURE!r}: …}}."
+            )
         self._signature = self._loaded.signatures[serving.SIGNATURE]
         self._inputs: dict[str, tf.TensorSpec] = self._signature.structured_input_signature[1]
         self.outputs = {
             name: tuple(-1 if size is None else size for size in tensor.shape[1:])
             for name, tensor in self._signature.structured_outputs.items()
         }
+        self.runtime = f"TensorFlow {tf.__version__}"
+        self.seconds = 0.0
 
     def predict(self, examples: np.ndarray, features: Features) -> dict[str, np.ndarray]:
-        results = self._signature(**self._feeds(examples, features))
-        return {name: value.numpy() for name, value in results.items()}
+        feeds = self._feeds(examples, features)
+        started = time.perf_counter()
+        results = {name: value.numpy() for name, value in self._signature(**feeds).items()}
+        self.seconds += time.perf_counter() - started
+        return results
 
     def prepare(self, examples: np.ndarray, features: Features) -> Callable[[], object]:
         feeds = self._feeds(examples, features)
@@ -69,41 +101,82 @@ class _SavedModel:
                 f"{', '.join(sorted(features)) or 'none'}."
             )
         return {
-            name: tf.reshape(tf.cast(features[name], spec.dtype), [-1, *spec.shape[1:]])
+            name: tf.reshape(_cast(require_every_row(name, features[name]), spec), [-1, *spec.shape[1:]])
             for name, spec in self._inputs.items()
         }
+
+
+def _cast(values: np.ndarray, spec: tf.TensorSpec) -> tf.Tensor:
+    return tf.constant(values) if spec.dtype == tf.string else tf.cast(values, spec.dtype)
 
 
 class _TFLite:
     kind = "tflite"
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, num_threads: int, reference_kernels: bool):
         with tf.io.gfile.GFile(path, "rb") as file:
-            self._interpreter = tflite.Interpreter(file.read())
-        self.outputs = {name: tensor.shape[1:] for name, tensor in self._interpreter.outputs.items()}
+            self.interpreter = Interpreter(file.read(), num_threads, reference_kernels)
+        self.outputs = {name: tensor.shape[1:] for name, tensor in self.interpreter.outputs.items()}
+        self.runtime = self.interpreter.runtime
+
+    @property
+    def seconds(self) -> float:
+        return self.interpreter.seconds
 
     def predict(self, examples: np.ndarray, features: Features) -> dict[str, np.ndarray]:
         del examples
-        return self._interpreter.predict(features)
+        return self.interpreter.predict(features)
 
     def prepare(self, examples: np.ndarray, features: Features) -> Callable[[], object]:
         del examples
-        return self._interpreter.prepare(features)
+        return self.interpreter.prepare(features)
 
 
-def require_same_outputs(baseline: Predictor, candidates: Mapping[str, Predictor]) -> None:
-    """Raises ModelError, naming candidate and shapes, where a candidate's outputs differ from the baseline's."""
-    for name, candidate in candidates.items():
-        if len(baseline.outputs) == len(candidate.outputs) == 1:
-            same = [*baseline.outputs.values()] == [*candidate.outputs.values()]
-        else:
-            same = baseline.outputs == candidate.outputs
-        if not same:
+def same_outputs(baseline: Predictor, candidates: Mapping[str, Predictor]) -> dict[str, dict[str, str]]:
+    """What each candidate's outputs are called by the baseline.
+
+    A single output is the other's single output. Outputs of a signature go by their names; those of a TFLite model
+    without one by their shape and place.
+
+    Returns:
+      By candidate, its outputs' names to the baseline's.
+
+    Raises:
+      ModelError: naming candidate and shapes, where the outputs differ, or can't be told apart.
+    """
+    return {name: _matched(name, baseline.outputs, candidate) for name, candidate in candidates.items()}
+
+
+def _matched(name: str, wanted: Mapping[str, Shape], candidate: Predictor) -> dict[str, str]:
+    given = candidate.outputs
+    if len(wanted) == len(given) == 1:
+        names = dict(zip(given, wanted, strict=True))
+    elif isinstance(candidate, _TFLite) and not candidate.interpreter.has_signature and len(wanted) == len(given):
+        twice = [list(shape) for shape, count in collections.Counter(given.values()).items() if count > 1]
+        if twice:
             raise ModelError(
-                f"The outputs of candidate {name!r} ({_shapes(candidate)}) differ from the baseline's "
-                f"({_shapes(baseline)}), so their metrics can't be compared. Remedy: compare models of the same task."
+                f"Candidate {name!r} has no signature and several outputs of the shape {twice[0]}, so nobody can tell "
+                f"which of the baseline's outputs ({', '.join(wanted)}) each one is. Remedy: convert it from a "
+                "SavedModel's signature: tf.lite.TFLiteConverter.from_saved_model(…, signature_keys=[…])."
             )
+        by_shape = {shape: output for output, shape in wanted.items()}
+        names = {output: by_shape.get(shape, "") for output, shape in given.items()}
+    else:
+        names = {output: output for output in given}
+    if len(wanted) != len(given) or any(
+        target not in wanted or wanted[target] != given[output] for output, target in names.items()
+    ):
+        raise ModelError(
+            f"The outputs of candidate {name!r} ({_shapes(given)}) differ from the baseline's ({_shapes(wanted)}), so "
+            "their metrics can't be compared. Remedy: compare models of the same task."
+        )
+    return names
 
 
-def _shapes(predictor: Predictor) -> str:
-    return ", ".join(f"{name} {list(shape)}" for name, shape in predictor.outputs.items())
+def _shapes(outputs: Mapping[str, Shape]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in outputs.items())
+
+
+def threads(workers: int) -> int:
+    """How many threads one worker's interpreter may take, so that all workers together take each core once."""
+    return max(1, (os.cpu_count() or 1) // max(1, workers))

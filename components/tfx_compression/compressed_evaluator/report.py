@@ -1,18 +1,32 @@
 """The report: one HTML file that needs no network."""
 
 import dataclasses
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import altair as alt
 import jinja2
-import pandas as pd
 
-from tfx_compression.compressed_evaluator import gate
-from tfx_compression.compressed_evaluator.record import Evaluation, Measured
+from tfx_compression.compressed_evaluator import gate, latency, plots
+from tfx_compression.compressed_evaluator.budget import Verdict
+from tfx_compression.compressed_evaluator.record import Behaviour, Change, Comparison, Drop, Evaluation, Layer, Measured
+
+# How many lines a table has at most; the JSON has them all.
+_LONGEST = 20
 
 
-def render(evaluations: Mapping[str, Evaluation], title: str = "Compression report") -> str:
-    """The report on one or several evaluations, by heading (empty for none).
+def render(
+    evaluations: Mapping[str, Evaluation],
+    title: str = "Compression report",
+    origins: Mapping[str, Mapping[str, Mapping[str, object]]] | None = None,
+) -> str:
+    """The report on one or several evaluations.
+
+    Args:
+      evaluations: by heading (empty for none).
+      title: of the page.
+      origins: by heading, by model (a candidate's name, or `baseline`), what is known of its making: uri, ids, recipe.
 
     Returns:
       HTML with style, scripts and data inside.
@@ -24,116 +38,468 @@ def render(evaluations: Mapping[str, Evaluation], title: str = "Compression repo
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(bytes=_bytes, drop=_drop)
+    environment.filters.update(script=_script)
     sections = [
-        {
-            "heading": heading,
-            "evaluation": evaluation,
-            "metric": metric_of(evaluation),
-            "rows": rows(evaluation),
-            "verdicts": {
-                name: [(verdict.held, gate.describe(verdict)) for verdict in verdicts]
-                for name, verdicts in evaluation.verdicts.items()
-            },
-            "plot": f"plot{number}",
-            "spec": _plot(evaluation),
-            "layers": {name: model.layers for name, model in evaluation.candidates.items() if model.layers},
-        }
-        for number, (heading, evaluation) in enumerate(evaluations.items())
+        _section(heading, evaluation, (origins or {}).get(heading, {})) for heading, evaluation in evaluations.items()
     ]
-    return environment.get_template("report.html.jinja").render(title=title, sections=sections, script=_plot_script())
+    template = environment.get_template("report.html.jinja")
+    return template.render(title=title, sections=sections, bundle=plots.bundle())
 
 
 def metric_of(evaluation: Evaluation) -> str:
-    """The metric that a table shows: the budget's first, or the first there is."""
-    limited = next(iter(evaluation.budget.max_metric_drop), None)
+    """The metric that a table shows: the budget's first, or the first there is; empty where there is none."""
     models = [evaluation.baseline, *evaluation.candidates.values()]
-    metrics = next(model.metrics for model in models if model is not None)
-    return limited or next((name for name in metrics if name != "example_count"), "")
+    computed = [name for model in models if model is not None for name in model.metrics if name != "example_count"]
+    return next(iter([*evaluation.budget.limited_metrics, *computed]), "")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the table; what there is none of is None."""
+    """A model in the table.
+
+    Attributes:
+      name: of the candidate, or the baseline's.
+      model: its numbers.
+      reference: the baseline in the candidate's format, which size and speed are compared with.
+      metric: the value of the metric that the table shows.
+      drop: how much worse than the baseline's that is.
+      agreement: fraction of rows with the baseline's answer.
+      speedup: how many times as fast as `reference`.
+      verdict: `chosen`, `held`, `refused` or `failed`; empty for the baseline, if it ran.
+    """
 
     name: str
+    model: Measured
+    reference: Measured | None
     metric: float | None
-    drop: float | None
-    bytes: int
-    bytes_gzip: int
-    latency_ms: float
+    drop: Drop | None
+    agreement: float | None
     speedup: float | None
-    sparsity: float | None
     verdict: str
 
 
 def rows(evaluation: Evaluation) -> list[Row]:
     """The table: the baseline, what it is as float TFLite where candidates are TFLite models, and each candidate."""
-    metric = metric_of(evaluation)
-
-    def row(
-        name: str, model: Measured, verdict: str = "", drop: float | None = None, speedup: float | None = None
-    ) -> Row:
-        value = model.metrics.get(metric)
-        return Row(name, value, drop, model.bytes, model.bytes_gzip, model.latency_ms, speedup, model.sparsity, verdict)
-
-    table = []
-    if evaluation.baseline is not None:
-        table.append(row("baseline", evaluation.baseline))
-        if evaluation.baseline.tflite is not None:
-            table.append(row("baseline as float TFLite", evaluation.baseline.tflite))
+    metric, baseline = metric_of(evaluation), evaluation.baseline
+    references = {}
+    if baseline is not None:
+        references["baseline"] = baseline
+        if baseline.tflite is not None:
+            references["baseline as float TFLite"] = baseline.tflite
+    table = [
+        Row(name, model, None, model.metrics.get(metric), None, None, None, "failed" if model.failure else "")
+        for name, model in references.items()
+    ]
     for name, model in evaluation.candidates.items():
-        verdict = "chosen" if name == evaluation.chosen else "held" if evaluation.held(name) else "refused"
-        drop = evaluation.metric_drop[name].get(metric)
-        table.append(row(name, model, verdict, drop, gate.speedup(evaluation.baseline, model)))
+        comparison = evaluation.comparisons.get(name, Comparison())
+        table.append(
+            Row(
+                name=name,
+                model=model,
+                reference=next((of for of in references.values() if of.kind == model.kind), None),
+                metric=model.metrics.get(metric),
+                drop=comparison.drops.get(metric),
+                agreement=comparison.agreement,
+                speedup=gate.speedup(baseline, model),
+                verdict=_verdict(evaluation, name),
+            )
+        )
     return table
 
 
-def _plot(evaluation: Evaluation) -> str:
-    """Vega-Lite JSON: size against the metric, a point for each model whose metric is known; empty without points."""
-    metric = metric_of(evaluation)
-    points = [
-        {
-            "model": row.name,
-            "kilobytes, gzipped": row.bytes_gzip / 1e3,
-            metric: row.metric,
-            "verdict": row.verdict or "baseline",
-        }
-        for row in sorted(rows(evaluation), key=lambda row: row.bytes_gzip)
-        if row.metric is not None
+def _verdict(evaluation: Evaluation, name: str) -> str:
+    if evaluation.candidates[name].failure:
+        return "failed"
+    return "chosen" if name == evaluation.chosen else "held" if evaluation.held(name) else "refused"
+
+
+# Tables
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cell:
+    """`note` is a second, smaller line, `tone` one of good, bad and muted, `share` the length of a bar, from 0 to 1."""
+
+    text: str = ""
+    note: str = ""
+    tone: str = ""
+    share: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Column:
+    heading: str
+    cells: Sequence[_Cell]
+    words: bool = False
+
+
+def _columns(*columns: _Column) -> list[_Column]:
+    """Those that hold anything."""
+    return [column for column in columns if any(cell.text or cell.note for cell in column.cells)]
+
+
+def _words(heading: str, texts: Iterable[str]) -> _Column:
+    return _Column(heading, [_Cell(text) for text in texts], words=True)
+
+
+def _numbers(heading: str, texts: Iterable[str]) -> _Column:
+    return _Column(heading, [_Cell(text) for text in texts])
+
+
+# Sections
+
+
+def _section(heading: str, evaluation: Evaluation, origins: Mapping[str, Mapping[str, object]]) -> dict[str, Any]:
+    """What the template shows of an evaluation."""
+    metric, table = metric_of(evaluation), rows(evaluation)
+    return {
+        "heading": heading,
+        "evaluation": evaluation,
+        "metric": metric,
+        "opened": evaluation.chosen or next(iter(evaluation.candidates), ""),
+        "warnings": _warnings(evaluation.rows, table),
+        "overview": _overview(evaluation, metric, table),
+        "classes": [row.verdict for row in table],
+        "explained": _explained(evaluation, table),
+        "verdicts": _verdicts(evaluation, table),
+        "plot": _scatter(evaluation, metric, table),
+        "metrics": _metrics(evaluation, metric, table),
+        "slices": _slices(evaluation, metric),
+        "answers": _answers(evaluation),
+        "changes": _changes(evaluation),
+        "layers": {
+            row.name: (_layer_summary(row.model), _layers(row.model.layers)) for row in table if row.model.layers
+        },
+        "latency_plot": _boxes(table),
+        "latency": _latency(table),
+        "origins": {name: _facts(facts) for name, facts in origins.items()},
+        "json": evaluation.model_dump_json(indent=1),
+    }
+
+
+def _warnings(total: int, table: Sequence[Row]) -> list[tuple[str, str]]:
+    """Models that did not run, or that answer with what is no number, and the sentence that says so."""
+    failures = [(row.name, f"could not be run: {row.model.failure}") for row in table if row.model.failure]
+    return failures + [
+        (row.name, f"answers {row.model.not_finite:,} of {total:,} rows with NaN or infinity.")
+        for row in table
+        if row.model.not_finite
     ]
-    if not points:
-        return ""
-    for number, point in enumerate(points):
-        point["above"] = number % 2 == 0  # names of neighbours don't cover each other
-    base = alt.Chart(pd.DataFrame(points)).encode(
-        x=alt.X("kilobytes, gzipped:Q", scale=alt.Scale(zero=True)),
-        y=alt.Y(f"{metric}:Q", scale=alt.Scale(zero=False, padding=20)),
-        tooltip=["model", "kilobytes, gzipped", metric, "verdict"],
-    )
-    colours = {"baseline": "#777", "chosen": "#0a7f3f", "held": "#3578c6", "refused": "#c0392b"}
-    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
-    marks = base.mark_circle(size=140).encode(
-        color=alt.Color("verdict:N", scale=scale, legend=alt.Legend(orient="top"))
-    )
-    above, below = (
-        base.mark_text(align="center", dy=shift).encode(text="model:N").transform_filter(alt.datum.above == on_top)
-        for shift, on_top in ((-14, True), (16, False))
-    )
-    return str((marks + above + below).properties(width="container", height=280).to_json(indent=None))
 
 
-def _plot_script() -> str:
-    """Vega-Embed, Vega-Lite and Vega as one script, in the version that Altair's charts are written for."""
-    import vl_convert
+def _explained(evaluation: Evaluation, table: Sequence[Row]) -> list[str]:
+    """What the columns of the table mean, of those that it has."""
+    drops = [row.drop for row in table if row.drop is not None]
+    likely = f" with {100 * evaluation.budget.confidence:g} % confidence" if evaluation.budget.confidence else ""
+    sentences = {
+        "Drop: how much worse than the baseline; negative: better.": bool(drops),
+        f"Up to: it is no larger than this{likely}.": any(drop.upper is not None for drop in drops),
+        "Ms per row: the median on the machine that evaluated, of TFLite models on one thread.": any(
+            row.model.latency_ms is not None for row in table
+        ),
+        "Zeros: the fraction of zero weights in all kernels.": any(row.model.sparsity is not None for row in table),
+        "Memory: what TFLite plans for one row's tensors.": any(row.model.arena_bytes is not None for row in table),
+        "Same answer: the fraction of rows with the baseline's answer.": any(
+            row.agreement is not None for row in table
+        ),
+    }
+    return [sentence for sentence, said in sentences.items() if said]
 
-    version = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
-    return str(vl_convert.javascript_bundle(vl_version=version))  # type: ignore[call-arg]  # its stub lacks the default
+
+def _overview(evaluation: Evaluation, metric: str, table: Sequence[Row]) -> list[_Column]:
+    """Every model in one line, with its differences from the baseline."""
+
+    def sizes(heading: str, field: str) -> _Column:
+        return _Column(heading, [_with_delta(row, field, _bytes) for row in table])
+
+    return _columns(
+        _Column(
+            "model",
+            [
+                _Cell(row.name, f"NaN in {row.model.not_finite:,} rows", "bad")
+                if row.model.not_finite
+                else _Cell(row.name)
+                for row in table
+            ],
+            words=True,
+        ),
+        _Column("verdict", [_verdict_cell(evaluation, row) for row in table], words=True),
+        _numbers(metric.replace("_", " "), [_metric(row.metric) for row in table]),
+        _Column("drop", [_drop(row.drop) for row in table]),
+        sizes("size", "bytes"),
+        sizes("gzipped", "bytes_gzip"),
+        _Column("ms per row", [_with_delta(row, "latency_ms", _milliseconds) for row in table]),
+        _numbers("speed-up", ["" if row.speedup is None else f"{row.speedup:.2f}×" for row in table]),
+        _numbers("zeros", [_percent(row.model.sparsity) for row in table]),
+        sizes("memory", "arena_bytes"),
+        _numbers("same answer", [_percent(row.agreement) for row in table]),
+    )
+
+
+def _with_delta(row: Row, field: str, form: Any) -> _Cell:
+    value, against = getattr(row.model, field), getattr(row.reference, field, None)
+    return _Cell("" if value is None else form(value), _delta(value, against))
+
+
+def _verdict_word(row: Row) -> _Cell:
+    tones = {"chosen": "good", "held": "good", "refused": "bad", "failed": "bad"}
+    return _Cell({"failed": "did not run"}.get(row.verdict, row.verdict), tone=tones.get(row.verdict, ""))
+
+
+def _verdict_cell(evaluation: Evaluation, row: Row) -> _Cell:
+    """A refused candidate's first missed limit stands beside it."""
+    word = _verdict_word(row)
+    if row.verdict != "refused":
+        return word
+    first, *others = [verdict for verdict in evaluation.verdicts[row.name] if not verdict.held]
+    more = f"; and {len(others)} more" if others else ""
+    return dataclasses.replace(word, note=f"{gate.describe(first)}{more}")
+
+
+def _verdicts(evaluation: Evaluation, table: Sequence[Row]) -> dict[str, tuple[_Cell, list[_Column]]]:
+    """By candidate, the verdict in a word and a line for each limit, those that are missed first."""
+    lines = {name: sorted(found, key=lambda limit: limit.held) for name, found in evaluation.verdicts.items()}
+    return {row.name: (_verdict_word(row), _limits(lines[row.name])) for row in table if row.name in lines}
+
+
+def _limits(verdicts: Sequence[Verdict]) -> list[_Column]:
+    held = [_Cell("✓ held", tone="good") if verdict.held else _Cell("✗ not held", tone="bad") for verdict in verdicts]
+    return _columns(
+        _Column("", held),
+        _Column("limit", [_Cell(verdict.limit, verdict.note) for verdict in verdicts], words=True),
+        _numbers("bound", [_number(verdict.bound) for verdict in verdicts]),
+        _numbers("measured", [_number(verdict.measured) or "–" for verdict in verdicts]),
+        _numbers("margin", [_number(verdict.margin, "+") for verdict in verdicts]),
+    )
+
+
+def _metrics(evaluation: Evaluation, shown: str, table: Sequence[Row]) -> list[_Column]:
+    """The metrics that the table doesn't show, a column for each model."""
+    found = dict.fromkeys(name for row in table for name in row.model.metrics if name not in (shown, "example_count"))
+
+    def cell(row: Row, metric: str) -> _Cell:
+        drop = _drop_words(evaluation.comparisons.get(row.name, Comparison()).drops.get(metric))
+        return _Cell(_metric(row.model.metrics.get(metric)), drop and f"drop\u00a0{drop}")
+
+    return _columns(
+        _words("metric", found), *(_Column(row.name, [cell(row, metric) for metric in found]) for row in table)
+    )
+
+
+def _slices(evaluation: Evaluation, shown: str) -> dict[tuple[str, str], list[_Column]]:
+    """By candidate and metric, the slices where it drops most: the judged ones first, of each the worst first."""
+    tables = {}
+    for name, comparison in evaluation.comparisons.items():
+        for metric in dict.fromkeys([shown, *evaluation.budget.max_slice_metric_drop]):
+            drops = {key: found[metric] for key, found in comparison.slice_drops.items() if metric in found}
+            few = {key for key, drop in drops.items() if drop.rows < evaluation.budget.min_slice_rows}
+            worst = sorted(drops, key=lambda key: (key in few, -_badness(drops[key])))
+            if worst:
+                tables[name, metric] = _slice_table(evaluation, name, metric, worst[:_LONGEST], drops, few)
+    return tables
+
+
+def _badness(drop: Drop) -> float:
+    value = drop.value if drop.upper is None else drop.upper
+    return math.inf if math.isnan(value) else value
+
+
+def _slice_table(
+    evaluation: Evaluation, name: str, metric: str, keys: Sequence[str], drops: Mapping[str, Drop], few: set[str]
+) -> list[_Column]:
+    def values(model: Measured | None) -> list[str]:
+        return [_metric(model.slices.get(key, {}).get(metric) if model else None) for key in keys]
+
+    return _columns(
+        _Column("slice", [_Cell(key, "not judged: too few rows" if key in few else "") for key in keys], words=True),
+        _numbers("rows", [f"{drops[key].rows:,}" for key in keys]),
+        _numbers("baseline", values(evaluation.baseline)),
+        _numbers(name, values(evaluation.candidates[name])),
+        _Column("drop", [_Cell(_metric(drops[key].value), tone="muted" if key in few else "") for key in keys]),
+        _Column("up to", [_Cell(_metric(drops[key].upper), tone="muted" if key in few else "") for key in keys]),
+    )
+
+
+def _answers(evaluation: Evaluation) -> list[_Column]:
+    """How the candidates' answers differ from the baseline's: a line for each candidate and output."""
+    lines = _behaviours(evaluation)
+    return _columns(
+        _words("candidate", [name for name, _, _ in lines]),
+        _words("output", [output for _, output, _ in lines]),
+        _Column("broken", [_Cell(_number(of.broken), tone="bad" if of.broken else "") for _, _, of in lines]),
+        _Column("mended", [_Cell(_number(of.mended), tone="good" if of.mended else "") for _, _, of in lines]),
+        _numbers("same answer", [_percent(of.agreement) for _, _, of in lines]),
+        _numbers("outputs differ by", [_percent(of.divergence) for _, _, of in lines]),
+    )
+
+
+def _behaviours(evaluation: Evaluation) -> list[tuple[str, str, Behaviour]]:
+    return [
+        (name, output, behaviour)
+        for name, comparison in evaluation.comparisons.items()
+        for output, behaviour in comparison.behaviour.items()
+    ]
+
+
+def _changes(evaluation: Evaluation) -> dict[tuple[str, str], list[_Column]]:
+    """By candidate and output, the answers that changed: what was broken first, of that the most frequent first."""
+
+    def outcome(change: Change) -> tuple[str, str]:
+        if change.baseline == change.label:
+            return "broken", "bad"
+        return ("mended", "good") if change.candidate == change.label else ("wrong before and after", "muted")
+
+    tables = {}
+    for name, output, behaviour in _behaviours(evaluation):
+        order = ["broken", "mended", "wrong before and after"]
+        found = sorted(behaviour.changes, key=lambda change: (order.index(outcome(change)[0]), -change.count))
+        most, found = max((change.count for change in found), default=0), found[:_LONGEST]
+        if found:
+            tables[name, output] = _columns(
+                _numbers("true class", [str(change.label) for change in found]),
+                _numbers("baseline said", [str(change.baseline) for change in found]),
+                _numbers(f"{name} said", [str(change.candidate) for change in found]),
+                _Column("rows", [_Cell(f"{change.count:,}", share=change.count / most) for change in found]),
+                _Column("", [_Cell(words, tone=tone) for words, tone in map(outcome, found)], words=True),
+            )
+    return tables
+
+
+def _layer_summary(model: Measured) -> str:
+    parts = [f"{sum(layer.size for layer in model.layers):,} weights"]
+    if model.sparsity is not None:
+        parts.append(f"{_percent(model.sparsity)} zeros")
+    known = [layer.snr_db for layer in model.layers if layer.snr_db is not None]
+    if known:
+        parts.append("equal to the baseline's" if min(known) == math.inf else f"worst {_decibels(min(known))}")
+    return ", ".join(parts)
+
+
+def _layers(layers: Sequence[Layer]) -> list[_Column]:
+    return _columns(
+        _words("kernel", [layer.name for layer in layers]),
+        _numbers("weights", [f"{layer.size:,}" for layer in layers]),
+        _Column("zeros", [_Cell(_percent(layer.sparsity), share=layer.sparsity) for layer in layers]),
+        _numbers("signal to error", [_decibels(layer.snr_db) for layer in layers]),
+    )
+
+
+def _latency(table: Sequence[Row]) -> list[_Column]:
+    """The times that the plot shows, and what they were taken with."""
+    timed = [row for row in table if row.model.latency_ms is not None]
+
+    def quantile(row: Row, percent: int) -> str:
+        return _milliseconds(_quantiles(row).get(percent))
+
+    return _columns(
+        _words("model", [row.name for row in timed]),
+        _numbers("median", [_milliseconds(row.model.latency_ms) for row in timed]),
+        *(_numbers(f"{percent} %", [quantile(row, percent) for row in timed]) for percent in (5, 25, 75, 95)),
+        _numbers("slowest", [quantile(row, 100) for row in timed]),
+        _numbers("times run", [_number(row.model.latency_repeats or None) for row in timed]),
+        _words("with", [row.model.runtime for row in timed]),
+    )
+
+
+def _quantiles(row: Row) -> dict[int, float]:
+    """By per cent; empty where the model was not timed."""
+    times = row.model.latency_quantiles_ms
+    return {round(100 * quantile): time for quantile, time in zip(latency.QUANTILES, times, strict=bool(times))}
+
+
+def _facts(facts: Mapping[str, object]) -> dict[str, str]:
+    """What is known of a model's making; JSON in it, such as a plan, on lines of its own."""
+    return {name: _unfolded(value) for name, value in facts.items() if value not in (None, "")}
+
+
+def _unfolded(value: object) -> str:
+    try:
+        parsed = json.loads(str(value))
+    except ValueError:
+        return str(value)
+    return json.dumps(parsed, indent=1, ensure_ascii=False) if isinstance(parsed, dict | list) else str(value)
+
+
+# Plots
+
+
+def _scatter(evaluation: Evaluation, metric: str, table: Sequence[Row]) -> dict[str, Any] | None:
+    """Size against the metric, a point for each model whose metric is known; None without two."""
+    points = [
+        plots.Point(
+            model=row.name + (f" ({row.verdict})" if row.verdict else ""),
+            kilobytes=row.model.bytes_gzip / 1e3,
+            metric=row.metric,
+            drop=_drop_words(row.drop),
+            latency_ms=row.model.latency_ms,
+            front=row.name in evaluation.pareto,
+        )
+        for row in table
+        if row.metric is not None and math.isfinite(row.metric)
+    ]
+    return plots.scatter(points, metric.replace("_", " ")) if len(points) > 1 else None
+
+
+def _boxes(table: Sequence[Row]) -> dict[str, Any] | None:
+    """The times of the models that were timed; None where none was."""
+    times = {row.name: found for row in table if (found := _quantiles(row))}
+    return plots.boxes(times) if times else None
+
+
+def _script(value: object) -> str:
+    """JSON in which nothing ends a script element: `</script>` in a model's name is no tag."""
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+# Numbers in words
 
 
 def _bytes(size: int) -> str:
     return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
-def _drop(value: float | None) -> str:
-    return "" if value is None else f"{value:+.4f}"
+def _milliseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if value < 10 else f"{value:,.1f}"
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def _decibels(value: float | None) -> str:
+    return "" if value is None else "equal" if value == math.inf else f"{value:.1f} dB"
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    if value is None:
+        return ""
+    return _minus(f"{value:{sign},.0f}" if float(value).is_integer() else f"{value:{sign}.4g}")
+
+
+def _metric(value: float | None) -> str:
+    if value is None:
+        return ""
+    return _minus("NaN" if math.isnan(value) else f"{value:.4f}" if abs(value) < 1000 else f"{value:,.1f}")
+
+
+def _drop(drop: Drop | None) -> _Cell:
+    if drop is None:
+        return _Cell()
+    return _Cell(_metric(drop.value), f"up\u00a0to\u00a0{_metric(drop.upper)}" if drop.upper is not None else "")
+
+
+def _drop_words(drop: Drop | None) -> str:
+    cell = _drop(drop)
+    return ", ".join(filter(None, [cell.text, cell.note]))
+
+
+def _delta(value: float | None, against: float | None) -> str:
+    """How much more or less, in per cent."""
+    if value is None or not against or math.isnan(value):
+        return ""
+    change = round(100 * (value / against - 1))
+    return _minus(f"{change:+,d}\u00a0%") if change else "same"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")

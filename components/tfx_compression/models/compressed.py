@@ -12,7 +12,7 @@ import tensorflow as tf
 import tf_keras
 
 from tfx_compression.models import keras2, layers
-from tfx_compression.models.keras2 import ModelError
+from tfx_compression.models.errors import ModelError
 from tfx_compression.models.layers import ModelSize
 
 Masks = Mapping[str, np.ndarray]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tfx_compression.models.keras2 import ModelError
+from tfx_compression.models.errors import ModelError
 from tfx_compression.models.serving import FeatureSignature
 
 _TIMEOUT_SECONDS = 3600.0

@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfx_compression.models.conversion import Request
+from tfx_compression.models.interpreter import Interpreter
 from tfx_compression.models.serving import SIGNATURE
-from tfx_compression.models.tflite import Interpreter
 
 
 def main() -> None:

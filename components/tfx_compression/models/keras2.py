@@ -13,13 +13,11 @@ import tensorflow as tf
 import tf_keras
 from tensorflow.python.autograph.core import config as autograph
 
+from tfx_compression.models.errors import ModelError
+
 # AutoGraph passes over Keras' own source, but knows it as `keras` only: without this rule it rewrites all of tf_keras,
 # 20 s in every process that trains. User code is converted as before.
 autograph.CONVERSION_RULES = (autograph.DoNotConvert("tf_keras"), *autograph.CONVERSION_RULES)
-
-
-class ModelError(ValueError):
-    """A model that can't be used as asked; the message names the model and the remedy."""
 
 
 def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> tf_keras.Model:

@@ -10,7 +10,7 @@ import re
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from tfx_compression.models.keras2 import ModelError
+from tfx_compression.models.errors import ModelError
 
 SIGNATURE = "serving_default"
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")  # TensorFlow's rule

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfx_compression.models import keras2, layers, tflite
-from tfx_compression.models.keras2 import ModelError
+from tfx_compression.models.errors import ModelError
 
 
 def locate(path: str) -> str:

@@ -6,7 +6,7 @@ import tf_keras
 
 from tfx_compression.models import keras2, layers
 from tfx_compression.models.compressed import Compressed, Summary
-from tfx_compression.models.keras2 import ModelError
+from tfx_compression.models.errors import ModelError
 from tfx_compression.models.plan import PruningPlan
 
 

@@ -9,7 +9,7 @@ import tf_keras
 
 from tfx_compression.models import keras2, layers
 from tfx_compression.models.compressed import Compressed, Masks, Summary, require_zeros
-from tfx_compression.models.keras2 import ModelError
+from tfx_compression.models.errors import ModelError
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 
 

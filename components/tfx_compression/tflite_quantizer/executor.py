@@ -10,7 +10,7 @@ from tfx.dsl.components.base import base_executor
 
 from tfx_compression.models import examples, serving, tflite
 from tfx_compression.models.compressed import write_text
-from tfx_compression.models.keras2 import ModelError
+from tfx_compression.models.errors import ModelError
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.quantization import Rows, quantize_signature
 from tfx_compression.tfx_support import artifacts, inputs

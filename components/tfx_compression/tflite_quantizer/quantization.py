@@ -9,7 +9,8 @@ import tensorflow as tf
 import tf_keras
 
 from tfx_compression.models import conversion, keras2, serving, tflite
-from tfx_compression.models.keras2 import ModelError
+from tfx_compression.models.errors import ModelError
+from tfx_compression.models.interpreter import Interpreter, Tensor
 from tfx_compression.tflite_quantizer.config import Quantization
 
 Rows = Sequence[Mapping[str, np.ndarray]]
@@ -27,8 +28,8 @@ class Quantized:
     """
 
     content: bytes
-    inputs: dict[str, tflite.Tensor]
-    outputs: dict[str, tflite.Tensor]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
     contents: tflite.Contents
     calibration_rows: int
 
@@ -72,7 +73,7 @@ def quantize_signature(
             )
         rows = _rows(data, signature, config) if isinstance(data, tf.data.Dataset) else data
     content = conversion.convert(signature, config.mode, config.io, rows)
-    interpreter = tflite.Interpreter(content)
+    interpreter = Interpreter(content)
     return Quantized(content, interpreter.inputs, interpreter.outputs, tflite.contents(content), len(rows))
 
 

@@ -12,7 +12,7 @@ from tfx.dsl.components.base import base_executor
 
 from tfx_compression.models import tflite
 from tfx_compression.models.compressed import read_json, write_text
-from tfx_compression.models.keras2 import ModelError
+from tfx_compression.models.errors import ModelError
 from tfx_compression.store import StoreTarget
 from tfx_compression.store import open as open_store
 from tfx_compression.tfx_support import artifacts

@@ -1,0 +1,449 @@
+"""How fast the CompressedEvaluator is beside TFX's own Evaluator, on Fashion-MNIST and a small CNN.
+
+Four parts, each chosen by its letter in `--only`:
+
+  a  rows per second beyond the fixed cost, on the same int8 TFLite model and the same files, ours and the stock one's
+  b  one run of ours over a SavedModel and its four TFLite models, beside five runs of the stock one
+  c  peak memory of ours as the rows grow
+  d  how much of our pass is spent in the interpreter, and how near we are to a bare loop around it
+
+Prints one JSON object: medians of `--repeats` runs, and what each run measured. Every run is a process of its own,
+which times the evaluation alone, after its imports. Data and models are prepared once, in `--cache`; what the runs log
+is there too.
+"""
+
+import gzip
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+CACHE = Path(__file__).parents[1] / ".cache" / "benchmarks" / "evaluator"
+DATA = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
+IDX = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+MEMORY_ROWS = [10_000, 100_000, 1_000_000]
+SHARD = 10_000  # rows of a file
+SHARDS = 7  # different ones; more rows than these repeat them
+MODES = ("float32", "float16", "dynamic", "int8")
+BATCH = 1024
+SAME_ACCURACY = 0.02  # the stock Evaluator truncates int8 inputs instead of rounding them
+SCHEMA = """
+feature { name: "image" type: FLOAT presence { min_fraction: 1 min_count: 1 } shape { dim { size: 784 } } }
+feature { name: "label" type: INT presence { min_fraction: 1 min_count: 1 } shape { dim { size: 1 } } }
+"""
+
+Results = Mapping["Run", Sequence[dict[str, Any]]]
+app = typer.Typer(add_completion=False)
+
+
+class Run(NamedTuple):
+    """One evaluation: `ours`, `stock` or the `bare` loop, of a model (or `all`), on so many rows."""
+
+    side: str
+    model: str
+    rows: int
+
+
+@app.callback(invoke_without_command=True, help=__doc__.splitlines()[0])
+def main(
+    context: typer.Context,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each kind.")] = 3,
+    only: Annotated[str, typer.Option(help="The letters of the parts to run.")] = "abcd",
+    data: Annotated[Path, typer.Option(help="The folder with the idx files, gzipped or not.")] = DATA,
+    cache: Annotated[Path, typer.Option(help="Where data and models are kept.")] = CACHE,
+    rows_small: Annotated[int, typer.Option(min=1)] = 10_000,
+    rows_large: Annotated[int, typer.Option(min=1)] = 70_000,
+    memory_rows: Annotated[list[int], typer.Option(min=1, help="Of part c; may be given several times.")] = MEMORY_ROWS,
+) -> None:
+    """Measure and print."""
+    if context.invoked_subcommand:
+        return
+    if not only or set(only) - set("abcd"):
+        raise typer.BadParameter(f"{only!r}: the parts are a, b, c and d.")
+    if rows_small >= rows_large:
+        raise typer.BadParameter("--rows-small must be smaller than --rows-large.")
+    for name in (name for names in IDX.values() for name in names):
+        _idx_file(data, name)
+    folder = cache / str(data.resolve()).strip("/").replace("/", "-")
+    wanted = _wanted(only, rows_small, rows_large, memory_rows)
+    print(f"data and models go to {folder}", file=sys.stderr)
+    _child(folder, "prepare", str(data.resolve()), *(str(rows) for rows in sorted({run.rows for run in wanted})))
+    results: dict[Run, list[dict[str, Any]]] = {run: [] for run in wanted}
+    for repeat in range(repeats):
+        for run in wanted:
+            results[run].append(_child(folder, "measure", *(str(part) for part in run)))
+            print(f"{repeat + 1}/{repeats} {_name(run)}: {results[run][-1]}", file=sys.stderr)
+    print(json.dumps(_report(results, only, rows_small, rows_large, memory_rows), indent=1))
+
+
+def _wanted(only: str, small: int, large: int, memory_rows: Sequence[int]) -> list[Run]:
+    """The runs that the parts need, ours and the stock one's in turn; what several parts need is run once."""
+    ours, stock, bare = ([Run(side, "int8", rows) for rows in (small, large)] for side in ("ours", "stock", "bare"))
+    parts = {
+        "a": [ours[0], stock[0], ours[1], stock[1]],
+        "b": [Run("ours", "all", large), *(Run("stock", model, large) for model in ("saved_model", *MODES))],
+        "c": [Run("ours", "int8", rows) for rows in memory_rows],
+        "d": [*ours, bare[1]],
+    }
+    return list(dict.fromkeys(run for part in "abcd" if part in only for run in parts[part]))
+
+
+def _child(folder: Path, *arguments: str) -> dict[str, Any]:
+    """What this file, run with `arguments` in a process of its own, prints as its last line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "log.txt"
+    command = [sys.executable, __file__, arguments[0], str(folder), *arguments[1:]]
+    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1"}
+    with log.open("a") as file:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=file, env=environment, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"`{' '.join(arguments)}` failed with {done.returncode}; why is at the end of {log}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+# What the runs say.
+
+
+def _report(results: Results, only: str, small: int, large: int, memory_rows: Sequence[int]) -> dict[str, Any]:
+    parts: dict[str, Callable[[], object]] = {
+        "a": lambda: _speed(results, small, large),
+        "b": lambda: _five_models(results, large),
+        "c": lambda: {rows: _median(results, Run("ours", "int8", rows), "memory_mb") for rows in memory_rows},
+        "d": lambda: _interpreter(results, small, large),
+    }
+    names = {"a": "rows_per_second", "b": "five_models", "c": "memory_mb", "d": "interpreter"}
+    return {
+        **{names[part]: report() for part, report in parts.items() if part in only},
+        "rows": {"small": small, "large": large},
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in ("tfx", "tensorflow", "tfx-compression")},
+        "runs": {_name(run): _columns(measured) for run, measured in results.items()},
+    }
+
+
+def _speed(results: Results, small: int, large: int) -> dict[str, Any]:
+    _require_same_numbers(results, large)
+    ours, stock = (_rows_per_second(results, side, small, large) for side in ("ours", "stock"))
+    return {
+        "ours": ours,
+        "stock": stock,
+        "ratio": _ratio(ours, stock),
+        "fixed_seconds": {side: _fixed_seconds(results, side, small, large) for side in ("ours", "stock")},
+        "accuracy": {side: results[Run(side, "int8", large)][0]["accuracy"] for side in ("ours", "stock")},
+        "example_count": {side: results[Run(side, "int8", large)][0]["example_count"] for side in ("ours", "stock")},
+    }
+
+
+def _require_same_numbers(results: Results, rows: int) -> None:
+    """Raises SystemExit where ours and the stock one did not evaluate the same: their times mean nothing then."""
+    ours, stock = (results[Run(side, "int8", rows)][0] for side in ("ours", "stock"))
+    counts = {ours["example_count"], stock["example_count"]}
+    if counts != {rows} or abs(ours["accuracy"] - stock["accuracy"]) > SAME_ACCURACY:
+        raise SystemExit(f"The two did not evaluate the same model on {rows} rows: ours {ours}, stock {stock}")
+
+
+def _five_models(results: Results, rows: int) -> dict[str, Any]:
+    ours = _median(results, Run("ours", "all", rows), "seconds")
+    stock = {model: _median(results, Run("stock", model, rows), "seconds") for model in ("saved_model", *MODES)}
+    total = sum(stock.values())
+    return {"ours_seconds": ours, "stock_seconds": stock, "stock_sum": round(total, 2), "ratio": _ratio(total, ours)}
+
+
+def _interpreter(results: Results, small: int, large: int) -> dict[str, Any]:
+    ours = _rows_per_second(results, "ours", small, large)
+    bare = round(large / _median(results, Run("bare", "int8", large), "seconds"))
+    run = Run("ours", "int8", large)
+    known = all(measured["interpreter_seconds"] is not None for measured in results[run])
+    within, whole = (_median(results, run, f"{name}_seconds") if known else None for name in ("interpreter", "pass"))
+    return {
+        "pass_seconds": whole,
+        "interpreter_seconds": within,
+        "share_of_pass": _ratio(within, whole),
+        "ours_rows_per_second": ours,
+        "bare_rows_per_second": bare,
+        "bare_runtime": results[Run("bare", "int8", large)][0]["runtime"],
+        "share_of_bare": _ratio(ours, bare),
+    }
+
+
+def _rows_per_second(results: Results, side: str, small: int, large: int) -> int | None:
+    """Of the rows beyond the first `small`: what starting and finishing takes is in both times. None if it's noise."""
+    seconds = _median(results, Run(side, "int8", large), "seconds") - _median(
+        results, Run(side, "int8", small), "seconds"
+    )
+    return round((large - small) / seconds) if seconds > 0 else None
+
+
+def _fixed_seconds(results: Results, side: str, small: int, large: int) -> float | None:
+    rate = _rows_per_second(results, side, small, large)
+    return round(_median(results, Run(side, "int8", small), "seconds") - small / rate, 2) if rate else None
+
+
+def _median(results: Results, run: Run, what: str) -> float:
+    return statistics.median(measured[what] for measured in results[run])
+
+
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return round(above / below, 3) if above is not None and below else None
+
+
+def _columns(measured: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [values[name] for values in measured] for name in measured[0]}
+
+
+def _name(run: Run) -> str:
+    return " ".join(str(part) for part in run)
+
+
+# What runs in the children. The parent imports nothing large: a child's peak memory starts at its parent's.
+
+
+@app.command(hidden=True)
+def measure(folder: Path, side: str, model: str, rows: int) -> None:
+    """Time one evaluation."""
+    measured = {"ours": _ours, "stock": _stock, "bare": _bare}[side](folder, model, folder / "rows" / str(rows))
+    measured["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    digits = {"memory_mb": 0, "accuracy": 5}
+    rounded = {name: round(value, digits.get(name, 3)) for name, value in measured.items() if isinstance(value, float)}
+    print(json.dumps({**measured, **rounded}))
+
+
+def _ours(folder: Path, model: str, rows: Path) -> dict[str, Any]:
+    import tensorflow_model_analysis as tfma
+    import tfx_compression as tfc
+    from google.protobuf import text_format
+    from tensorflow_metadata.proto.v0 import schema_pb2
+
+    names = MODES if model == "all" else (model,)
+    arguments = {
+        "examples": str(rows / "Split-eval" / "*"),
+        "label_key": "label",
+        "baseline": str(_serving(folder, "saved_model")) if model == "all" else None,
+        "schema": text_format.Parse(SCHEMA, schema_pb2.Schema()),
+        "eval_config": tfma.EvalConfig(metrics_specs=_metrics_specs()),
+        "budget": tfc.Budget(),
+    }
+    evaluate = tfc.evaluate  # loads on first use
+    started = time.perf_counter()
+    found = evaluate({name: str(_serving(folder, name) / "tflite") for name in names}, **arguments)
+    seconds = time.perf_counter() - started
+    metrics = found.metrics[names[-1]]
+    inside = getattr(found, "seconds", {})
+    return {
+        "seconds": seconds,
+        "pass_seconds": inside.get("pass"),
+        "interpreter_seconds": inside.get("interpreter"),
+        "accuracy": metrics["sparse_categorical_accuracy"],
+        "example_count": metrics["example_count"],
+    }
+
+
+def _stock(folder: Path, model: str, rows: Path) -> dict[str, Any]:
+    import tensorflow_model_analysis as tfma
+    from tfx.components.evaluator import executor
+    from tfx.types import standard_artifacts
+    from tfx.utils import proto_utils
+
+    kind = {"model_type": "tf_generic", "signature_name": "serving_default"}
+    spec = tfma.ModelSpec(label_key="label", **(kind if model == "saved_model" else {"model_type": "tf_lite"}))
+    config = tfma.EvalConfig(model_specs=[spec], metrics_specs=_metrics_specs())
+    artifacts = {
+        "model": _artifact(standard_artifacts.Model(), folder / "models" / model),
+        "examples": _artifact(standard_artifacts.Examples(), rows),
+        "schema": _artifact(standard_artifacts.Schema(), folder / "schema"),
+    }
+    artifacts["examples"][0].split_names = '["eval"]'
+    with tempfile.TemporaryDirectory() as output:
+        evaluation = {"evaluation": _artifact(standard_artifacts.ModelEvaluation(), Path(output))}
+        started = time.perf_counter()
+        executor.Executor().Do(artifacts, evaluation, {"eval_config": proto_utils.proto_to_json(config)})
+        seconds = time.perf_counter() - started
+        metrics = tfma.load_eval_result(output).get_metrics_for_all_slices()[()]
+    return {
+        "seconds": seconds,
+        "accuracy": metrics["sparse_categorical_accuracy"]["doubleValue"],
+        "example_count": metrics["example_count"]["doubleValue"],
+    }
+
+
+def _artifact(artifact: Any, path: Path) -> list[Any]:
+    artifact.uri = str(path)
+    return [artifact]
+
+
+def _metrics_specs() -> list[Any]:
+    import tensorflow_model_analysis as tfma
+
+    names = ("SparseCategoricalAccuracy", "ExampleCount")
+    return [tfma.MetricsSpec(metrics=[tfma.MetricConfig(class_name=name) for name in names])]
+
+
+def _bare(folder: Path, model: str, rows: Path) -> dict[str, Any]:
+    """The interpreter on rows that are in memory already, as the model takes them: nothing can be faster here."""
+    import numpy as np
+    import tensorflow as tf
+
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        from tensorflow.lite import Interpreter
+    interpreter = Interpreter(str(_serving(folder, model) / "tflite"), num_threads=os.cpu_count())
+    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+    scale, zero_point = taken["quantization"]
+    files = tf.data.TFRecordDataset(sorted(str(path) for path in (rows / "Split-eval").iterdir()), "GZIP")
+    spec = {"image": tf.io.FixedLenFeature([784], tf.float32)}
+    parsed = files.batch(BATCH).map(lambda batch: tf.io.parse_example(batch, spec)["image"])
+    batches = [np.round(batch / scale + zero_point).astype(taken["dtype"]) for batch in parsed.as_numpy_iterator()]
+    started = time.perf_counter()
+    size = 0
+    for batch in batches:
+        if len(batch) != size:
+            size = len(batch)
+            interpreter.resize_tensor_input(taken["index"], batch.shape)
+            interpreter.allocate_tensors()
+        interpreter.set_tensor(taken["index"], batch)
+        interpreter.invoke()
+        interpreter.get_tensor(given["index"])
+    return {"seconds": time.perf_counter() - started, "runtime": Interpreter.__module__}
+
+
+def _serving(folder: Path, model: str) -> Path:
+    return folder / "models" / model / "Format-Serving"
+
+
+# What is prepared once.
+
+
+@app.command(hidden=True)
+def prepare(folder: Path, data: Path, rows: list[int]) -> None:
+    """Write the rows as TFX's ExampleGen does, the schema, and the models as its Trainer and Rewriter do."""
+    (folder / "schema").mkdir(exist_ok=True)
+    (folder / "schema" / "schema.pbtxt").write_text(SCHEMA)
+    for number in rows:
+        _link_rows(folder, data, number)
+    if not (folder / "models").exists():
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+            _make_models(Path(unfinished) / "models", data)
+            (Path(unfinished) / "models").rename(folder / "models")
+    print("{}")
+
+
+def _link_rows(folder: Path, data: Path, rows: int) -> None:
+    """`rows` rows as an Examples artifact: links to files of 10,000 rows each, and to one with what is left."""
+    split = folder / "rows" / str(rows) / "Split-eval"
+    split.mkdir(parents=True, exist_ok=True)
+    for position, first in enumerate(range(0, rows, SHARD)):
+        shard = _shard(folder, data, position % SHARDS, min(SHARD, rows - first))
+        link = split / f"part-{position:05}.gz"
+        if not link.is_symlink():
+            link.symlink_to(os.path.relpath(shard, split))
+
+
+def _shard(folder: Path, data: Path, position: int, rows: int) -> Path:
+    import numpy as np
+    import tensorflow as tf
+
+    path = folder / "shards" / f"{position}-{rows}.gz"
+    if path.exists():
+        return path
+    path.parent.mkdir(exist_ok=True)
+    both = [_read(data, split) for split in IDX]
+    chosen = np.arange(position * SHARD, position * SHARD + rows)
+    images, labels = (np.concatenate(parts).take(chosen, axis=0, mode="wrap") for parts in zip(*both, strict=True))
+    unfinished = path.with_suffix(".unfinished")
+    with tf.io.TFRecordWriter(str(unfinished), "GZIP") as writer:
+        for image, label in zip(images, labels, strict=True):
+            example = tf.train.Example()
+            example.features.feature["image"].float_list.value.extend(image)
+            example.features.feature["label"].int64_list.value.append(label)
+            writer.write(example.SerializeToString())
+    return unfinished.rename(path)
+
+
+def _read(data: Path, split: str) -> tuple[Any, Any]:
+    """Images [rows, 784] in 0..1 and labels [rows], from idx files (yann.lecun.com/exdb/mnist)."""
+    import numpy as np
+
+    arrays = []
+    for name in IDX[split]:
+        path = _idx_file(data, name)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read()
+        dimensions = content[3]
+        shape = np.frombuffer(content, ">i4", dimensions, offset=4)
+        arrays.append(np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape))
+    images, labels = arrays
+    return images.reshape(len(images), -1).astype(np.float32) / 255, labels
+
+
+def _idx_file(data: Path, name: str) -> Path:
+    for path in (data / f"{name}.gz", data / name):
+        if path.is_file():
+            return path
+    raise typer.BadParameter(
+        f"There is no {name} or {name}.gz in the folder {data}. Remedy: apt-get install dataset-fashion-mnist, or "
+        "--data FOLDER with (Fashion-)MNIST's four idx files."
+    )
+
+
+def _make_models(folder: Path, data: Path) -> None:
+    import tensorflow as tf
+    import tfx_compression as tfc
+
+    images, labels = _read(data, "train")
+    path = folder / "saved_model" / "Format-Serving"
+    _save_trained(images, labels, path)
+    rows = tf.data.Dataset.from_tensor_slices({"image": images[:1000]}).batch(100)
+    for mode in MODES:
+        serving = folder / mode / "Format-Serving"
+        serving.mkdir(parents=True)
+        (serving / "tflite").write_bytes(tfc.quantize(str(path), tfc.Quantization(mode=mode), rows))
+
+
+def _save_trained(images: Any, labels: Any, path: Path) -> None:
+    import tensorflow as tf
+    import tf_keras
+
+    tf_keras.utils.set_random_seed(1)
+    layers = tf_keras.layers
+    model = tf_keras.Sequential(
+        [
+            tf_keras.Input((784,), name="image"),
+            layers.Reshape((28, 28, 1)),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(64, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dense(64, activation="relu"),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.fit(images, labels, batch_size=128, epochs=1, verbose=2)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+    def serve(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        parsed = tf.io.parse_example(examples, {"image": tf.io.FixedLenFeature([784], tf.float32)})
+        return {"probabilities": model(parsed["image"])}
+
+    model.save(str(path), save_format="tf", signatures={"serving_default": serve})
+
+
+if __name__ == "__main__":
+    app()
