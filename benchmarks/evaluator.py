@@ -218,7 +218,7 @@ def measure(folder: Path, side: str, model: str, rows: int) -> None:
     """Time one evaluation."""
     measured = {"ours": _ours, "stock": _stock, "bare": _bare}[side](folder, model, folder / "rows" / str(rows))
     measured["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    digits = {"memory_mb": 0, "accuracy": 5}
+    digits = {"memory_mb": None, "accuracy": 5}
     rounded = {name: round(value, digits.get(name, 3)) for name, value in measured.items() if isinstance(value, float)}
     print(json.dumps({**measured, **rounded}))
 

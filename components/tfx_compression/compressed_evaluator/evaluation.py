@@ -216,9 +216,14 @@ def config_for(
     return tfma.utils.update_eval_config_with_defaults(config, has_baseline=has_baseline, rubber_stamp=not has_baseline)
 
 
+def _in_braces(config: str) -> str:
+    """The JSON of a metric's configuration: TFMA takes it without its braces too."""
+    return config if config.strip().startswith("{") else f"{{{config}}}"
+
+
 def _metric_names(eval_config: config_pb2.EvalConfig) -> list[str]:
     return [
-        str(json.loads(metric.config or "{}").get("name", metric.class_name))
+        str(json.loads(_in_braces(metric.config)).get("name", metric.class_name))
         for spec in eval_config.metrics_specs
         for metric in spec.metrics
     ]
