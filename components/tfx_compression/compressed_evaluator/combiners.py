@@ -6,7 +6,7 @@ private: tests hold the results against the stock Evaluator's.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,31 +26,113 @@ class _RowByRow(Exception):  # noqa: N818 - no error: how a batch is told to go 
     """These rows are not as arrays take them: strings, padding, unknown classes, weights of several values."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Adder:
-    """How a computation's accumulator takes rows."""
+class Combiner:
+    """TFMA's combiner of a computation, which takes rows of a batch.
 
-    computation: int
-    combiner: Any
-    batched: Callable[[Any, Accumulator, Rows], Accumulator] | None
+    Args:
+      number: the computation's place among all.
+      combiner: TFMA's.
+      batched: what takes rows as arrays, if there is such a thing.
+    """
 
-    def add(self, accumulator: Accumulator, rows: Rows) -> Accumulator:
+    def __init__(self, number: int, combiner: Any, batched: Callable[[Any, Accumulator, Rows], Accumulator] | None):
+        self._number = number
+        self._batched = batched
+        self.combiner = combiner
+
+    def create_accumulator(self) -> Accumulator:
+        """An empty one."""
+        return self.combiner.create_accumulator()
+
+    def add_rows(self, accumulator: Accumulator, rows: Rows) -> Accumulator:
         """The accumulator with these rows added."""
-        if self.batched is not None:
+        if self._batched is not None:
             try:
-                return self.batched(self.combiner, accumulator, rows)
+                return self._batched(self.combiner, accumulator, rows)
             except _RowByRow:
                 pass
-        return self.combiner.add_inputs(accumulator, rows.inputs(self.computation))
+        return self._add_row_by_row(accumulator, rows)
+
+    def _add_row_by_row(self, accumulator: Accumulator, rows: Rows) -> Accumulator:
+        return self.combiner.add_inputs(accumulator, rows.inputs(self._number))
+
+    def merge_accumulators(self, accumulators: Iterable[Accumulator]) -> Accumulator:
+        """The sum; the first one may be changed."""
+        return self.combiner.merge_accumulators(iter(accumulators))  # some of TFMA's take the first of a list twice
+
+    def compact(self, accumulator: Accumulator) -> Accumulator:
+        """The accumulator, smaller."""
+        return self.combiner.compact(accumulator)
+
+    def extract_output(self, accumulator: Accumulator) -> metric_types.MetricsDict:
+        """The metrics; what they are computed from is kept as it is."""
+        return self.combiner.extract_output(accumulator)
 
 
-def adder(number: int, computation: metric_types.MetricComputation) -> Adder:
-    """The fastest way to fill the accumulator of the computation at that place."""
+class _Histogram(Combiner):
+    """Calibration histograms as arrays: a part of TFMA's 10,000 buckets for each sample of each slice is too much."""
+
+    def create_accumulator(self) -> "_Buckets":
+        return _Buckets()
+
+    def _add_row_by_row(self, accumulator: "_Buckets", rows: Rows) -> "_Buckets":
+        found = super()._add_row_by_row(self.combiner.create_accumulator(), rows).values()
+        sums = [(each.weighted_labels, each.weighted_predictions, each.weighted_examples) for each in found]
+        accumulator.add(np.array([each.bucket_id for each in found], np.int64), np.array(sums).reshape(-1, 3).T)
+        return accumulator
+
+    def merge_accumulators(self, accumulators: Iterable["_Buckets"]) -> "_Buckets":
+        whole = _Buckets()
+        for accumulator in accumulators:
+            whole.add(*accumulator.sums())
+        return whole
+
+    def compact(self, accumulator: "_Buckets") -> "_Buckets":
+        accumulator.sums()
+        return accumulator
+
+    def extract_output(self, accumulator: "_Buckets") -> metric_types.MetricsDict:
+        numbers, sums = accumulator.sums()
+        buckets = (calibration_histogram.Bucket(*each) for each in zip(numbers.tolist(), *sums.tolist(), strict=True))
+        found: metric_types.MetricsDict = self.combiner.extract_output({each.bucket_id: each for each in buckets})
+        return found
+
+
+class _Buckets:
+    """Sums of labels, predictions and weights by the number of a bucket; added up when they become many."""
+
+    _MANY = 50_000
+
+    def __init__(self) -> None:
+        self._parts = [(np.empty(0, np.int64), np.empty([3, 0]))]
+        self._size = 0
+
+    def add(self, numbers: np.ndarray, values: np.ndarray) -> None:
+        """Adds values [3, n] to the buckets of these n numbers, which may repeat."""
+        self._parts.append((numbers, values))
+        self._size += len(numbers)
+        if self._size > self._MANY:
+            self.sums()
+
+    def sums(self) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers in order, and their sums [3, n]."""
+        if len(self._parts) > 1:
+            numbers, values = (np.concatenate(each, axis=-1) for each in zip(*self._parts, strict=True))
+            kinds, place = np.unique(numbers, return_inverse=True)
+            self._parts = [(kinds, np.stack([np.bincount(place, each, len(kinds)) for each in values]))]
+            self._size = 0
+        return self._parts[0]
+
+
+def wrap(number: int, computation: metric_types.MetricComputation) -> Combiner:
+    """The combiner of the computation at that place, as fast as its settings allow."""
     combiner = computation.combiner
+    name = type(combiner).__name__
     standard = all(
         type(each) is metric_types.StandardMetricInputsPreprocessor for each in computation.preprocessors or ()
     )
-    return Adder(number, combiner, _BATCHED.get(type(combiner).__name__) if standard else None)
+    kind = _Histogram if name == "_CalibrationHistogramCombiner" else Combiner
+    return kind(number, combiner, _BATCHED.get(name) if standard else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,24 +279,20 @@ def _values(combiner: Any, place: tuple[int, int], metric: Any, batch: Batch, pa
         predictions, labels = losses_utils.squeeze_or_expand_dimensions(predictions, labels)
         values = metric._fn(labels, predictions, **metric._fn_kwargs)
         masked = losses_utils.get_mask(values) is not None
-        batch.cache[key] = None if masked or values.shape != [batch.size] else values.numpy().astype(np.float64)
+        alone = not masked and int(tf.size(values)) == batch.size
+        batch.cache[key] = values.numpy().astype(np.float64).reshape(-1) if alone else None
     return batch.cache[key]
 
 
-def _histogram(combiner: Any, accumulator: dict, rows: Rows) -> dict:
+def _histogram(combiner: Any, accumulator: _Buckets, rows: Rows) -> _Buckets:
     labels, predictions, weights = _flat_rows(combiner, rows, combiner._fractional_labels)
     position = predictions if combiner._prediction_based_bucketing else labels
     last = combiner._num_buckets + 1
     place = (position.astype(np.float64) - combiner._left) / combiner._range * combiner._num_buckets + 1
+    if np.isnan(place).any():
+        raise _RowByRow
     bucket = np.where(place < 0, 0, np.minimum(place, last)).astype(np.int64)
-    numbers, index = np.unique(bucket, return_inverse=True)
-    sums = [np.bincount(index, values) for values in (labels * weights, predictions * weights, weights)]
-    for number, *values in zip(numbers.tolist(), *(each.tolist() for each in sums), strict=True):
-        added = calibration_histogram.Bucket(number, *values)
-        if number in accumulator:
-            accumulator[number].merge(added)
-        else:
-            accumulator[number] = added
+    accumulator.add(bucket, np.stack([labels * weights, predictions * weights, weights]))
     return accumulator
 
 

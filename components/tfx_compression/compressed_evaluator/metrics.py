@@ -77,7 +77,12 @@ class _Evaluate(beam.PTransform):
             computed |= "LargeSlices" >> beam.Filter(lambda item: item[1][0] >= config.options.min_slice_size.value)
         results = (
             computed
-            | _Intervals(samples, derived, metric_specs.metric_keys_to_skip_for_confidence_intervals(specs, config))
+            | _Intervals(
+                samples,
+                derived,
+                metric_specs.metric_keys_to_skip_for_confidence_intervals(specs, config),
+                keep_private=bool(parts.ci_derived_computations),
+            )
             | "Intervals" >> beam.Map(stock._add_ci_derived_metrics, parts.ci_derived_computations)
             | "Public" >> beam.MapTuple(stock._remove_private_metrics)
         )
@@ -107,32 +112,27 @@ class _Compute(beam.CombineFn):
     """(number of rows, by sample the metrics) of a slice; the first sample is that of all rows."""
 
     def __init__(self, computations: Sequence[metric_types.MetricComputation], samples: Samples):
-        self._combiners = [computation.combiner for computation in computations]
-        self._computations = computations
+        self._combiners = [combiners.wrap(number, each) for number, each in enumerate(computations)]
         self._samples = samples
 
     def setup(self) -> None:
-        for combiner in self._combiners:
-            combiner.setup()
-        self._adders = [combiners.adder(number, each) for number, each in enumerate(self._computations)]
+        for each in self._combiners:
+            each.combiner.setup()
 
     def teardown(self) -> None:
-        for combiner in self._combiners:
-            combiner.teardown()
+        for each in self._combiners:
+            each.combiner.teardown()
 
     def create_accumulator(self) -> list[Any]:
-        return [0, *([combiner.create_accumulator() for combiner in self._combiners] for _ in self._parts)]
-
-    @property
-    def _parts(self) -> range:
-        return range(self._samples.parts)
+        parts = range(self._samples.parts)
+        return [0, *(self._empty() for _ in parts)]
 
     def add_input(self, accumulator: list[Any], rows: Rows) -> list[Any]:
         accumulator[0] += len(rows.index)
         for number, part in self._samples.split(rows):
             held = accumulator[1 + number]
-            for place, adder in enumerate(self._adders):
-                held[place] = adder.add(held[place], part)
+            for place, combiner in enumerate(self._combiners):
+                held[place] = combiner.add_rows(held[place], part)
         return accumulator
 
     def merge_accumulators(self, accumulators: Iterable[list[Any]]) -> list[Any]:
@@ -146,17 +146,26 @@ class _Compute(beam.CombineFn):
     def extract_output(self, accumulator: list[Any]) -> tuple[int, list[metric_types.MetricsDict]]:
         count, *parts = accumulator
         if self._samples.method == "jackknife":
-            parts = [self._without(parts, left_out) for left_out in (None, *self._parts)]
+            parts = self._left_out(parts)
         return count, [self._result(part) for part in parts]
 
-    def _without(self, parts: list[list[Any]], left_out: int | None) -> list[Any]:
-        """All parts but one, merged; merging changes the first one, so they are copies."""
-        return self._merged([copy.deepcopy(part) for number, part in enumerate(parts) if number != left_out])
+    def _left_out(self, parts: Sequence[list[Any]]) -> list[list[Any]]:
+        """All parts merged, then all but the first, all but the second, …: from what is before and behind each."""
+        before, behind = [self._empty()], [self._empty()]
+        for front, back in zip(parts, reversed(parts), strict=True):
+            before.append(self._merged(copy.deepcopy([before[-1], front])))
+            behind.append(self._merged(copy.deepcopy([back, behind[-1]])))
+        return [
+            before[-1],
+            *(self._merged(copy.deepcopy([before[n], behind[len(parts) - 1 - n]])) for n in range(len(parts))),
+        ]
+
+    def _empty(self) -> list[Any]:
+        return [combiner.create_accumulator() for combiner in self._combiners]
 
     def _merged(self, parts: Iterable[list[Any]]) -> list[Any]:
-        # Iterators: some of TFMA's combiners take the first of a list twice.
         return [
-            combiner.merge_accumulators(iter(held))
+            combiner.merge_accumulators(held)
             for combiner, held in zip(self._combiners, zip(*parts, strict=True), strict=True)
         ]
 
@@ -168,10 +177,14 @@ class _Compute(beam.CombineFn):
 
 
 class _Intervals(beam.PTransform):
-    """Derived metrics and differences of each sample, and from all of them the confidence intervals."""
+    """Derived metrics and differences of each sample, and from all of them the confidence intervals.
 
-    def __init__(self, samples: Samples, derived: beam.PTransform, skipped: Any):
+    Of private metrics, histograms of 10,000 buckets among them, there are intervals only where others derive from them.
+    """
+
+    def __init__(self, samples: Samples, derived: beam.PTransform, skipped: Any, keep_private: bool):
         super().__init__()
+        self._keep_private = keep_private
         self._samples = samples
         self._derived = derived
         self._skipped = skipped
@@ -181,11 +194,14 @@ class _Intervals(beam.PTransform):
 
         def sample(number: int) -> beam.PCollection:
             # Sample 0 is that of all rows, which TFMA's combiners call -1.
-            return (
+            derived = (
                 computed
                 | f"Sample{number}" >> beam.Map(lambda item: (item[0], item[1][1][number]))
                 | f"Derived{number}" >> self._derived
             )
+            if self._keep_private:
+                return derived
+            return derived | f"Public{number}" >> beam.MapTuple(stock._remove_private_metrics)
 
         if self._samples.method is None:
             return sample(0)
