@@ -30,8 +30,8 @@ from tfx_compression.models import examples
 from tfx_compression.models.errors import ModelError
 
 _OBSERVED = "behaviour.pickle"
-_ROWS = 2048
-_BYTES = 256 << 20  # for the tensors of a batch in one interpreter
+_ROWS = 1024
+_BYTES = 128 << 20  # for the tensors of a batch in one interpreter
 
 
 @dataclasses.dataclass(frozen=True)

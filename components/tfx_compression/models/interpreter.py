@@ -54,11 +54,16 @@ def quantize(values: np.ndarray, tensor: Tensor) -> np.ndarray:
     """
     if not tensor.scale:
         return np.asarray(values).astype(tensor.dtype)
-    # float32 as in the kernel; the rounding in float64, where adding 0.5 is exact.
-    scaled = (np.asarray(values, np.float32) / np.float32(tensor.scale)).astype(np.float64)
-    rounded = np.copysign(np.floor(np.abs(scaled) + 0.5), scaled) + tensor.zero_point
+    scaled = np.asarray(values, np.float32) / np.float32(tensor.scale)  # float32 as in the kernel
+    rounded = np.rint(scaled)  # to even where it is half way: those go away from zero instead
+    scaled -= rounded
+    half = np.abs(scaled, out=scaled) == 0.5
+    if half.any():
+        scaled = np.asarray(values, np.float32) / np.float32(tensor.scale)
+        rounded[half] = scaled[half] + np.copysign(np.float32(0.5), scaled[half])
+    rounded += np.float32(tensor.zero_point)
     limits: np.iinfo = np.iinfo(tensor.dtype)
-    return np.clip(rounded, limits.min, limits.max).astype(tensor.dtype)
+    return np.clip(rounded, limits.min, limits.max, out=rounded).astype(tensor.dtype)
 
 
 def dequantize(values: np.ndarray, tensor: Tensor) -> np.ndarray:
