@@ -15,9 +15,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from tfx_compression import store
+from tfx_compression.terminal import output_to, working
 
 from pipelines.digits import settings
-from pipelines.quiet import Progress, output_to, working
+from pipelines.quiet import Progress
 
 HERE = Path(__file__).parent
 

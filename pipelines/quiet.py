@@ -1,47 +1,9 @@
-"""A terminal that shows what a person needs, while everything that TensorFlow, Beam and TFX print goes to a file."""
+"""The components of a run, a line each."""
 
-import contextlib
 import logging
-import os
-import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 from rich.console import Console
-from rich.live import Live
-from rich.spinner import Spinner
-
-
-@contextlib.contextmanager
-def output_to(log: Path) -> Iterator[Console]:
-    """Sends this process's standard output and error, that of C++ and of child processes included, to `log`.
-
-    Yields:
-      A console on what was standard output before.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
-    with log.open("w") as file, os.fdopen(os.dup(1), "w") as terminal:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-        try:
-            yield Console(file=terminal, soft_wrap=True)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for descriptor, original in zip((1, 2), saved, strict=True):
-                os.dup2(original, descriptor)
-                os.close(original)
-
-
-def working(console: Console, text: str) -> Live:
-    """A line that turns while something long runs; what is printed meanwhile goes where it went before."""
-    spinner = Spinner("dots", text=text)
-    return Live(spinner, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
 
 
 class Progress(logging.Handler):

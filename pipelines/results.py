@@ -6,11 +6,11 @@ from typing import Any
 
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 from rich.console import Console
-from rich.table import Table
 from tfx_compression import store as stores
 from tfx_compression.compressed_evaluator import gate, report
 from tfx_compression.compressed_evaluator.record import FILE, Evaluation
 from tfx_compression.lineage import Records, properties
+from tfx_compression.terminal import evaluation_table
 
 HEADINGS = {
     "edge": "For devices: TFLite models",
@@ -80,13 +80,27 @@ class Results:
 
     def report(self) -> str:
         """Both evaluations in one HTML file."""
-        return report.render({HEADINGS[name]: found for name, found in self.evaluations.items()})
+        return report.render(
+            {HEADINGS[name]: found for name, found in self.evaluations.items()},
+            origins={HEADINGS[name]: self._origins(found) for name, found in self.evaluations.items()},
+        )
+
+    def _origins(self, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
+        """By model of an evaluation, what ML Metadata says of its making."""
+        models = {**evaluation.candidates, **({"baseline": evaluation.baseline} if evaluation.baseline else {})}
+        made = [(node, artifact) for node, outputs in self._outputs.items() for artifact in outputs.values()]
+        return {
+            name: {"made by": node, "artifact id": artifact.id, "uri": artifact.uri, **properties(artifact)}
+            for name, model in models.items()
+            for node, artifact in made
+            if model.uri.startswith(f"{artifact.uri}/")
+        }
 
     def print(self, console: Console, summary: dict[str, Any]) -> None:
         """The table, the decisions, and where the models went."""
         for name, evaluation in self.evaluations.items():
             console.print()
-            console.print(_table(HEADINGS[name], evaluation))
+            console.print(evaluation_table(HEADINGS[name], evaluation))
             console.print(f"[bold]{'→' if evaluation.chosen else '✗'}[/] {evaluation.reason}", highlight=False)
         console.print()
         console.print(f"TFLite store        {self._stored(summary['store'])}", highlight=False)
@@ -125,29 +139,3 @@ def write(results: Results, folder: Path) -> dict[str, Any]:
 def _numbers(model: Any) -> dict[str, Any]:
     shown = {"metrics", "bytes", "bytes_gzip", "latency_ms", "sparsity"}
     return dict(json.loads(model.model_dump_json(include=shown)))  # NaN is no JSON: there it is a string
-
-
-def _table(title: str, evaluation: Evaluation) -> Table:
-    """Narrow enough for a terminal of 80 columns."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
-    metric = report.metric_of(evaluation).replace("sparse_categorical_", "")
-    for heading in ("model", metric, "drop", "bytes", "gzipped", "ms", "speed", "zeros", "verdict"):
-        table.add_column(heading, justify="left" if heading in ("model", "verdict") else "right", no_wrap=True)
-    colours = {"chosen": "bold green", "held": "green", "refused": "red", "failed": "red"}
-    for row in report.rows(evaluation):
-        table.add_row(
-            row.name.replace("baseline as", "  as"),
-            _shown(row.metric, "{:.4f}"),
-            _shown(row.drop.value if row.drop else None, "{:+.4f}"),
-            f"{row.model.bytes:,}",
-            f"{row.model.bytes_gzip:,}",
-            _shown(row.model.latency_ms, "{:.3f}"),
-            _shown(row.speedup, "{:.1f}x"),
-            _shown(row.model.sparsity, "{:.0%}"),
-            f"[{colours.get(row.verdict, 'default')}]{row.verdict}[/]",
-        )
-    return table
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +17,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from tfx_compression import store as stores
+from tfx_compression.terminal import evaluation_table, output_to, working
+
+if TYPE_CHECKING:
+    from tfx_compression.compressed_evaluator.budget import Budget
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Compressed models: what is in them, where they came from."
@@ -89,6 +93,85 @@ def inspect(
     for key, value in found.items():
         if key != "layers":
             _print(f"[dim]{key.replace('_', ' ')}[/] {_plain(_words(value))}")
+
+
+@app.command()
+def evaluate(
+    candidates: Annotated[
+        list[str],
+        typer.Argument(
+            help="TFLite models or SavedModels: a path, or NAME=PATH.", metavar="CANDIDATE...", show_default=False
+        ),
+    ],
+    examples: Annotated[str, typer.Option(help="TFRecord files of tf.Examples: a pattern.", metavar="PATTERN")],
+    label: Annotated[str | None, typer.Option(help="The label's feature, unless --eval-config says it.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="The model that they are compared with.")] = None,
+    schema: Annotated[Path | None, typer.Option(help="The examples' schema: schema.pbtxt.")] = None,
+    eval_config: Annotated[
+        Path | None, typer.Option(help="TFMA's EvalConfig, JSON or text proto. By default a classifier's accuracy.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="The limits: JSON of a Budget, or a file of it.", metavar="JSON|FILE")
+    ] = None,
+    reference_kernels: Annotated[bool, typer.Option(help="Run TFLite's reference kernels, not XNNPACK.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for report.html, evaluation.json and TFMA's files.")] = Path(
+        "evaluation"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Measure models against a baseline and say which one may be released.
+
+    Exit status: 0 where one was chosen, or there is no baseline to choose against; 2 where all were refused.
+    """
+    named = _named(candidates)
+    limits = _budget(budget)
+    output.mkdir(parents=True, exist_ok=True)
+    log = output / "log.txt"
+    with output_to(log) as console, working(console, f"Evaluating {', '.join(named)} …"):
+        from tfx_compression.compressed_evaluator import evaluation, report
+
+        found = evaluation.evaluate(
+            named,
+            examples,
+            label,
+            baseline=str(baseline) if baseline else None,
+            schema=evaluation.read_schema(str(schema)) if schema else None,
+            eval_config=evaluation.read_config(str(eval_config)) if eval_config else None,
+            budget=limits,
+            output_path=str(output),
+            reference_kernels=reference_kernels,
+        )
+        page = output / "report.html"
+        page.write_text(report.render({"": found}), encoding="utf-8")
+    if as_json:
+        print(found.model_dump_json(indent=1))
+    else:
+        _print(evaluation_table(f"{found.rows:,} examples", found))
+        _print(f"[bold]{'→' if found.chosen else '✗'}[/] {_plain(found.reason)}")
+        _print(f"[dim]report[/] {_plain(str(page))}   [dim]log[/] {_plain(str(log))}")
+    if found.chosen is None and (found.baseline is not None or limits.allow_first):
+        raise typer.Exit(2)
+
+
+def _named(candidates: list[str]) -> dict[str, str]:
+    """`NAME=PATH`, or a path that is called by its file's or folder's name."""
+    named: dict[str, str] = {}
+    for candidate in candidates:
+        name, _, path = candidate.rpartition("=")
+        name = name or Path(path).stem
+        if name in named:
+            raise ValueError(f"Two candidates are called {name!r}: {named[name]} and {path}. Remedy: NAME=PATH.")
+        named[name] = path
+    return named
+
+
+def _budget(given: str | None) -> "Budget":
+    from tfx_compression.compressed_evaluator.budget import Budget
+
+    text = given or "{}"
+    if not text.lstrip().startswith("{"):
+        text = Path(text).read_text(encoding="utf-8")
+    return Budget.merged(text, {})
 
 
 @store_app.command("list")

@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).parents[2]
 NOISY = """
 import logging, os, subprocess, sys
 from pathlib import Path
-from pipelines.quiet import output_to, working
+from tfx_compression.terminal import output_to, working
 with output_to(Path(sys.argv[1])) as console, working(console, "Working"):
     print("from print")
     print("from stderr", file=sys.stderr)

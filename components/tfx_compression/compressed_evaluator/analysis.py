@@ -35,7 +35,7 @@ _BYTES = 128 << 20  # for the tensors of a batch in one interpreter
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class Planned:
     """A model to run.
 
     Attributes:
@@ -52,7 +52,7 @@ class Model:
 
 
 def analyse(
-    models: Mapping[str, Model],
+    models: Mapping[str, Planned],
     files: Sequence[str],
     schema: schema_pb2.Schema | None,
     config: config_pb2.EvalConfig,
@@ -115,7 +115,7 @@ def _own(error: RuntimeError) -> Exception:
     return kinds[found[-1][0]](found[-1][1]) if found else error
 
 
-def _batch_rows(models: Mapping[str, Model]) -> int:
+def _batch_rows(models: Mapping[str, Planned]) -> int:
     """As many rows as fit into the memory for one interpreter's tensors, at most 2,048: more gain nothing."""
     largest = max((model.arena_bytes for model in models.values()), default=0)
     return max(1, min(_ROWS, _BYTES // largest)) if largest else _ROWS
@@ -172,7 +172,7 @@ def _label_keys(config: config_pb2.EvalConfig) -> list[str]:
 class _Predict(beam.DoFn):
     """Adds the predictions of all models to a batch of TFMA's extracts."""
 
-    def __init__(self, models: Mapping[str, Model], num_threads: int, reference_kernels: bool):
+    def __init__(self, models: Mapping[str, Planned], num_threads: int, reference_kernels: bool):
         self._models = dict(models)
         self._num_threads = num_threads
         self._reference_kernels = reference_kernels
@@ -204,7 +204,7 @@ class _Predict(beam.DoFn):
 class _Observe(beam.PTransform):
     """Writes what the batches show beside the metrics; passes them on without it."""
 
-    def __init__(self, models: Mapping[str, Model], path: str):
+    def __init__(self, models: Mapping[str, Planned], path: str):
         super().__init__()
         self._models = models
         self._path = path

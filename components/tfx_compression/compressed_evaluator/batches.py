@@ -137,7 +137,8 @@ class Samples:
             return [(0, rows)]
         if self.method == "jackknife":
             if "parts" not in batch.cache:
-                batch.cache["parts"] = batch.generator.permutation(np.arange(batch.size) % self.count)
+                first = batch.generator.integers(self.count)  # or batches of few rows would all go to the first parts
+                batch.cache["parts"] = batch.generator.permutation((first + np.arange(batch.size)) % self.count)
             part = batch.cache["parts"][rows.index]
             found = [(number, rows.index[part == number]) for number in range(self.count)]
         else:

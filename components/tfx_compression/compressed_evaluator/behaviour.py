@@ -16,23 +16,17 @@ _CHANGES, _KEPT = 50, 10_000
 
 
 @dataclasses.dataclass
-class _Counts:
-    """Of one output of one candidate; classes are counted as long as all rows have some."""
+class _Answers:
+    """How two models answered; `known` as long as every row seen could be read so, whatever batch it came in."""
 
-    rows: int = 0
-    difference: float = 0.0
-    baseline: float = 0.0
-    judged: bool = True
+    known: bool = True
     same: int = 0
     broken: int = 0
     mended: int = 0
     changes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
-    def add(self, other: "_Counts") -> None:
-        self.rows += other.rows
-        self.difference += other.difference
-        self.baseline += other.baseline
-        self.judged = self.judged and other.judged
+    def add(self, other: "_Answers") -> None:
+        self.known = self.known and other.known
         self.same += other.same
         self.broken += other.broken
         self.mended += other.mended
@@ -40,15 +34,41 @@ class _Counts:
         if len(self.changes) > 2 * _KEPT:
             self.changes = collections.Counter(dict(self.changes.most_common(_KEPT)))
 
+
+def _unknown() -> _Answers:
+    return _Answers(known=False)
+
+
+@dataclasses.dataclass
+class _Counts:
+    """Of one output of one candidate; its answers are one class for each row, or several labels at once."""
+
+    rows: int = 0
+    difference: float = 0.0
+    baseline: float = 0.0
+    classes: _Answers = dataclasses.field(default_factory=_Answers)
+    several: _Answers = dataclasses.field(default_factory=_Answers)
+
+    def add(self, other: "_Counts") -> None:
+        self.rows += other.rows
+        self.difference += other.difference
+        self.baseline += other.baseline
+        self.classes.add(other.classes)
+        self.several.add(other.several)
+
     def behaviour(self) -> Behaviour:
-        changes = [Change(label=of, baseline=b, candidate=c, count=n) for (of, b, c), n in self.changes.items()]
+        divergence = self.difference / self.baseline if self.baseline else None
+        answers = self.classes if self.classes.known else self.several
+        if not answers.known or not self.rows:
+            return Behaviour(divergence=divergence)
+        changes = [Change(label=of, baseline=b, candidate=c, count=n) for (of, b, c), n in answers.changes.items()]
         changes.sort(key=lambda change: (-change.count, change.label, change.baseline, change.candidate))
         return Behaviour(
-            agreement=self.same / self.rows if self.judged and self.rows else None,
-            divergence=self.difference / self.baseline if self.baseline else None,
-            broken=self.broken if self.judged else None,
-            mended=self.mended if self.judged else None,
-            changes=tuple(changes[:_CHANGES]) if self.judged else (),
+            agreement=answers.same / self.rows,
+            divergence=divergence,
+            broken=answers.broken,
+            mended=answers.mended,
+            changes=tuple(changes[:_CHANGES]),
         )
 
 
@@ -139,37 +159,47 @@ def _compare(baseline: np.ndarray, candidate: np.ndarray, labels: Any) -> _Count
     """The counts of one batch of one output."""
     rows = len(baseline)
     if baseline.dtype.kind not in "biuf":
-        return _Counts(rows, judged=False)
-    wide = baseline.astype(np.float64)
-    counts = _Counts(rows, float(np.nansum(np.abs(candidate - wide))), float(np.nansum(np.abs(wide))))
-    truth = labels.reshape(rows, -1) if isinstance(labels, np.ndarray) and labels.dtype.kind in "biuf" else None
-    answers = [_answers(outputs, truth) for outputs in (baseline, candidate)]
-    if truth is None or answers[0] is None or answers[1] is None:
-        return dataclasses.replace(counts, judged=False)
-    if truth.shape != answers[0].shape:
-        truth = truth.argmax(axis=1)[:, None]  # one-hot
-    right = [np.all(answer == truth, axis=1) for answer in answers]
-    differ = (answers[0] != answers[1]).any(axis=1)
-    counts.same = int((~differ).sum())
-    counts.broken, counts.mended = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
-    if truth.shape[1] == 1:
-        changed = zip(truth[differ, 0], answers[0][differ, 0], answers[1][differ, 0], strict=True)
-        counts.changes.update((int(label), int(before), int(after)) for label, before, after in changed)
-    return counts
+        return _Counts(rows, classes=_unknown(), several=_unknown())
+    finite = np.isfinite(baseline)  # one infinity would make the difference of all others nothing beside it
+    wide = baseline[finite].astype(np.float64)
+    difference, size = float(np.nansum(np.abs(candidate[finite] - wide))), float(np.abs(wide).sum())
+    if baseline.ndim > 2 or not isinstance(labels, np.ndarray) or labels.dtype.kind not in "biuf":
+        return _Counts(rows, difference, size, _unknown(), _unknown())
+    outputs = (baseline.reshape(rows, -1), candidate.reshape(rows, -1))
+    truth = labels.reshape(rows, -1)
+    return _Counts(rows, difference, size, _classes(*outputs, truth), _several(*outputs, truth))
 
 
-def _answers(outputs: np.ndarray, labels: np.ndarray | None) -> np.ndarray | None:
-    """Each row's class [rows, 1], or for several labels at once which of them [rows, labels]; None where it is neither.
+def _classes(baseline: np.ndarray, candidate: np.ndarray, labels: np.ndarray) -> _Answers:
+    """Of outputs [rows, classes], or [rows, 1] where the labels are 0 and 1, and labels that are classes or one-hot."""
+    zero_or_one = bool(np.isin(labels, (0, 1)).all())
+    if labels.shape[1] == 1:
+        known = zero_or_one if baseline.shape[1] == 1 else np.array_equal(labels, np.floor(labels))
+        truth = labels[:, 0]
+    else:
+        known = labels.shape == baseline.shape and zero_or_one and bool((labels.sum(axis=1) == 1).all())
+        truth = labels.argmax(axis=1)
+    if not known:
+        return _unknown()
+    before, after = (each.argmax(axis=1) if each.shape[1] > 1 else each[:, 0] > 0.5 for each in (baseline, candidate))
+    answers = _judged(before, after, before == truth, after == truth)
+    differ = before != after
+    changed = zip(truth[differ], before[differ], after[differ], strict=True)
+    answers.changes.update((int(label), int(was), int(now)) for label, was, now in changed)
+    return answers
 
-    Of one output per row it is a class where the labels are 0 and 1 only.
-    """
-    if labels is None or outputs.ndim > 2:
-        return None
-    values = outputs.reshape(len(outputs), -1)
-    if values.shape[1] > 1:
-        if labels.shape == values.shape and ((labels != 0).sum(axis=1) != 1).any():
-            return values > 0.5
-        whole = labels.shape[1] in (1, values.shape[1]) and np.array_equal(labels, np.floor(labels))
-        return values.argmax(axis=1)[:, None] if whole else None
-    binary = labels.shape[1] == 1 and set(np.unique(labels)) <= {0, 1}
-    return values > 0.5 if binary else None
+
+def _several(baseline: np.ndarray, candidate: np.ndarray, labels: np.ndarray) -> _Answers:
+    """Of outputs and labels [rows, labels], any number of which may be 1."""
+    if labels.shape != baseline.shape or not np.isin(labels, (0, 1)).all():
+        return _unknown()
+    before, after = baseline > 0.5, candidate > 0.5
+    right = ((each == labels).all(axis=1) for each in (before, after))
+    return _judged(before, after, *right)
+
+
+def _judged(before: np.ndarray, after: np.ndarray, was_right: np.ndarray, is_right: np.ndarray) -> _Answers:
+    same = (before == after).reshape(len(before), -1).all(axis=1)
+    return _Answers(
+        same=int(same.sum()), broken=int((was_right & ~is_right).sum()), mended=int((~was_right & is_right).sum())
+    )

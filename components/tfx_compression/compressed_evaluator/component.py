@@ -26,11 +26,12 @@ class CompressedEvaluatorSpec(ComponentSpec):
         "max_metric_drop": ExecutionParameter(type=float, optional=True),
         "candidates": ExecutionParameter(type=str),
         "example_split": ExecutionParameter(type=str),
+        "reference_kernels": ExecutionParameter(type=int),
         declaration.CODE_VERSION: ExecutionParameter(type=str),
     }
     INPUTS = {
         "examples": ChannelParameter(type=standard_artifacts.Examples),
-        "baseline_model": ChannelParameter(type=standard_artifacts.Model),
+        "baseline_model": ChannelParameter(type=standard_artifacts.Model, optional=True),
         "schema": ChannelParameter(type=standard_artifacts.Schema, optional=True),
     }
     OUTPUTS = {
@@ -72,7 +73,7 @@ class CompressedEvaluator(base_beam_component.BaseBeamComponent):
     def __init__(
         self,
         candidates: Mapping[str, types.BaseChannel],
-        baseline_model: types.BaseChannel,
+        baseline_model: types.BaseChannel | None,
         examples: types.BaseChannel,
         eval_config: tfma.EvalConfig,
         budget: Budget | None = None,
@@ -80,18 +81,23 @@ class CompressedEvaluator(base_beam_component.BaseBeamComponent):
         schema: types.BaseChannel | None = None,
         max_metric_drop: float | data_types.RuntimeParameter | None = None,
         example_split: str = "eval",
+        reference_kernels: bool = False,
     ):
         """Declares the evaluation of `candidates`.
 
         Args:
           candidates: Model channels (SavedModels or TFLite models) by name, in letters, digits and `_`.
-          baseline_model: a Model channel: what they are compared with, a SavedModel or a TFLite model.
+          baseline_model: a Model channel: what they are compared with, a SavedModel or a TFLite model. None for a first
+            release, which the budget has to allow (`allow_first`); a channel that turns out empty (a Resolver's, before
+            there is a blessed model) counts as None.
           examples: what the models' `serving_default` takes, so the ExampleGen's.
           eval_config: TFMA's. The first ModelSpec, with the label, holds for all models.
           budget: the limits; without any, every candidate may be released that misses no threshold of `eval_config`.
           schema: of the examples.
           max_metric_drop: overrides the allowed drop of every metric in the budget, also at run time.
           example_split: split to evaluate on.
+          reference_kernels: run TFLite models on TFLite's reference kernels, slow and the same to the bit on every
+            machine, instead of XNNPACK, which devices run.
 
         Raises:
           ConfigError: for a name that is none, no label, or a limited metric that `eval_config` doesn't compute.
@@ -103,7 +109,13 @@ class CompressedEvaluator(base_beam_component.BaseBeamComponent):
             raise ConfigError(
                 f"Candidates are named in letters, digits and '_', and there is at least one; got {names}."
             )
-        evaluation.config_for([*names, evaluation.BASELINE], eval_config, budget, has_baseline=True)
+        if baseline_model is None and not budget.allow_first:
+            raise ConfigError(
+                "CompressedEvaluator blesses nothing without a baseline_model. Remedy: baseline_model="
+                "trainer.outputs['model'], or Budget(allow_first=True) for the first release."
+            )
+        models = names if baseline_model is None else [*names, evaluation.BASELINE]
+        evaluation.config_for(models, eval_config, budget, has_baseline=baseline_model is not None)
         if max_metric_drop is not None and not budget.max_metric_drop:
             raise ConfigError(
                 "max_metric_drop overrides the budget's drops, and it has none. Remedy: Budget(max_metric_drop={…})."
@@ -123,6 +135,7 @@ class CompressedEvaluator(base_beam_component.BaseBeamComponent):
                 max_metric_drop=max_metric_drop,
                 candidates=json_utils.dumps(names),
                 example_split=example_split,
+                reference_kernels=int(reference_kernels),
                 code_version=declaration.code_version(__name__),
             )
         )

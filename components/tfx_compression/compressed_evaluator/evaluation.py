@@ -1,9 +1,7 @@
 """Evaluation of candidates against a baseline: TFMA's metrics in one pass over the data, then the limits."""
 
-import concurrent.futures
 import contextlib
 import json
-import math
 import os
 import tempfile
 import time
@@ -13,16 +11,17 @@ import apache_beam as beam
 import numpy as np
 import tensorflow as tf
 import tensorflow_model_analysis as tfma
+from google.protobuf import json_format, text_format
+from google.protobuf.message import Message
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_model_analysis.proto import config_pb2  # tfma 0.52 has these at its top level only once TFX is imported
 
-from tfx_compression.compressed_evaluator import gate, latency, predictors, results, trial
-from tfx_compression.compressed_evaluator.analysis import Model, analyse
+from tfx_compression.compressed_evaluator import gate, measuring, predictors, results, trial
+from tfx_compression.compressed_evaluator.analysis import Planned, analyse
 from tfx_compression.compressed_evaluator.behaviour import Observed
-from tfx_compression.compressed_evaluator.budget import Budget
-from tfx_compression.compressed_evaluator.record import FILE, Comparison, Evaluation, Layer, Measured
-from tfx_compression.models import conversion, examples, serving, tflite, weights
-from tfx_compression.models import files as model_files
+from tfx_compression.compressed_evaluator.budget import Budget, Verdict
+from tfx_compression.compressed_evaluator.record import FILE, Comparison, Evaluation, Measured
+from tfx_compression.models import examples, tflite, weights
 from tfx_compression.models.compressed import write_text
 from tfx_compression.models.config import ConfigError
 from tfx_compression.models.errors import ModelError
@@ -40,6 +39,7 @@ def evaluate(
     eval_config: config_pb2.EvalConfig | None = None,
     budget: Budget | None = None,
     output_path: str | None = None,
+    reference_kernels: bool = False,
 ) -> Evaluation:
     """Evaluates models on tf.Examples, on local Beam.
 
@@ -52,6 +52,7 @@ def evaluate(
       eval_config: TFMA's: metrics, slices, thresholds. By default the accuracy of a classifier.
       budget: the limits.
       output_path: where TFMA's files are written, for `tfma.load_eval_result`; by default nowhere.
+      reference_kernels: run TFLite models on TFLite's reference kernels: slow, the same to the bit on every machine.
 
     Raises:
       ModelError, ExamplesError, ConfigError: see `run`.
@@ -65,7 +66,8 @@ def evaluate(
         config.model_specs[0].label_key = label_key
     with contextlib.ExitStack() as stack:
         output = output_path or stack.enter_context(tempfile.TemporaryDirectory())
-        return run(candidates, baseline, patterns, schema, config, budget or Budget(), output, beam.Pipeline)
+        limits = budget or Budget()
+        return run(candidates, baseline, patterns, schema, config, limits, output, beam.Pipeline, reference_kernels)
 
 
 def run(
@@ -89,48 +91,107 @@ def run(
       ConfigError: where the budget limits a metric that is not computed, or there is no label.
     """
     seconds: dict[str, float] = {}
-    paths = {name: weights.locate(path) for name, path in candidates.items()}
-    if BASELINE in paths:
-        raise ConfigError(f"A candidate can't be called {BASELINE!r}: that is the baseline's name.")
-    if baseline is not None:
-        paths[BASELINE] = weights.locate(baseline)
-    config_for(list(paths), eval_config, budget, has_baseline=baseline is not None)
+    paths = _located(candidates, baseline)
+    has_baseline = baseline is not None
+    config_for(list(paths), eval_config, budget, has_baseline=has_baseline)
     files = _files(patterns)
     row = _first_row(files, patterns, schema, eval_config)
-    contents = {name: tflite.contents(_read(path)) for name, path in paths.items() if weights.kind(path) == "tflite"}
     with _timed(seconds, "trial"):
-        failed = trial.failures({name: paths[name] for name in contents}, reference_kernels)
-    if BASELINE in failed:
-        raise ModelError(f"The baseline in {paths[BASELINE]} can't be compared with: {failed[BASELINE]}.")
-    running = {name: path for name, path in paths.items() if name not in failed}
-    loaded = {name: predictors.load(path, reference_kernels=reference_kernels) for name, path in running.items()}
-    measured = {name: _failed(path, failed[name]) for name, path in paths.items() if name in failed}
-    found, observed, missed = None, Observed(), {}
-    if set(running) - {BASELINE}:
-        models = _models(running, loaded, contents)
-        config = config_for(list(running), eval_config, budget, has_baseline=baseline is not None)
-        with _twin(paths, loaded) as twin:
+        contents, failed = _tried(paths, reference_kernels)
+    models = {
+        name: measuring.load(path, contents.get(name), reference_kernels)
+        for name, path in paths.items()
+        if name not in failed
+    }
+    measured = {name: measuring.unmeasured(path, failed.get(name, "")) for name, path in paths.items()}
+    compared: dict[str, Comparison] = {}
+    missed: dict[str, list[Verdict]] = {}
+    observed = Observed()
+    if set(models) - {BASELINE}:
+        planned = _planned(models)
+        config = config_for(list(models), eval_config, budget, has_baseline=has_baseline)
+        with measuring.float_twin(paths.get(BASELINE), wanted=bool(set(contents) & set(models))) as twin:
             with _timed(seconds, "pass"):
-                observed = analyse(models, files, schema, config, output_path, make_pipeline, reference_kernels)
-            found = results.read(output_path, list(running))
-            missed = results.thresholds(output_path, list(running))
-            budget = budget.for_metrics(found.metrics(next(iter(running))))
+                observed = analyse(planned, files, schema, config, output_path, make_pipeline, reference_kernels)
+            seconds["interpreter"] = sum(observed.seconds.values())
             with _timed(seconds, "latency"):
-                measured |= _measure(running, loaded, row, found, observed, contents, twin())
-        seconds["interpreter"] = sum(observed.seconds.values())
-    elif baseline is not None:
-        measured[BASELINE] = _failed(paths[BASELINE], "")
+                measured |= measuring.measure(models, BASELINE if has_baseline else None, twin(), row)
+        found = results.read(output_path, list(models))
+        missed = results.thresholds(output_path, list(models))
+        budget = budget.for_metrics(found.metrics(next(iter(models))))
+        measured |= {name: _with_metrics(measured[name], name, found, observed) for name in models}
+        compared = _comparisons(found, observed, models, budget) if has_baseline else {}
     evaluation = gate.decide(
         rows=observed.rows,
-        baseline=measured.pop(BASELINE, None),
+        baseline=measured.get(BASELINE),
         candidates={name: measured[name] for name in candidates},
-        comparisons=_comparisons(found, observed, running, budget) if baseline is not None and found else {},
+        comparisons=compared,
         budget=budget,
         failures=missed,
         seconds=seconds,
     )
     write_text(os.path.join(output_path, FILE), evaluation.model_dump_json(indent=1) + "\n")
     return evaluation
+
+
+def _located(candidates: Mapping[str, str], baseline: str | None) -> dict[str, str]:
+    """Where the models are, by name."""
+    if BASELINE in candidates:
+        raise ConfigError(f"A candidate can't be called {BASELINE!r}: that is the baseline's name.")
+    if not candidates:
+        raise ConfigError("There is no candidate to evaluate. Remedy: candidates={'int8': 'model.tflite'}.")
+    paths = {name: weights.locate(path) for name, path in candidates.items()}
+    return paths if baseline is None else {**paths, BASELINE: weights.locate(baseline)}
+
+
+def _tried(paths: Mapping[str, str], reference_kernels: bool) -> tuple[dict[str, tflite.Contents], dict[str, str]]:
+    """What is in the TFLite models, and what is wrong with those that can't be read or run.
+
+    Raises:
+      ModelError: where the baseline is one of these.
+    """
+    contents: dict[str, tflite.Contents] = {}
+    failed: dict[str, str] = {}
+    for name, path in paths.items():
+        if weights.kind(path) == "tflite":
+            try:
+                contents[name] = tflite.contents(measuring.read(path))
+            except ModelError as error:
+                failed[name] = str(error)
+    failed |= trial.failures({name: paths[name] for name in contents}, reference_kernels)
+    if BASELINE in failed:
+        raise ModelError(f"The baseline in {paths[BASELINE]} can't be compared with: {failed[BASELINE]}")
+    return contents, failed
+
+
+def _with_metrics(measured: Measured, name: str, found: results.Results, observed: Observed) -> Measured:
+    return measured.model_copy(
+        update={
+            "metrics": found.metrics(name),
+            "slices": found.slices(name),
+            "not_finite": observed.not_finite[name],
+        }
+    )
+
+
+def read_schema(path: str) -> schema_pb2.Schema:
+    """The schema in a text proto."""
+    return _parsed(path, schema_pb2.Schema())
+
+
+def read_config(path: str) -> config_pb2.EvalConfig:
+    """TFMA's configuration in a file of JSON or of a text proto."""
+    return _parsed(path, config_pb2.EvalConfig())
+
+
+def _parsed(path: str, message: Message) -> Message:
+    with tf.io.gfile.GFile(path) as file:
+        text = file.read()
+    try:
+        json_form = text.lstrip().startswith("{")
+        return json_format.Parse(text, message) if json_form else text_format.Parse(text, message)
+    except (json_format.ParseError, text_format.ParseError) as error:
+        raise ConfigError(f"{path} is no {message.DESCRIPTOR.full_name}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -140,16 +201,21 @@ def _timed(seconds: dict[str, float], what: str) -> Iterator[None]:
     seconds[what] = time.perf_counter() - started
 
 
-def _models(
-    running: Mapping[str, str], loaded: Mapping[str, predictors.Predictor], contents: Mapping[str, tflite.Contents]
-) -> dict[str, Model]:
-    """The models with their outputs called as the baseline calls them."""
-    candidates = {name: predictor for name, predictor in loaded.items() if name != BASELINE}
-    own = {name: {output: output for output in predictor.outputs} for name, predictor in loaded.items()}
-    names = {**own, **predictors.same_outputs(loaded[BASELINE], candidates)} if BASELINE in loaded else own
+def _planned(models: Mapping[str, measuring.Model]) -> dict[str, Planned]:
+    """The models as the pass takes them, with their outputs called as the baseline calls them."""
+    loaded = {name: model.predictor for name, model in models.items()}
+    names = {name: {output: output for output in predictor.outputs} for name, predictor in loaded.items()}
+    if BASELINE in loaded:
+        candidates = {name: predictor for name, predictor in loaded.items() if name != BASELINE}
+        names |= predictors.same_outputs(loaded[BASELINE], candidates)
     return {
-        name: Model(path, names[name], name == BASELINE, contents[name].arena_bytes if name in contents else 0)
-        for name, path in running.items()
+        name: Planned(
+            path=model.path,
+            outputs=names[name],
+            is_baseline=name == BASELINE,
+            arena_bytes=model.contents.arena_bytes if model.contents is not None else 0,
+        )
+        for name, model in models.items()
     }
 
 
@@ -245,11 +311,6 @@ def _files(patterns: Sequence[str]) -> list[str]:
     return found
 
 
-def _read(path: str) -> bytes:
-    with tf.io.gfile.GFile(path, "rb") as file:
-        return bytes(file.read())
-
-
 def _first_row(
     files: Sequence[str], patterns: Sequence[str], schema: schema_pb2.Schema | None, config: config_pb2.EvalConfig
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -269,146 +330,3 @@ def _first_row(
             f"{', '.join(sorted(features))}. Remedy: set label_key to one of them."
         )
     return np.asarray([record], object), features
-
-
-def _measure(
-    paths: Mapping[str, str],
-    loaded: Mapping[str, predictors.Predictor],
-    row: tuple[np.ndarray, dict[str, np.ndarray]],
-    found: results.Results,
-    observed: Observed,
-    contents: Mapping[str, tflite.Contents],
-    twin: str | None,
-) -> dict[str, Measured]:
-    """Sizes, sparsity and latency of every model, and of the baseline's float TFLite model where it is needed."""
-    timed = {name: predictor.prepare(*row) for name, predictor in loaded.items()}
-    runtimes = {name: predictor.runtime for name, predictor in loaded.items()}
-    everything = dict(contents)
-    if twin:
-        predictor = predictors.load(twin)
-        timed[twin], runtimes[twin], everything[twin] = (
-            predictor.prepare(*row),
-            predictor.runtime,
-            tflite.contents(_read(twin)),
-        )
-    times = latency.measure(timed)
-    reference = _kernels(twin or paths.get(BASELINE), everything.get(twin or BASELINE))
-    measured = {}
-    for name, path in {**paths, **({twin: twin} if twin else {})}.items():
-        measured[name] = _measured(path, runtimes[name], times[name], everything.get(name), reference).model_copy(
-            update={
-                "metrics": found.metrics(name),
-                "slices": found.slices(name),
-                "not_finite": observed.not_finite[name],
-            }
-        )
-    if twin:
-        measured[BASELINE] = measured[BASELINE].model_copy(update={"tflite": measured.pop(twin)})
-    return measured
-
-
-@contextlib.contextmanager
-def _twin(paths: Mapping[str, str], loaded: Mapping[str, predictors.Predictor]) -> Iterator[Callable[[], str | None]]:
-    """Converts the baseline to float TFLite, what a TFLite candidate's speed-up is against, while other work goes on.
-
-    The function that it gives waits for the path of the model; it is None where no candidate is a TFLite model, the
-    baseline is one, or it can't be converted.
-    """
-    kinds = {name: predictor.kind for name, predictor in loaded.items()}
-    if kinds.get(BASELINE) != "saved_model" or "tflite" not in kinds.values():
-        yield lambda: None
-        return
-    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(1) as background:
-        signature = _signature(paths[BASELINE])
-        converted = background.submit(conversion.convert, signature, "float32") if signature else None
-
-        def path() -> str | None:
-            if converted is None:
-                return None
-            try:
-                content = converted.result()
-            except ModelError as error:
-                _log_no_twin(error)
-                return None
-            name = os.path.join(folder, "baseline.tflite")
-            with open(name, "wb") as file:
-                file.write(content)
-            return name
-
-        yield path
-
-
-def _signature(path: str) -> serving.FeatureSignature | None:
-    try:
-        return serving.feature_signature(path)
-    except ModelError as error:
-        _log_no_twin(error)
-        return None
-
-
-def _log_no_twin(error: ModelError) -> None:
-    tf.get_logger().warning("The baseline has no float TFLite twin, so speed-ups are unknown: %s", error)
-
-
-def _failed(path: str, failure: str) -> Measured:
-    """A model of which only the size is known."""
-    size = model_files.size(path)
-    return Measured(
-        kind=weights.kind(path),
-        uri=path,
-        bytes=size.raw,
-        bytes_gzip=size.gzip,
-        latency_ms=None,
-        latency_spread_ms=None,
-        failure=failure,
-    )
-
-
-def _measured(
-    path: str,
-    runtime: str,
-    took: latency.Latency,
-    contents: tflite.Contents | None,
-    reference: Mapping[str, np.ndarray],
-) -> Measured:
-    kernels = contents.weights if contents is not None else weights.kernels(path)
-    real = _kernels(path, contents)
-    total = sum(kernel.size for kernel in kernels.values())
-    zeros = sum(kernel.size - np.count_nonzero(kernel) for kernel in kernels.values())
-    return _failed(path, "").model_copy(
-        update={
-            "runtime": runtime,
-            "latency_ms": took.median,
-            "latency_spread_ms": took.spread,
-            "latency_quantiles_ms": took.quantiles,
-            "latency_repeats": took.repeats,
-            "arena_bytes": contents.arena_bytes if contents is not None else None,
-            "ops": contents.ops if contents is not None else {},
-            "sparsity": float(zeros / total) if total else None,
-            "layers": tuple(
-                Layer(
-                    name=name,
-                    size=kernel.size,
-                    sparsity=weights.sparsity(kernel),
-                    snr_db=_snr(reference.get(name), real[name]),
-                )
-                for name, kernel in kernels.items()
-            ),
-        }
-    )
-
-
-def _kernels(path: str | None, contents: tflite.Contents | None) -> dict[str, np.ndarray]:
-    """The kernels of a model as real numbers."""
-    if contents is not None:
-        return {name: contents.real(name) for name in contents.weights}
-    return weights.kernels(path) if path is not None else {}
-
-
-def _snr(reference: np.ndarray | None, kernel: np.ndarray) -> float | None:
-    """Signal-to-noise ratio in decibels: ten times the logarithm of the energies of kernel and difference."""
-    if reference is None or reference.shape != kernel.shape:
-        return None
-    noise = float(np.sum((kernel.astype(np.float64) - reference) ** 2))
-    signal = float(np.sum(reference.astype(np.float64) ** 2))
-    return (10 * math.log10(signal / noise) if signal else -math.inf) if noise else math.inf

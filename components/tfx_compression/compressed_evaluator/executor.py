@@ -31,32 +31,33 @@ class Executor(evaluator_executor.Executor):
         """Evaluates.
 
         Args:
-          input_dict: `candidate_<name>` for each name, `baseline_model`, `examples`, `schema` (optional).
+          input_dict: `candidate_<name>` for each name, `baseline_model` (optional), `examples`, `schema` (optional).
           output_dict: `best_model`, `blessing`, `evaluation`, `report`.
           exec_properties: `candidates` (JSON list of names), `eval_config` and `budget` (JSON), `max_metric_drop`
-            (overrides every drop of the budget), `example_split`.
+            (overrides every drop of the budget), `example_split`, `reference_kernels` (0 or 1).
         """
         names = json.loads(exec_properties["candidates"])
         candidates = {name: artifacts.single(input_dict, f"candidate_{name}") for name in names}
-        baseline = artifacts.single(input_dict, "baseline_model")
+        baseline = artifacts.optional(input_dict, "baseline_model")
         examples = artifacts.single(input_dict, "examples")
         budget = Budget.merged(exec_properties["budget"], {})
         if (drop := exec_properties.get("max_metric_drop")) is not None:
             budget = Budget.merged(budget.to_json(), {"max_metric_drop": dict.fromkeys(budget.max_metric_drop, drop)})
         found = evaluation.run(
             candidates={name: artifacts.model_path(model) for name, model in candidates.items()},
-            baseline=artifacts.model_path(baseline),
+            baseline=artifacts.model_path(baseline) if baseline is not None else None,
             patterns=[inputs.example_pattern(examples, exec_properties["example_split"])],
             schema=inputs.read_schema(input_dict) if input_dict.get("schema") else None,
             eval_config=json_format.Parse(exec_properties["eval_config"], config_pb2.EvalConfig()),
             budget=budget,
             output_path=artifacts.single(output_dict, "evaluation").uri,
             make_pipeline=self._make_beam_pipeline,
+            reference_kernels=bool(exec_properties.get("reference_kernels")),
         )
         chosen = candidates[found.chosen] if found.chosen else None
-        write_text(
-            os.path.join(artifacts.single(output_dict, "report").uri, artifacts.REPORT_FILE), report.render({"": found})
-        )
+        models = {**candidates, **({evaluation.BASELINE: baseline} if baseline is not None else {})}
+        page = report.render({"": found}, origins={"": {name: _origin(model) for name, model in models.items()}})
+        write_text(os.path.join(artifacts.single(output_dict, "report").uri, artifacts.REPORT_FILE), page)
         self._copy(found, chosen, artifacts.single(output_dict, "best_model"))
         self._bless(found, chosen, baseline, artifacts.single(output_dict, "blessing"))
 
@@ -66,13 +67,12 @@ class Executor(evaluator_executor.Executor):
         if chosen is None or found.chosen is None:
             return
         io_utils.copy_dir(chosen.uri, best.uri)
-        properties = {name: chosen.get_custom_property(name) for name in chosen.mlmd_artifact.custom_properties}
         metrics = found.candidates[found.chosen].metrics
         drops = found.metric_drop[found.chosen]
         artifacts.set_properties(
             best,
             **{
-                **{name: value for name, value in properties.items() if name not in ("name", "state", "tfx_version")},
+                **artifacts.custom_properties(chosen),
                 "parent_uri": chosen.uri,
                 "candidate": found.chosen,
                 **{f"metric_{name}": value for name, value in metrics.items() if name != "example_count"},
@@ -81,7 +81,11 @@ class Executor(evaluator_executor.Executor):
         )
 
     def _bless(
-        self, found: Evaluation, chosen: types.Artifact | None, baseline: types.Artifact, blessing: types.Artifact
+        self,
+        found: Evaluation,
+        chosen: types.Artifact | None,
+        baseline: types.Artifact | None,
+        blessing: types.Artifact,
     ) -> None:
         """Pusher's convention; but a TFLite model is not named as the current one, or it would become a baseline."""
         blessed = chosen is not None
@@ -92,12 +96,13 @@ class Executor(evaluator_executor.Executor):
             reason=found.reason,
             candidate=found.chosen,
             candidate_uri=chosen.uri if chosen else None,
+            first_release=1 if chosen is not None and baseline is None else None,
             **{
                 constants.ARTIFACT_PROPERTY_BLESSED_KEY: (
                     constants.BLESSED_VALUE if blessed else constants.NOT_BLESSED_VALUE
                 ),
-                constants.ARTIFACT_PROPERTY_BASELINE_MODEL_URI_KEY: baseline.uri,
-                constants.ARTIFACT_PROPERTY_BASELINE_MODEL_ID_KEY: baseline.id,
+                constants.ARTIFACT_PROPERTY_BASELINE_MODEL_URI_KEY: baseline.uri if baseline is not None else None,
+                constants.ARTIFACT_PROPERTY_BASELINE_MODEL_ID_KEY: baseline.id if baseline is not None else None,
             },
         )
         if chosen is not None and found.candidates[str(found.chosen)].kind == "saved_model":
@@ -108,3 +113,9 @@ class Executor(evaluator_executor.Executor):
                     constants.ARTIFACT_PROPERTY_CURRENT_MODEL_ID_KEY: chosen.id,
                 },
             )
+
+
+def _origin(model: types.Artifact) -> dict[str, object]:
+    """What the report says of a model's making."""
+    made_by = {"made by": model.producer_component} if model.producer_component else {}
+    return {"artifact id": model.id, "uri": model.uri, **made_by, **artifacts.custom_properties(model)}

@@ -62,7 +62,10 @@ class _SavedModel:
     kind = "saved_model"
 
     def __init__(self, path: str):
-        self._loaded = tf.saved_model.load(path)
+        try:
+            self._loaded = tf.saved_model.load(path)
+        except (OSError, ValueError, tf.errors.OpError) as error:
+            raise ModelError(f"The SavedModel in {path} can't be loaded: {error}") from error
         if serving.SIGNATURE not in self._loaded.signatures:
             raise ModelError(
                 f"The SavedModel in {path} has no signature {serving.SIGNATURE!r}, only: "

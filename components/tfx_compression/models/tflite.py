@@ -124,40 +124,54 @@ def _affine(tensor: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _arena(model: Any) -> int:
-    """Bytes of the arena of the main graph, with a batch of one: greedy by size, each at the first gap that it fits.
+    """Bytes of the arena of the main graph, with a batch of one: greedy by size, each in the smallest gap that it fits.
 
-    As TFLite's ArenaPlanner does (Pisarchyk and Lee 2020, "Efficient memory management for deep neural net inference").
-    What a kernel needs beside its inputs and outputs is not in it.
+    As TFLite's ArenaPlanner does (Pisarchyk and Lee 2020, "Efficient memory management for deep neural net inference"):
+    what lives from the first operator to the end comes first, in the order of the tensors. What a kernel needs beside
+    its inputs and outputs is not in it, nor what it saves where it writes over its input.
     """
     graph = model.subgraphs[0]
-    last = len(graph.operators)
-    lives = {int(index): (0, last) for index in graph.inputs}
-    for step, operator in enumerate(graph.operators):
-        for index in map(int, operator.outputs):
-            lives[index] = (step, lives.get(index, (step, step))[1])
-        for index in map(int, operator.inputs):
-            if index in lives:
-                lives[index] = (lives[index][0], max(step, lives[index][1]))
-    lives.update({int(index): (lives[int(index)][0], last) for index in graph.outputs if int(index) in lives})
+    lives = _lives(graph)
     sizes = {index: _bytes(graph.tensors[index]) for index in lives}
+    whole = (0, len(graph.operators))
     placed: list[tuple[int, int, int, int]] = []  # offset, end, first and last step
-    for index in sorted(lives, key=lambda index: (-sizes[index], lives[index][0])):
-        first, end = lives[index]
-        offset = 0
+    for index in sorted(
+        lives, key=lambda index: (0, index, 0) if lives[index] == whole else (1, -sizes[index], lives[index][0])
+    ):
+        first, last = lives[index]
+        offset, smallest, free = None, math.inf, 0
         for start, stop, born, dead in sorted(placed):
-            if born <= end and first <= dead:
-                if offset + sizes[index] <= start:
-                    break
-                offset = max(offset, stop)
-        placed.append((offset, offset + sizes[index], first, end))
-    return max((stop for _, stop, _, _ in placed), default=0)
+            if born <= last and first <= dead:
+                if _aligned(free) + sizes[index] <= start and start - _aligned(free) < smallest:
+                    offset, smallest = _aligned(free), start - free
+                free = max(free, stop)
+        if offset is None:
+            offset = _aligned(free)
+        placed.append((offset, offset + sizes[index], first, last))
+    return max((_aligned(stop) for _, stop, _, _ in placed), default=0)
+
+
+def _lives(graph: Any) -> dict[int, tuple[int, int]]:
+    """The first and the last operator that a tensor is there for; behind the last one where it is never freed."""
+    never = len(graph.operators)
+    lives = {int(index): (0, never) for index in graph.inputs}
+    used: dict[int, int] = {int(index): never for index in (*graph.inputs, *graph.outputs)}
+    for step, operator in enumerate(graph.operators):
+        for index in map(int, operator.inputs):
+            used[index] = max(used.get(index, 0), step)
+        for index in map(int, operator.outputs):
+            lives.setdefault(index, (step, never))
+    return {index: (first, used.get(index, never)) for index, (first, _) in lives.items()}
 
 
 def _bytes(tensor: Any) -> int:
-    """Bytes of a tensor, aligned; a free size counts as one."""
+    """Bytes of a tensor; a free size counts as one."""
     count = math.prod(max(int(size), 1) for size in tensor.shape) if tensor.shape is not None else 1
-    used = -(-count * _BITS.get(tensor.type, 0) // 8)
-    return -(-used // _ALIGNMENT) * _ALIGNMENT
+    return -(-count * _BITS.get(tensor.type, 0) // 8)
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // _ALIGNMENT) * _ALIGNMENT
 
 
 def _layer(graph: Any, weight: int) -> str:

@@ -69,7 +69,7 @@ class Executor(base_executor.BaseExecutor):
 
     def _manifest(self, model: types.Artifact, blessing: types.Artifact | None) -> dict[str, Any]:
         """What the artifacts know of the model: recipe, metrics, operators, inputs and outputs, origin."""
-        properties = {name: model.get_custom_property(name) for name in model.mlmd_artifact.custom_properties}
+        properties = artifacts.custom_properties(model)
         described = os.path.join(model.uri, "tflite.json")
         return {
             **(read_json(described) if tf.io.gfile.exists(described) else {}),

@@ -44,6 +44,12 @@ def model_path(model: standard_artifacts.Model) -> str:
     return os.path.join(model.uri, SERVING)
 
 
+def custom_properties(source: artifact.Artifact) -> dict[str, object]:
+    """What the components wrote on an artifact, without what TFX itself keeps there."""
+    names = [name for name in source.mlmd_artifact.custom_properties if name not in ("name", "state", "tfx_version")]
+    return {name: source.get_custom_property(name) for name in names}
+
+
 def describe_model(model: standard_artifacts.Model, parent: standard_artifacts.Model, **properties: object) -> None:
     """Writes what compression did to a model on its artifact, so that ML Metadata alone can answer it.
 

@@ -1,0 +1,76 @@
+"""A terminal that shows what a person needs, while everything that TensorFlow, Beam and TFX print goes to a file."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from tfx_compression.compressed_evaluator.record import Evaluation
+
+
+@contextlib.contextmanager
+def output_to(log: Path) -> Iterator[Console]:
+    """Sends this process's standard output and error, that of C++ and of child processes included, to `log`.
+
+    Yields:
+      A console on what was standard output before.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with log.open("w") as file, os.fdopen(os.dup(1), "w") as terminal:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+        try:
+            yield Console(file=terminal, soft_wrap=True)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, original in zip((1, 2), saved, strict=True):
+                os.dup2(original, descriptor)
+                os.close(original)
+
+
+def working(console: Console, text: str) -> Live:
+    """A line that turns while something long runs; what is printed meanwhile goes where it went before."""
+    spinner = Spinner("dots", text=text)
+    return Live(spinner, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+
+
+def evaluation_table(title: str, evaluation: "Evaluation") -> Table:
+    """An evaluation, narrow enough for a terminal of 80 columns."""
+    from tfx_compression.compressed_evaluator import report
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+    metric = report.metric_of(evaluation).replace("sparse_categorical_", "")
+    for heading in ("model", metric, "drop", "bytes", "gzipped", "ms", "speed", "zeros", "verdict"):
+        table.add_column(heading, justify="left" if heading in ("model", "verdict") else "right", no_wrap=True)
+    colours = {"chosen": "bold green", "held": "green", "refused": "red", "failed": "red"}
+    for row in report.rows(evaluation):
+        table.add_row(
+            row.name.replace("baseline as", "  as"),
+            _shown(row.metric, "{:.4f}"),
+            _shown(row.drop.value if row.drop else None, "{:+.4f}"),
+            f"{row.model.bytes:,}",
+            f"{row.model.bytes_gzip:,}",
+            _shown(row.model.latency_ms, "{:.3f}"),
+            _shown(row.speedup, "{:.1f}x"),
+            _shown(row.model.sparsity, "{:.0%}"),
+            f"[{colours.get(row.verdict, 'default')}]{row.verdict}[/]",
+        )
+    return table
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
