@@ -10,8 +10,8 @@ from tfx import types
 from tfx import v1 as tfx
 from tfx.types import standard_artifacts
 from tfx_compression.models.config import ConfigError
-from tfx_compression.models.examples import ExamplesError
 from tfx_compression.models.errors import ModelError
+from tfx_compression.models.examples import ExamplesError
 from tfx_compression.store import StoreError
 
 from tests.helpers import small_cnn
@@ -104,7 +104,10 @@ def test_each_evaluator_has_an_input_for_each_of_its_candidates():
     [
         ({"eval_config": tfma.EvalConfig(metrics_specs=LABELLED.metrics_specs)}, "needs to know the label. Remedy"),
         ({"eval_config": tfma.EvalConfig(model_specs=LABELLED.model_specs)}, "has no metrics. Remedy"),
-        ({"budget": tfc.Budget(max_metric_drop={"auc": 0.1})}, "limits 'auc', which the evaluation doesn't compute"),
+        (
+            {"budget": tfc.Budget(max_metric_drop={"auc": 0.1})},
+            "limits the drop of 'auc', which the evaluation doesn't compute",
+        ),
         ({"max_metric_drop": 0.1}, "the budget's drops, and it has none"),
         ({"candidates": {}}, "at least one"),
         ({"candidates": models(**{"int-8": None})}, "letters, digits and '_'"),
@@ -211,3 +214,50 @@ def test_an_evaluator_on_an_empty_split_says_which(examples, tmp_path):
             example_split="eval",
         )
     assert not any((tmp_path / name).exists() for name in outputs)
+
+
+def test_an_evaluator_without_a_baseline_needs_the_budgets_word():
+    with pytest.raises(ConfigError, match=r"blesses nothing without a baseline_model.*allow_first=True"):
+        evaluator(baseline_model=None)
+    first = evaluator(baseline_model=None, budget=tfc.Budget(allow_first=True))
+    assert "baseline_model" not in first.inputs
+
+
+@pytest.mark.slow
+def test_a_first_release_is_blessed_as_one(examples, tmp_path):
+    """With an input that a Resolver left empty, as before there is any blessed model."""
+    from tfx_compression.compressed_evaluator.executor import Executor
+
+    from tests.helpers import save_with_examples_signature, small_dense, write_examples
+
+    rows = {"x": np.random.default_rng(0).normal(size=[40, 4]).astype(np.float32), "label": np.zeros([40, 1], np.int64)}
+    write_examples(tmp_path / "examples/Split-eval/rows.tfrecord", rows)
+    save_with_examples_signature(small_dense(), tmp_path / "model/Format-Serving")
+    outputs = {
+        "best_model": standard_artifacts.Model,
+        "blessing": standard_artifacts.ModelBlessing,
+        "evaluation": standard_artifacts.ModelEvaluation,
+        "report": tfc.EvaluationReport,
+    }
+    made = {name: [artifact(kind, tmp_path / name)] for name, kind in outputs.items()}
+    Executor().Do(
+        {
+            "candidate_a": [artifact(standard_artifacts.Model, tmp_path / "model")],
+            "baseline_model": [],
+            "examples": [examples],
+        },
+        made,
+        {
+            "candidates": '["a"]',
+            "eval_config": evaluator().exec_properties["eval_config"],
+            "budget": tfc.Budget(allow_first=True).to_json(),
+            "example_split": "eval",
+            "reference_kernels": 0,
+        },
+    )
+    (blessing,) = made["blessing"]
+    assert blessing.get_int_custom_property("blessed") == 1
+    assert blessing.get_int_custom_property("first_release") == 1
+    assert "first release" in blessing.get_string_custom_property("reason")
+    assert not blessing.has_custom_property("baseline_model_uri")
+    assert (tmp_path / "best_model/Format-Serving/saved_model.pb").exists()

@@ -65,7 +65,7 @@ def test_what_is_turned_in_the_kubeflow_ui_is_a_parameter_with_the_examples_valu
         "sparsity": {"doubleValue": 0.8},
         "epochs": {"intValue": "15"},
         "learning_rate": {"doubleValue": 0.001},
-        "max_metric_drop": {"doubleValue": 0.02},
+        "max_metric_drop": {"doubleValue": 0.04},
     }
     assert set(spec["pipelineSpec"]["root"]["inputDefinitions"]["parameters"]) == {
         *("sparsity", "epochs", "learning_rate", "max_metric_drop")
