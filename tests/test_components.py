@@ -232,7 +232,7 @@ def test_a_first_release_is_blessed_as_one(examples, tmp_path):
 
     rows = {"x": np.random.default_rng(0).normal(size=[40, 4]).astype(np.float32), "label": np.zeros([40, 1], np.int64)}
     write_examples(tmp_path / "examples/Split-eval/rows.tfrecord", rows)
-    save_with_examples_signature(small_dense(), tmp_path / "model/Format-Serving")
+    save_with_examples_signature(small_dense(), tmp_path / "model/Format-Serving", "x", [4], 1.0)
     outputs = {
         "best_model": standard_artifacts.Model,
         "blessing": standard_artifacts.ModelBlessing,
