@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfx_compression.compressed_evaluator import latency, predictors
 from tfx_compression.compressed_evaluator.record import Layer, Measured
-from tfx_compression.models import conversion, files, serving, tflite, weights
+from tfx_compression.models import conversion, files, tflite, weights
 from tfx_compression.models.errors import ModelError
 
 Row = tuple[np.ndarray, dict[str, np.ndarray]]
@@ -154,7 +154,7 @@ def float_twin(path: str | None, wanted: bool) -> Iterator[Callable[[], Model | 
 
 def _convert(path: str) -> bytes | None:
     try:
-        return conversion.convert(serving.feature_signature(path), "float32")
+        return conversion.convert(path, "float32")
     except ModelError as error:
         tf.get_logger().warning("The baseline has no float TFLite twin, so speed-ups are unknown: %s", error)
         return None

@@ -19,8 +19,13 @@ _TIMEOUT_SECONDS = 3600.0
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What the converting process is asked for; all paths are local."""
+    """What the converting process is asked for; all paths but `source` are local.
 
+    The model to convert is in `saved_model`, with a signature of features; where there is a `source`, it is first made
+    there, of the `serving_default` of that SavedModel.
+    """
+
+    source: str
     saved_model: str
     mode: str
     io: str
@@ -29,7 +34,7 @@ class Request:
 
 
 def convert(
-    signature: FeatureSignature,
+    signature: FeatureSignature | str,
     mode: str,
     io: str = "float32",
     calibration: Sequence[Mapping[str, np.ndarray]] = (),
@@ -37,24 +42,27 @@ def convert(
     """The TFLite model of a signature, its inputs called `serving_default_<feature>`.
 
     Args:
-      signature: what to convert.
+      signature: what to convert; or the path of the SavedModel whose `serving_default` it is: then all of the work is
+        done in the other process.
       mode: `float32`, `float16`, `dynamic` or `int8`.
       io: for `int8`, what the model takes and returns: `int8` or `float32`.
-      calibration: for `int8`, rows as `{feature: [1, …] array}`.
+      calibration: for `int8` of a FeatureSignature, rows as `{feature: [1, …] array}`.
 
     Raises:
       ModelError: where the converter refuses the model, crashes or hangs.
     """
     with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
         request = Request(
+            source=signature if isinstance(signature, str) else "",
             saved_model=os.path.join(folder, "saved_model"),
             mode=mode,
             io=io,
             calibration=os.path.join(folder, "calibration.npz"),
             output=os.path.join(folder, "model.tflite"),
         )
-        signature.save(request.saved_model)
-        names = signature.features if calibration else ()
+        if not isinstance(signature, str):
+            signature.save(request.saved_model)
+        names = () if isinstance(signature, str) or not calibration else tuple(signature.features)
         columns = {f"feature/{name}": np.concatenate([row[name] for row in calibration]) for name in names}
         np.savez(request.calibration, **columns)
         _run(request)

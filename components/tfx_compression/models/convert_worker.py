@@ -9,12 +9,14 @@ import tensorflow as tf
 
 from tfx_compression.models.conversion import Request
 from tfx_compression.models.interpreter import Interpreter
-from tfx_compression.models.serving import SIGNATURE
+from tfx_compression.models.serving import SIGNATURE, feature_signature
 
 
 def main() -> None:
     """Converts, runs the result once, and writes it."""
     request = Request(**json.loads(sys.argv[1]))
+    if request.source:
+        feature_signature(request.source).save(request.saved_model)
     with np.load(request.calibration) as stored:
         calibration = {name.removeprefix("feature/"): stored[name] for name in stored.files}
     content = _convert(request, calibration)
