@@ -9,11 +9,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 Op = schema.BuiltinOperator
 Type = schema.TensorType
-_TYPES = {
-    np.dtype(np.float32): Type.FLOAT32,
-    np.dtype(np.int8): Type.INT8,
-    np.dtype(np.int32): Type.INT32,
-}
+_TYPES = {np.dtype(np.float32): Type.FLOAT32, np.dtype(np.int8): Type.INT8, np.dtype(np.int32): Type.INT32}
 
 
 class Graph:
@@ -117,3 +113,11 @@ def _map(tensors: Mapping[str, int]) -> list[Any]:
         entry.name, entry.tensorIndex = name, index
         made.append(entry)
     return made
+
+
+def one_operator(op: int, options: Any = None, kind: int = 0, dtype: int = Type.FLOAT32, batch: int = -1) -> Graph:
+    """A graph of one operator from `x` to `y`, both [batch, 3]."""
+    graph = Graph()
+    graph.inputs = [graph.tensor("x", [batch, 3], dtype)]
+    graph.outputs = [graph.apply(op, [0], [graph.tensor("y", [batch, 3], dtype)], options, kind)]
+    return graph

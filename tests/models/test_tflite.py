@@ -13,8 +13,8 @@ from ai_edge_litert import interpreter as litert
 from hypothesis import strategies
 from tensorflow.lite.python import schema_py_generated as schema
 from tfx_compression.models import tflite
-from tfx_compression.models.interpreter import Interpreter, Tensor, dequantize, quantize
 from tfx_compression.models.errors import ModelError
+from tfx_compression.models.interpreter import Interpreter, Tensor, dequantize, quantize
 
 from tests import helpers
 

@@ -1,6 +1,6 @@
 """One way to run any model on a batch of tf.Examples."""
 
-import collections
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfx_compression.models import serving
 from tfx_compression.models.errors import ModelError
-from tfx_compression.models.interpreter import Interpreter, require_every_row
+from tfx_compression.models.interpreter import Interpreter, fit
 
 Features = Mapping[str, np.ndarray]
 Shape = tuple[int, ...]
@@ -74,9 +74,12 @@ class _SavedModel:
             )
         self._signature = self._loaded.signatures[serving.SIGNATURE]
         self._inputs: dict[str, tf.TensorSpec] = self._signature.structured_input_signature[1]
+        self._takes_examples = [spec.dtype for spec in self._inputs.values()] == [tf.string] and _parses_examples(
+            self._signature.graph.as_graph_def()
+        )
         self.outputs = {
             name: tuple(-1 if size is None else size for size in tensor.shape[1:])
-            for name, tensor in self._signature.structured_outputs.items()
+            for name, tensor in sorted(self._signature.structured_outputs.items())  # they come in any order
         }
         self.runtime = f"TensorFlow {tf.__version__}"
         self.seconds = 0.0
@@ -84,7 +87,10 @@ class _SavedModel:
     def predict(self, examples: np.ndarray, features: Features) -> dict[str, np.ndarray]:
         feeds = self._feeds(examples, features)
         started = time.perf_counter()
-        results = {name: value.numpy() for name, value in self._signature(**feeds).items()}
+        try:
+            results = {name: value.numpy() for name, value in self._signature(**feeds).items()}
+        except tf.errors.InvalidArgumentError as error:  # as of an example without a feature that the parsing requires
+            raise ModelError(f"The SavedModel can't run a batch of {len(examples)} rows: {error.message}") from error
         self.seconds += time.perf_counter() - started
         return results
 
@@ -93,23 +99,23 @@ class _SavedModel:
         return lambda: self._signature(**feeds)
 
     def _feeds(self, examples: np.ndarray, features: Features) -> dict[str, tf.Tensor]:
-        if len(self._inputs) == 1:
-            ((name, spec),) = self._inputs.items()
-            if spec.dtype == tf.string and name not in features:
+        if self._takes_examples:
+            (name,) = self._inputs
+            if name not in features:
                 return {name: tf.constant(examples)}
-        missing = [name for name in self._inputs if name not in features]
-        if missing:
-            raise ModelError(
-                f"The SavedModel takes {', '.join(missing)}, no feature of the examples; they have: "
-                f"{', '.join(sorted(features)) or 'none'}."
-            )
-        return {
-            name: tf.reshape(_cast(require_every_row(name, features[name]), spec), [-1, *spec.shape[1:]])
-            for name, spec in self._inputs.items()
-        }
+        return {name: _fed(name, features, spec) for name, spec in self._inputs.items()}
 
 
-def _cast(values: np.ndarray, spec: tf.TensorSpec) -> tf.Tensor:
+def _parses_examples(graph: tf.compat.v1.GraphDef) -> bool:
+    """Whether there is an operator that parses protos, in the graph or in a function that it calls."""
+    nodes = itertools.chain(graph.node, *(function.node_def for function in graph.library.function))
+    return any(node.op.startswith(("Parse", "DecodeProto")) for node in nodes)
+
+
+def _fed(name: str, features: Features, spec: tf.TensorSpec) -> tf.Tensor:
+    sizes = [-1 if size is None else size for size in spec.shape] if spec.shape.rank is not None else None
+    shape = np.shape(features.get(name)) if sizes is None else sizes
+    values = fit(name, features, shape, spec.dtype == tf.string, "SavedModel")
     return tf.constant(values) if spec.dtype == tf.string else tf.cast(values, spec.dtype)
 
 
@@ -139,7 +145,7 @@ def same_outputs(baseline: Predictor, candidates: Mapping[str, Predictor]) -> di
     """What each candidate's outputs are called by the baseline.
 
     A single output is the other's single output. Outputs of a signature go by their names; those of a TFLite model
-    without one by their shape and place.
+    without one by their shape.
 
     Returns:
       By candidate, its outputs' names to the baseline's.
@@ -147,33 +153,53 @@ def same_outputs(baseline: Predictor, candidates: Mapping[str, Predictor]) -> di
     Raises:
       ModelError: naming candidate and shapes, where the outputs differ, or can't be told apart.
     """
-    return {name: _matched(name, baseline.outputs, candidate) for name, candidate in candidates.items()}
+    return {name: _matched(name, baseline, candidate) for name, candidate in candidates.items()}
 
 
-def _matched(name: str, wanted: Mapping[str, Shape], candidate: Predictor) -> dict[str, str]:
-    given = candidate.outputs
+def _matched(name: str, baseline: Predictor, candidate: Predictor) -> dict[str, str]:
+    wanted, given = baseline.outputs, candidate.outputs
     if len(wanted) == len(given) == 1:
         names = dict(zip(given, wanted, strict=True))
-    elif isinstance(candidate, _TFLite) and not candidate.interpreter.has_signature and len(wanted) == len(given):
-        twice = [list(shape) for shape, count in collections.Counter(given.values()).items() if count > 1]
-        if twice:
-            raise ModelError(
-                f"Candidate {name!r} has no signature and several outputs of the shape {twice[0]}, so nobody can tell "
-                f"which of the baseline's outputs ({', '.join(wanted)}) each one is. Remedy: convert it from a "
-                "SavedModel's signature: tf.lite.TFLiteConverter.from_saved_model(…, signature_keys=[…])."
-            )
-        by_shape = {shape: output for output, shape in wanted.items()}
-        names = {output: by_shape.get(shape, "") for output, shape in given.items()}
-    else:
+    elif len(wanted) != len(given) or (_has_names(baseline) and _has_names(candidate)):
         names = {output: output for output in given}
+    else:
+        names = _by_shape(name, wanted, given)
     if len(wanted) != len(given) or any(
-        target not in wanted or wanted[target] != given[output] for output, target in names.items()
+        target not in wanted or not _agree(wanted[target], given[output]) for output, target in names.items()
     ):
         raise ModelError(
             f"The outputs of candidate {name!r} ({_shapes(given)}) differ from the baseline's ({_shapes(wanted)}), so "
             "their metrics can't be compared. Remedy: compare models of the same task."
         )
     return names
+
+
+def _has_names(model: Predictor) -> bool:
+    return not isinstance(model, _TFLite) or model.interpreter.has_signature
+
+
+def _by_shape(name: str, wanted: Mapping[str, Shape], given: Mapping[str, Shape]) -> dict[str, str]:
+    """The only output of the baseline that each of the candidate's can be; "" where it can be none."""
+    names = {}
+    for output, shape in given.items():
+        targets = [target for target, other in wanted.items() if _agree(shape, other)]
+        others = [other for other in given if other != output and _agree(shape, given[other])]
+        if len(targets) > 1 or (targets and others):
+            raise ModelError(
+                f"Candidate {name!r} or the baseline has no signature, and several outputs of the shape {list(shape)}, "
+                f"so nobody can tell which of the baseline's outputs ({', '.join(wanted)}) each one is. Remedy: "
+                "convert it from a SavedModel's signature: "
+                "tf.lite.TFLiteConverter.from_saved_model(…, signature_keys=[…])."
+            )
+        names[output] = targets[0] if targets else ""
+    return names
+
+
+def _agree(shape: Shape, other: Shape) -> bool:
+    """Whether two shapes can be the same: free sizes go with any."""
+    return len(shape) == len(other) and all(
+        size == its or -1 in (size, its) for size, its in zip(shape, other, strict=True)
+    )
 
 
 def _shapes(outputs: Mapping[str, Shape]) -> str:

@@ -16,8 +16,8 @@ _SECONDS = 300.0
 def failures(paths: Mapping[str, str], reference_kernels: bool = False) -> dict[str, str]:
     """Which TFLite models crash, hang or are refused when they are run once on zeros, and how.
 
-    One process tries them all, and says so after each: where it ends early, the one it was at is to blame, and another
-    process goes on with the rest.
+    One process tries them all, and says so after each. Where it ends early, another goes on with the rest; the one it
+    was at is to blame once it is the first that a process tries, so that none pays for what those before it broke.
 
     Args:
       paths: of TFLite models, by name.
@@ -37,9 +37,9 @@ def failures(paths: Mapping[str, str], reference_kernels: bool = False) -> dict[
             tried, ended = _try(remaining, reference_kernels)
             found.update({name: problem for name, problem in tried.items() if problem})
             remaining = {name: path for name, path in remaining.items() if name not in tried}
-            if ended and remaining:
+            if not tried:
                 culprit = next(iter(remaining))
-                found[culprit] = ended
+                found[culprit] = ended or "it ended the interpreter's process without a word"
                 del remaining[culprit]
         return found
 

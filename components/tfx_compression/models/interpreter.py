@@ -25,7 +25,6 @@ class Tensor:
       dtype: NumPy's.
       shape: -1 where the size is free; the first dimension is the batch.
       scale, zero_point: `real = (stored - zero_point) * scale`; a scale of 0 means not quantized.
-      stored_name: the tensor's own.
     """
 
     name: str
@@ -34,7 +33,6 @@ class Tensor:
     shape: tuple[int, ...]
     scale: float
     zero_point: int
-    stored_name: str = ""
 
     def describe(self) -> dict[str, object]:
         """The tensor as JSON has it."""
@@ -88,7 +86,7 @@ class Interpreter:
 
     Attributes:
       inputs, outputs: by name in the signature (`serving_default`, or the only one); without a signature, by the
-        tensor's name, `serving_default_x:0` as `x`.
+        tensor's name, `serving_default_x:0` as `x` where that tells it from the others.
       has_signature: whether there is one.
       runtime: what runs it, in words.
       seconds: time spent in the interpreter so far.
@@ -105,24 +103,23 @@ class Interpreter:
         try:
             self._interpreter, library = _load(content, num_threads, reference_kernels)
             self._interpreter.allocate_tensors()
+            signature = _signature(self._interpreter.get_signature_list())
+            self._runner = None
+            if signature is None:
+                self.inputs = _tensors(_by_plain_name(self._interpreter.get_input_details()))
+                self.outputs = _tensors(_by_plain_name(self._interpreter.get_output_details()))
+            else:
+                runner = self._interpreter.get_signature_runner(signature)
+                self.inputs = _tensors(runner.get_input_details())
+                self.outputs = _tensors(runner.get_output_details())
+                if runner._subgraph_index != 0:  # nothing public says so
+                    self._runner = runner  # it allocates anew at every call
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"Not a TFLite model that this runtime can run: {error}") from error
+        self.has_signature = signature is not None
         threads = f"{num_threads} thread{'s' if num_threads > 1 else ''}"
         self.runtime = f"{library}, {'reference kernels' if reference_kernels else 'XNNPACK'}, {threads}"
         self.seconds = 0.0
-        self._runner = None
-        inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        signature = _signature(self._interpreter.get_signature_list())
-        self.has_signature = signature is not None
-        if signature is None:
-            self.inputs = _tensors({_plain_name(detail["name"]): detail for detail in inputs})
-            self.outputs = _tensors({_plain_name(detail["name"]): detail for detail in outputs})
-        else:
-            runner = self._interpreter.get_signature_runner(signature)
-            self.inputs = _tensors(runner.get_input_details())
-            self.outputs = _tensors(runner.get_output_details())
-            if not _same(self.inputs, inputs) or not _same(self.outputs, outputs):
-                self._runner = runner  # of another graph than the main one; it allocates anew at every call
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def predict(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -163,32 +160,16 @@ class Interpreter:
         return self._interpreter.invoke
 
     def _feed(self, tensor: Tensor, features: Mapping[str, np.ndarray]) -> np.ndarray:
-        if tensor.name not in features:
-            raise ModelError(
-                f"The TFLite model takes {tensor.name!r}, which is no feature of the examples; they have: "
-                f"{', '.join(sorted(features)) or 'none'}. Remedy: name the signature's arguments after the features."
-            )
-        values = require_every_row(tensor.name, features[tensor.name])
-        if not values.ndim:
-            raise ModelError(f"The feature {tensor.name!r} is a single value; it must be a batch of them.")
-        if (values.dtype.kind in "OSU") != (tensor.dtype.kind in "OSU"):
-            raise ModelError(
-                f"The feature {tensor.name!r} holds {values.dtype}, the TFLite model takes {tensor.dtype}."
-            )
-        try:
-            # Sizes that are free are the features' own.
-            free = values.shape[1:] if values.ndim == len(tensor.shape) else ()
-            shape = [own if size == -1 else size for size, own in itertools.zip_longest(tensor.shape[1:], free)]
-            values = values.reshape(len(values), *(-1 if size is None else size for size in shape))
-        except ValueError as error:
-            raise ModelError(
-                f"The feature {tensor.name!r} has shape {values.shape}, the TFLite model takes {tensor.shape}."
-            ) from error
-        return values if tensor.dtype.kind in "OSU" else quantize(values, tensor)
+        strings = tensor.dtype.kind in "OSU"
+        values = fit(tensor.name, features, tensor.shape, strings, "TFLite model")
+        return values if strings else quantize(values, tensor)
 
     def _invoke(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         started = time.perf_counter()
-        stored = self._call(feeds)
+        try:
+            stored = self._call(feeds)
+        except (ValueError, RuntimeError) as error:
+            raise ModelError(f"The TFLite model can't run a batch of {_described(feeds)}: {error}") from error
         self.seconds += time.perf_counter() - started
         return {name: dequantize(stored[name], tensor) for name, tensor in self.outputs.items()}
 
@@ -207,12 +188,41 @@ class Interpreter:
         return {name: self._interpreter.get_tensor(tensor.index) for name, tensor in self.outputs.items()}
 
 
-def require_every_row(name: str, values: Any) -> np.ndarray:
-    """A feature's values as an array.
+def fit(name: str, features: Mapping[str, np.ndarray], shape: Sequence[int], strings: bool, model: str) -> np.ndarray:
+    """A feature in the shape in which a model takes it.
+
+    Args:
+      name: of the model's input, and of the feature.
+      features: [batch, …] real numbers or strings, by name.
+      shape: [batch, …]; sizes of -1 are free, the feature's own.
+      strings: whether the model takes strings.
+      model: what it is, in words.
 
     Raises:
-      ModelError: where some rows lack it, or have another number of values than others.
+      ModelError: where the feature is missing, be it in some rows only, or doesn't fit.
     """
+    if name not in features:
+        raise ModelError(
+            f"The {model} takes {name!r}, which is no feature of the examples; they have: "
+            f"{', '.join(sorted(features)) or 'none'}. Remedy: name the signature's arguments after the features."
+        )
+    values = _require_every_row(name, features[name])
+    if not values.ndim:
+        raise ModelError(f"The feature {name!r} is a single value; it must be a batch of them.")
+    if (values.dtype.kind in "OSU") != strings:
+        raise ModelError(
+            f"The feature {name!r} holds {'numbers' if strings else 'strings'}, the {model} takes "
+            f"{'strings' if strings else 'numbers'}."
+        )
+    free = values.shape[1:] if values.ndim == len(shape) else ()
+    sizes = [own if size == -1 else size for size, own in itertools.zip_longest(shape[1:], free)]
+    try:
+        return values.reshape(len(values), *(-1 if size is None else size for size in sizes))
+    except ValueError as error:
+        raise ModelError(f"The feature {name!r} has shape {values.shape}, the {model} takes {tuple(shape)}.") from error
+
+
+def _require_every_row(name: str, values: Any) -> np.ndarray:
     array = None if values is None or hasattr(values, "_fields") else np.asarray(values)  # TFMA's ragged are tuples
     strings = (
         array is not None and array.dtype == object and all(isinstance(value, bytes | str) for value in array.flat)
@@ -255,18 +265,20 @@ def _signature(signatures: Sequence[str]) -> str | None:
     return next(iter(signatures), None)
 
 
-def _plain_name(name: str) -> str:
-    return os.path.basename(re.sub(r":\d+$", "", name)).removeprefix(f"{SIGNATURE}_")
-
-
-def _same(tensors: Mapping[str, Tensor], details: Sequence[Mapping]) -> bool:
-    names = {(int(detail["index"]), detail["name"]) for detail in details}
-    return all((tensor.index, tensor.stored_name) in names for tensor in tensors.values())
+def _by_plain_name(details: Sequence[Mapping]) -> dict[str, Mapping]:
+    plain = [os.path.basename(re.sub(r":\d+$", "", detail["name"])).removeprefix(f"{SIGNATURE}_") for detail in details]
+    return {
+        name if plain.count(name) == 1 else detail["name"]: detail for name, detail in zip(plain, details, strict=True)
+    }
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:
     """`rows` with the last one repeated up to `size`."""
     return rows if len(rows) == size else np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
+
+
+def _described(feeds: Mapping[str, np.ndarray]) -> str:
+    return ", ".join(f"{name} {list(feed.shape)}" for name, feed in feeds.items())
 
 
 def _tensors(details: Mapping[str, Mapping]) -> dict[str, Tensor]:
@@ -276,6 +288,4 @@ def _tensors(details: Mapping[str, Mapping]) -> dict[str, Tensor]:
 def _tensor(name: str, detail: Mapping) -> Tensor:
     scale, zero_point = detail["quantization"]
     signature = tuple(int(size) for size in detail.get("shape_signature", detail["shape"]))
-    return Tensor(
-        name, int(detail["index"]), np.dtype(detail["dtype"]), signature, float(scale), int(zero_point), detail["name"]
-    )
+    return Tensor(name, int(detail["index"]), np.dtype(detail["dtype"]), signature, float(scale), int(zero_point))

@@ -128,10 +128,17 @@ def _arena(model: Any) -> int:
 
     As TFLite's ArenaPlanner does (Pisarchyk and Lee 2020, "Efficient memory management for deep neural net inference"):
     what lives from the first operator to the end comes first, in the order of the tensors. What a kernel needs beside
-    its inputs and outputs is not in it, nor what it saves where it writes over its input.
+    its inputs and outputs is not in it, nor what it saves where it writes over its input, nor dequantized constants,
+    which TFLite keeps elsewhere and XNNPACK does without.
     """
     graph = model.subgraphs[0]
-    lives = _lives(graph)
+    kept = {
+        int(operator.outputs[0])
+        for operator in graph.operators
+        if flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex) == "DEQUANTIZE"
+        and model.buffers[graph.tensors[operator.inputs[0]].buffer].data is not None
+    }
+    lives = {index: steps for index, steps in _lives(graph).items() if index not in kept}
     sizes = {index: _bytes(graph.tensors[index]) for index in lives}
     whole = (0, len(graph.operators))
     placed: list[tuple[int, int, int, int]] = []  # offset, end, first and last step

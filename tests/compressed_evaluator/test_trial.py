@@ -1,0 +1,155 @@
+"""Models that end the process that runs them."""
+
+import time
+
+import numpy as np
+import pytest
+from tensorflow.lite.python import schema_py_generated as schema
+from tfx_compression.compressed_evaluator import trial
+from tfx_compression.models import tflite
+
+from tests import by_hand
+from tests.by_hand import Graph, Op, Type, one_operator
+
+pytestmark = pytest.mark.slow  # each starts processes
+
+
+def good() -> bytes:
+    return by_hand.model(one_operator(Op.FLOOR))
+
+
+def without_a_required_input() -> bytes:
+    """A LOGISTIC whose only input is -1, as if it were optional and left out. XNNPACK looks up tensor -1."""
+    graph = one_operator(Op.LOGISTIC)
+    graph.operators[0][1].inputs = [-1]
+    return by_hand.model(graph)
+
+
+def calling_itself() -> bytes:
+    """An IF both of whose branches are the graph that it is in: preparing it never ends, until the stack does."""
+    graph = Graph()
+    graph.inputs = [graph.tensor("condition", [1], Type.BOOL), graph.tensor("x", [1, 3])]
+    options = schema.IfOptionsT()
+    options.thenSubgraphIndex = options.elseSubgraphIndex = 0
+    kind = schema.BuiltinOptions.IfOptions
+    graph.outputs = [graph.apply(Op.IF, [0, 0, 1], [graph.tensor("y", [1, 3])], options, kind)]
+    return by_hand.model(graph)
+
+
+def never_done() -> bytes:
+    """A WHILE whose condition is the constant true."""
+    options = schema.WhileOptionsT()
+    options.condSubgraphIndex, options.bodySubgraphIndex = 1, 2
+    condition = Graph()
+    condition.inputs = [condition.tensor("x", [1, 3])]
+    condition.outputs = [condition.tensor("always", [], Type.BOOL, data=b"\x01")]
+    loop = one_operator(Op.WHILE, options, schema.BuiltinOptions.WhileOptions, batch=1)
+    return by_hand.model(loop, condition, one_operator(Op.LOGISTIC, batch=1))
+
+
+@pytest.fixture
+def failures(tmp_path):
+    """Tries models, flatbuffers by name."""
+
+    def run(models: dict[str, bytes], **options) -> dict[str, str]:
+        paths = {}
+        for number, (name, content) in enumerate(models.items()):
+            (tmp_path / str(number)).write_bytes(content)
+            paths[name] = str(tmp_path / str(number))
+        return trial.failures(paths, **options)
+
+    return run
+
+
+@pytest.mark.parametrize("reference_kernels", [False, True], ids=["XNNPACK", "reference kernels"])
+def test_models_that_run_have_no_failure(failures, reference_kernels):
+    strings = one_operator(Op.FLOOR)
+    strings.inputs.append(strings.tensor("text", [-1], Type.STRING))
+    models = {
+        "good": good(),
+        "of one row": by_hand.model(one_operator(Op.NEG, batch=1)),
+        "text": by_hand.model(strings),
+    }
+    assert failures(models, reference_kernels=reference_kernels) == {}
+
+
+def test_no_models_have_no_failures():
+    assert trial.failures({}) == {}
+
+
+@pytest.mark.parametrize("reference_kernels", [False, True], ids=["XNNPACK", "reference kernels"])
+def test_a_crash_is_told_by_its_signal_and_the_others_are_still_tried(failures, reference_kernels):
+    content = calling_itself()
+    tflite.contents(content)  # is read without complaint, and would be run
+    models = {"before": good(), "crash": content, "behind": good(), "again": content, "last": good()}
+    problem = "it crashed the interpreter (SIGSEGV)"
+    assert failures(models, reference_kernels=reference_kernels) == {"crash": problem, "again": problem}
+
+
+def test_what_crashes_one_set_of_kernels_only_is_told_of_that_one_only(failures):
+    models = {"crash": without_a_required_input()}
+    assert "SIGSEGV" in failures(models)["crash"]
+    assert "optional" in failures(models, reference_kernels=True)["crash"]
+
+
+def test_what_the_interpreter_refuses_is_told_in_its_words(failures):
+    custom = by_hand.model(one_operator("MyOperator"))
+    no_inputs = one_operator(Op.LOGISTIC)
+    no_inputs.operators[0][1].inputs = []
+    far = one_operator(Op.FLOOR)
+    far.operators[0][1].inputs = [57]
+    short = one_operator(Op.FLOOR)
+    kernel = short.tensor("kernel", [3, 3], data=bytes(8))
+    options, kind = schema.FullyConnectedOptionsT(), schema.BuiltinOptions.FullyConnectedOptions
+    short.outputs = [short.apply(Op.FULLY_CONNECTED, [0, kernel, -1], [short.tensor("z", [-1, 3])], options, kind)]
+    signature = (0, {"x": 0}, {"y": 57})
+    zero = Graph()
+    zero.inputs = [zero.tensor("x", [1, 1], Type.INT32)]
+    divisor = zero.constant("zero", np.zeros((1, 1), np.int32))
+    zero.outputs = [zero.apply(Op.FLOOR_DIV, [0, divisor], [zero.tensor("y", [1, 1], Type.INT32)])]
+    problems = failures(
+        {
+            "custom": custom,
+            "no inputs": by_hand.model(no_inputs),
+            "far": by_hand.model(far),
+            "good": good(),
+            "short": by_hand.model(short),
+            "signature": by_hand.model(one_operator(Op.FLOOR), signatures={"serving_default": signature}),
+            "two signatures": by_hand.model(
+                one_operator(Op.FLOOR), signatures={name: (0, {"x": 0}, {"y": 1}) for name in ("a", "b")}
+            ),
+            "zero": by_hand.model(zero),
+            "text": b"no model",
+        }
+    )
+    expected = {
+        "custom": "unresolved custom op: MyOperator",
+        "no inputs": "NumInputs(node) != 1 (0 != 1)",
+        "far": "Invalid tensor index 57 in node inputs",
+        "short": "Tensor 2 is invalidly specified",
+        "signature": "Invalid tensor index 57",
+        "two signatures": "none of them is 'serving_default'",
+        "zero": "Division by 0",
+        "text": "Not a TFLite model",
+    }
+    assert set(problems) == set(expected)
+    for name, words in expected.items():
+        assert words in problems[name]
+
+
+def test_a_model_that_never_ends_is_given_up_and_the_others_are_still_tried(failures, monkeypatch):
+    monkeypatch.setattr(trial, "_SECONDS", 3.0)
+    started = time.monotonic()
+    problems = failures({"before": good(), "loop": never_done(), "behind": good()})
+    assert problems == {"loop": "it ran for more than 3 s on one row"}
+    assert time.monotonic() - started < 60
+
+
+def test_none_pays_for_those_that_took_long_before_it(failures, monkeypatch):
+    """The time is for each, though a process tries several: what it was at when the time was over is tried alone."""
+    monkeypatch.setattr(trial, "_SECONDS", 3.0)
+    problems = failures({"loop": never_done(), "good": good(), "crash": calling_itself()})
+    assert problems == {
+        "loop": "it ran for more than 3 s on one row",
+        "crash": "it crashed the interpreter (SIGSEGV)",
+    }
