@@ -15,8 +15,8 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_model_analysis.proto import config_pb2
 from tfx_compression.models import serving
 from tfx_compression.models.config import ConfigError
-from tfx_compression.models.examples import ExamplesError
 from tfx_compression.models.errors import ModelError
+from tfx_compression.models.examples import ExamplesError
 from tfx_compression.tflite_quantizer.quantization import quantize_signature
 
 pytestmark = pytest.mark.slow  # converts models, and runs Beam

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tensorflow.lite.python import schema_py_generated as schema
 from tfx_compression.compressed_evaluator import trial
+from tfx_compression.compressed_evaluator.trial import failures
 from tfx_compression.models import tflite
 
 from tests import by_hand
@@ -47,22 +48,8 @@ def never_done() -> bytes:
     return by_hand.model(loop, condition, one_operator(Op.LOGISTIC, batch=1))
 
 
-@pytest.fixture
-def failures(tmp_path):
-    """Tries models, flatbuffers by name."""
-
-    def run(models: dict[str, bytes], **options) -> dict[str, str]:
-        paths = {}
-        for number, (name, content) in enumerate(models.items()):
-            (tmp_path / str(number)).write_bytes(content)
-            paths[name] = str(tmp_path / str(number))
-        return trial.failures(paths, **options)
-
-    return run
-
-
 @pytest.mark.parametrize("reference_kernels", [False, True], ids=["XNNPACK", "reference kernels"])
-def test_models_that_run_have_no_failure(failures, reference_kernels):
+def test_models_that_run_have_no_failure(reference_kernels):
     strings = one_operator(Op.FLOOR)
     strings.inputs.append(strings.tensor("text", [-1], Type.STRING))
     models = {
@@ -74,11 +61,11 @@ def test_models_that_run_have_no_failure(failures, reference_kernels):
 
 
 def test_no_models_have_no_failures():
-    assert trial.failures({}) == {}
+    assert failures({}) == {}
 
 
 @pytest.mark.parametrize("reference_kernels", [False, True], ids=["XNNPACK", "reference kernels"])
-def test_a_crash_is_told_by_its_signal_and_the_others_are_still_tried(failures, reference_kernels):
+def test_a_crash_is_told_by_its_signal_and_the_others_are_still_tried(reference_kernels):
     content = calling_itself()
     tflite.contents(content)  # is read without complaint, and would be run
     models = {"before": good(), "crash": content, "behind": good(), "again": content, "last": good()}
@@ -86,13 +73,13 @@ def test_a_crash_is_told_by_its_signal_and_the_others_are_still_tried(failures, 
     assert failures(models, reference_kernels=reference_kernels) == {"crash": problem, "again": problem}
 
 
-def test_what_crashes_one_set_of_kernels_only_is_told_of_that_one_only(failures):
+def test_what_crashes_one_set_of_kernels_only_is_told_of_that_one_only():
     models = {"crash": without_a_required_input()}
     assert "SIGSEGV" in failures(models)["crash"]
     assert "optional" in failures(models, reference_kernels=True)["crash"]
 
 
-def test_what_the_interpreter_refuses_is_told_in_its_words(failures):
+def test_what_the_interpreter_refuses_is_told_in_its_words():
     custom = by_hand.model(one_operator("MyOperator"))
     no_inputs = one_operator(Op.LOGISTIC)
     no_inputs.operators[0][1].inputs = []
@@ -137,7 +124,7 @@ def test_what_the_interpreter_refuses_is_told_in_its_words(failures):
         assert words in problems[name]
 
 
-def test_a_model_that_never_ends_is_given_up_and_the_others_are_still_tried(failures, monkeypatch):
+def test_a_model_that_never_ends_is_given_up_and_the_others_are_still_tried(monkeypatch):
     monkeypatch.setattr(trial, "_SECONDS", 3.0)
     started = time.monotonic()
     problems = failures({"before": good(), "loop": never_done(), "behind": good()})
@@ -145,8 +132,7 @@ def test_a_model_that_never_ends_is_given_up_and_the_others_are_still_tried(fail
     assert time.monotonic() - started < 60
 
 
-def test_none_pays_for_those_that_took_long_before_it(failures, monkeypatch):
-    """The time is for each, though a process tries several: what it was at when the time was over is tried alone."""
+def test_none_pays_for_those_that_took_long_or_crashed_beside_it(monkeypatch):
     monkeypatch.setattr(trial, "_SECONDS", 3.0)
     problems = failures({"loop": never_done(), "good": good(), "crash": calling_itself()})
     assert problems == {

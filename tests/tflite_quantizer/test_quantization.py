@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from tfx_compression.models import conversion, examples, serving, tflite
 from tfx_compression.models.errors import ModelError
+from tfx_compression.models.interpreter import Interpreter
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.quantization import quantize, quantize_signature
 
@@ -59,7 +60,7 @@ def int8(model):
 
 
 def predictions(content: bytes, images: np.ndarray) -> np.ndarray:
-    return tflite.Interpreter(content).predict({"image": images})["probabilities"]
+    return Interpreter(content).predict({"image": images})["probabilities"]
 
 
 def assert_predicts_as(model, images: np.ndarray, labels: np.ndarray, found: np.ndarray, tolerance: float) -> None:
@@ -98,7 +99,7 @@ def test_fewer_bits_make_a_smaller_file(converted, float32, int8):
 
 
 def test_int8_inputs_are_scaled_by_the_range_of_the_rows_that_it_is_calibrated_on(int8):
-    image = tflite.Interpreter(int8).inputs["image"]
+    image = Interpreter(int8).inputs["image"]
     highest = helpers.images(CALIBRATION_ROWS + 20)[0][:CALIBRATION_ROWS].max() / helpers.LARGEST
     assert image.dtype == np.int8
     assert image.scale == pytest.approx(highest / 255, rel=1e-3)
@@ -107,7 +108,7 @@ def test_int8_inputs_are_scaled_by_the_range_of_the_rows_that_it_is_calibrated_o
 
 def test_an_int8_model_computes_on_integers_only(int8):
     assert tflite.contents(int8).float_ops == {}
-    probabilities = tflite.Interpreter(int8).outputs["probabilities"]
+    probabilities = Interpreter(int8).outputs["probabilities"]
     assert (probabilities.dtype, probabilities.scale, probabilities.zero_point) == (np.int8, 1 / 256, -128)
 
 

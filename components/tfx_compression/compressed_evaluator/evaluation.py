@@ -152,13 +152,15 @@ def _tried(paths: Mapping[str, str], reference_kernels: bool) -> tuple[dict[str,
     """
     contents: dict[str, tflite.Contents] = {}
     failed: dict[str, str] = {}
+    readable: dict[str, bytes] = {}
     for name, path in paths.items():
         if weights.kind(path) == "tflite":
+            content = measuring.read(path)
             try:
-                contents[name] = tflite.contents(measuring.read(path))
+                contents[name], readable[name] = tflite.contents(content), content
             except ModelError as error:
                 failed[name] = str(error)
-    failed |= trial.failures({name: paths[name] for name in contents}, reference_kernels)
+    failed |= trial.failures(readable, reference_kernels)
     if BASELINE in failed:
         raise ModelError(f"The baseline in {paths[BASELINE]} can't be compared with: {failed[BASELINE]}")
     return contents, failed

@@ -1,9 +1,8 @@
-"""The process that tries models: `python -m tfx_compression.compressed_evaluator.trial_worker REQUEST`, see `trial`.
+"""The process that tries a model, which it reads from standard input: see `trial`.
 
 It imports no TensorFlow, so that it is there at once.
 """
 
-import json
 import sys
 
 import numpy as np
@@ -13,18 +12,15 @@ from tfx_compression.models.interpreter import Interpreter, Tensor
 
 
 def main() -> None:
-    """Runs each model once on zeros; prints a JSON object after each: its name, and what was wrong or nothing."""
-    request = json.loads(sys.argv[1])
-    for name, path in request["paths"].items():
-        problem = ""
-        try:
-            with open(path, "rb") as file:
-                model = Interpreter(file.read(), reference_kernels=request["reference_kernels"], trusted=True)
-            model.predict({name: _zeros(tensor) for name, tensor in model.inputs.items()})
-        except (ModelError, ValueError, RuntimeError) as error:
-            problem = str(error)
-        sys.stdout.write(json.dumps({name: problem}) + "\n")
-        sys.stdout.flush()
+    """Runs the model once on zeros, and prints `tried:` and what was wrong."""
+    problem = ""
+    try:
+        content = sys.stdin.buffer.read()
+        model = Interpreter(content, reference_kernels="--reference-kernels" in sys.argv, trusted=True)
+        model.predict({name: _zeros(tensor) for name, tensor in model.inputs.items()})
+    except (ModelError, ValueError, RuntimeError) as error:
+        problem = str(error)
+    sys.stdout.write(f"tried:{problem}")
 
 
 def _zeros(tensor: Tensor) -> np.ndarray:
