@@ -191,6 +191,11 @@ def smaller_is_better(metric: str) -> bool:
     return plain in _SMALLER_IS_BETTER or bool(_SMALLER_IS_BETTER_ENDING.search(plain))
 
 
+def counts_examples(metric: str) -> bool:
+    """Whether a metric, perhaps of an output or weighted, is no quality of a model but the number of examples."""
+    return re.sub(r".*/|@.*", "", metric) in ("example_count", "weighted_example_count")
+
+
 def _plain(metric: str) -> str:
     return metric.replace("_", "").lower()
 

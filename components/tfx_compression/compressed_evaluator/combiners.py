@@ -202,8 +202,9 @@ def _of_class(pairs: _Pairs, class_id: int) -> _Pairs:
 def _flat(combiner: Any, batch: Batch, fractional: bool) -> _Pairs:
     """Pairs of single values [rows, values]; each label in two parts, 0 and 1, where they may be `fractional`."""
     pairs = _pairs(combiner, batch, (getattr(combiner, "_key", None) or combiner._metric_key).output_name)
-    labels = _one_hot(pairs.labels, pairs.predictions).reshape(batch.size, -1)
-    predictions = pairs.predictions.reshape(batch.size, -1)
+    # Doubles, as TFMA's scalars are: NumPy would round a threshold to the float32 of the predictions beside it.
+    labels = _one_hot(pairs.labels, pairs.predictions).reshape(batch.size, -1).astype(np.float64)
+    predictions = pairs.predictions.reshape(batch.size, -1).astype(np.float64)
     weights = np.repeat(pairs.weights.astype(np.float64)[:, None], predictions.shape[1], axis=1)
     if combiner._class_weights:
         weights = weights * [combiner._class_weights.get(place, 0.0) for place in range(predictions.shape[1])]
@@ -289,9 +290,9 @@ def _histogram(combiner: Any, accumulator: _Buckets, rows: Rows) -> _Buckets:
     position = predictions if combiner._prediction_based_bucketing else labels
     last = combiner._num_buckets + 1
     place = (position.astype(np.float64) - combiner._left) / combiner._range * combiner._num_buckets + 1
-    if np.isnan(place).any():
-        raise _RowByRow
-    bucket = np.where(place < 0, 0, np.minimum(place, last)).astype(np.int64)
+    # NaN, at which TFMA's combiner fails, is above no threshold, as in its confusion matrices: one candidate with a NaN
+    # prediction is refused by the gate, and the others are still evaluated.
+    bucket = np.where(place >= 0, np.minimum(place, last), 0).astype(np.int64)
     accumulator.add(bucket, np.stack([labels * weights, predictions * weights, weights]))
     return accumulator
 

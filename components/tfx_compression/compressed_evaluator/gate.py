@@ -9,12 +9,12 @@ from tfx_compression.compressed_evaluator.budget import (
     Verdict,
     at_least,
     at_most,
+    counts_examples,
     metric_drop,
     smaller_is_better,
 )
 from tfx_compression.compressed_evaluator.record import Comparison, Drop, Evaluation, Measured
 
-_COUNT = "example_count"
 _NO_BASELINE = "there is no baseline"
 
 
@@ -69,7 +69,7 @@ def compare(rows: int, baseline: Measured | None, candidate: Measured) -> Compar
     drops = {}
     for metric, value in candidate.metrics.items():
         before = baseline.metrics.get(metric)
-        if before is not None and metric != _COUNT:
+        if before is not None and not counts_examples(metric):
             drop = metric_drop(metric, before, value)
             drops[metric] = Drop(value=drop, relative=drop / abs(before) if before else None, rows=rows)
     return Comparison(drops=drops)
@@ -154,11 +154,21 @@ def _drops(rows: int, budget: Budget, baseline: Measured | None, comparison: Com
         drop = comparison.drops.get(metric)
         verdicts += _drop(f"{metric} drops, relative,", budget, fraction, drop, lacks, relative=True)
     for metric, allowed in budget.max_slice_metric_drop.items():
-        worst = comparison.worst_slice(metric, budget.min_slice_rows)
+        worst = _unknown_slice(budget, metric, comparison) or comparison.worst_slice(metric, budget.min_slice_rows)
         lacks = _NO_BASELINE if baseline is None else f"no slice has {budget.min_slice_rows} rows and this metric"
         place = f" ({worst[0]})" if worst else ""
         verdicts += _drop(f"{metric} drops in the worst slice{place}", budget, allowed, worst and worst[1], lacks)
     return verdicts
+
+
+def _unknown_slice(budget: Budget, metric: str, comparison: Comparison) -> tuple[str, Drop] | None:
+    """The first slice that is judged and has no number to judge it by: no other one is worse than that."""
+    for name, drops in comparison.slice_drops.items():
+        if metric in drops and drops[metric].rows >= budget.min_slice_rows:
+            judged = drops[metric].value if budget.confidence is None else drops[metric].upper
+            if judged is None or math.isnan(judged):
+                return name, drops[metric]
+    return None
 
 
 def _likeness(budget: Budget, baseline: Measured | None, candidate: Measured, comparison: Comparison) -> list[Verdict]:
@@ -267,7 +277,7 @@ class _Costs:
     def _drop(self, name: str) -> float:
         """In the first limited metric, or the evaluation's first; without a baseline the metric itself."""
         candidate, comparison = self._candidates[name], self._comparisons.get(name)
-        metrics = [metric for metric in candidate.metrics if metric != _COUNT]
+        metrics = [metric for metric in candidate.metrics if not counts_examples(metric)]
         metric = next(iter([*self._budget.limited_metrics, *metrics]), "")
         if self._baseline is None:
             value = metric_drop(metric, 0.0, candidate.metrics.get(metric, math.nan))

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import scipy.stats
 import tensorflow_model_analysis as tfma
 
-from tfx_compression.compressed_evaluator.budget import Verdict, metric_drop
+from tfx_compression.compressed_evaluator.budget import Verdict, counts_examples, metric_drop
 from tfx_compression.compressed_evaluator.record import Drop
 from tfx_compression.models.config import ConfigError
 
@@ -61,7 +61,7 @@ class Results:
             key: {
                 name: self._drop(model, baseline, key, name, confidence)
                 for name in values
-                if name != COUNT and name in self.values[baseline].get(key, {})
+                if not counts_examples(name) and name in self.values[baseline].get(key, {})
             }
             for key, values in self.values.get(model, {}).items()
         }
@@ -72,7 +72,8 @@ class Results:
         difference = self.differences.get(model, {}).get(key, {}).get(name)
         margin = difference.margin(confidence) if difference is not None and confidence is not None else None
         upper = None if margin is None else value + margin
-        count = self.values[model][key].get(COUNT)
+        counted = self.values[model][key]
+        count = counted.get(COUNT) or next((counted[of] for of in counted if of.endswith(f"/{COUNT}")), None)
         return Drop(
             value=value,
             upper=upper,
@@ -94,18 +95,33 @@ def read(output_path: str, models: list[str]) -> Results:
         if entry.HasField("cross_slice_key"):
             continue
         key = slice_name(entry.slice_key)
+        twice = _twice(item.key for item in entry.metric_keys_and_values)
         for item in entry.metric_keys_and_values:
             value = _value(item)
             if value is not None:
                 model = item.key.model_name or models[0]
                 kind = differences if item.key.is_diff else values
-                kind.setdefault(model, {}).setdefault(key, {})[_name(item.key)] = value
-    if not any(set(of.get("", {})) - {COUNT} for of in values.values()):
+                name = _name(item.key)
+                if name in twice:
+                    if name.split("/")[-1] == COUNT and item.key.example_weighted.value:
+                        continue  # rows are counted, not their weights
+                    if not counts_examples(name) and not item.key.example_weighted.value:
+                        name += ", unweighted" if "@" in name else "@unweighted"
+                kind.setdefault(model, {}).setdefault(key, {})[name] = value
+    if all(counts_examples(name) for of in values.values() for name in of.get("", {})):
         raise ConfigError(
             "The eval_config computes no metric on the whole split, so there is nothing to compare. "
             "Remedy: add a SlicingSpec() without features, and metrics that return a number."
         )
     return Results(values, differences)
+
+
+def _twice(keys: Iterable[Any]) -> set[str]:
+    """The names of the metrics that were computed both with and without example weights."""
+    names: dict[bool, set[str]] = {True: set(), False: set()}
+    for key in keys:
+        names[key.example_weighted.value].add(_name(key))
+    return names[True] & names[False]
 
 
 def _value(item: Any) -> Value | None:
