@@ -806,3 +806,32 @@ def test_bounds_are_needed_only_where_drops_are_limited_with_confidence():
     drops = [{}, *({name: {"accuracy": 0.1}} for name in _COMPARING if "drop" in name)]
     for limits, confidence in itertools.product(drops, (None, 0.95)):
         assert Budget(**limits, confidence=confidence).needs_intervals == bool(limits and confidence)
+
+
+def test_the_smallest_judged_slice_needs_enough_rows_too():
+    """Of 40 rows not one worse excludes a drop of 0.1, and not one of 0.05."""
+    comparison = Comparison(
+        slice_drops={
+            "size=rare": {"accuracy": Drop(value=0.0, upper=0.0, rows=40)},
+            "size=common": {"accuracy": Drop(value=0.0, upper=0.0, rows=4000)},
+            "size=hardly": {"accuracy": Drop(value=0.5, upper=0.9, rows=3)},
+        }
+    )
+
+    def verdicts(allowed: float, **options: Any) -> list[tuple[str, bool]]:
+        evaluation = gate.decide(
+            rows=4043,
+            baseline=baseline(),
+            candidates={"a": model()},
+            budget=Budget(max_slice_metric_drop={"accuracy": allowed}, **options),
+            failures={},
+            comparisons={"a": comparison},
+        )
+        return [(verdict.limit, verdict.held) for verdict in evaluation.verdicts["a"]]
+
+    assert [held for _, held in verdicts(0.1)] == [True]
+    (rows, held), (_, worst) = verdicts(0.05)
+    assert (held, worst) == (False, True)
+    assert "in the slice size=rare, to tell a drop of 0.05" in rows
+    assert [held for _, held in verdicts(0.05, min_slice_rows=100)] == [True]
+    assert [held for _, held in verdicts(0.05, confidence=None)] == [True]

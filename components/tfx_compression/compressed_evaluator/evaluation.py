@@ -274,8 +274,11 @@ def config_for(
         spec.name = name
         spec.model_type = "tf_generic"
         spec.is_baseline = has_baseline and name == BASELINE
-    if "ExampleCount" not in {metric.class_name for spec in config.metrics_specs for metric in spec.metrics}:
-        config.metrics_specs.add().metrics.add(class_name="ExampleCount")
+    weighted = bool(template.example_weight_key or template.example_weight_keys)
+    counted = "ExampleCount" in {metric.class_name for spec in config.metrics_specs for metric in spec.metrics}
+    if weighted or not counted:  # of weights, TFMA's count is their sum
+        count = config.metrics_specs.add(metrics=[config_pb2.MetricConfig(class_name="ExampleCount")])
+        count.example_weights.unweighted = weighted
     if has_baseline and budget.needs_intervals:
         options = config.options
         if not options.compute_confidence_intervals.value:

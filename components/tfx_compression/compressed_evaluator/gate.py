@@ -154,11 +154,22 @@ def _drops(rows: int, budget: Budget, baseline: Measured | None, comparison: Com
         drop = comparison.drops.get(metric)
         verdicts += _drop(f"{metric} drops, relative,", budget, fraction, drop, lacks, relative=True)
     for metric, allowed in budget.max_slice_metric_drop.items():
+        verdicts += _enough_in_slices(budget, metric, allowed, comparison)
         worst = _unknown_slice(budget, metric, comparison) or comparison.worst_slice(metric, budget.min_slice_rows)
         lacks = _NO_BASELINE if baseline is None else f"no slice has {budget.min_slice_rows} rows and this metric"
         place = f" ({worst[0]})" if worst else ""
         verdicts += _drop(f"{metric} drops in the worst slice{place}", budget, allowed, worst and worst[1], lacks)
     return verdicts
+
+
+def _enough_in_slices(budget: Budget, metric: str, allowed: float, comparison: Comparison) -> list[Verdict]:
+    """As `_enough_rows`, of the smallest slice that is judged."""
+    rows = {name: drops[metric].rows for name, drops in comparison.slice_drops.items() if metric in drops}
+    judged = {name: count for name, count in rows.items() if count >= budget.min_slice_rows}
+    if not judged:
+        return []
+    smallest = min(judged, key=lambda name: judged[name])
+    return _enough_rows(budget, metric, allowed, judged[smallest], f" in the slice {smallest}")
 
 
 def _unknown_slice(budget: Budget, metric: str, comparison: Comparison) -> tuple[str, Drop] | None:
@@ -208,20 +219,21 @@ def _drop(
     return [verdict.model_copy(update={"note": f"the drop itself is {value:.4g}"})]
 
 
-def _enough_rows(budget: Budget, metric: str, allowed: float, rows: int) -> list[Verdict]:
+def _enough_rows(budget: Budget, metric: str, allowed: float, rows: int, where: str = "") -> list[Verdict]:
     """Not held where the split is too small to tell, whatever it says; otherwise nothing.
 
     Even if not one of n rows came out worse, a fraction p of all rows may, at a confidence c, as long as
     (1 - p)^n > 1 - c: the exact binomial bound, n > 3 / p at 95 % (the "rule of three"). It is asked of metrics that
-    are better when larger: fractions of rows. No number of rows is enough for a drop of nothing at all.
+    are better when larger: fractions of rows; and not of a limit of 0 or less, which only equal answers hold.
     """
     if budget.confidence is None or smaller_is_better(metric) or not 0 < allowed < 1:
         return []
     needed = math.ceil(math.log(1 - budget.confidence) / math.log(1 - allowed))
     if rows >= needed:
         return []
-    (verdict,) = at_least(f"examples, to tell a drop of {allowed:g} in {metric}, at least", needed, rows)
-    remedy = "evaluate on more, allow more, or ask for less confidence"
+    (verdict,) = at_least(f"examples{where}, to tell a drop of {allowed:g} in {metric}, at least", needed, rows)
+    more = "judge larger slices only (min_slice_rows), " if where else ""
+    remedy = f"evaluate on more, {more}allow more, or ask for less confidence"
     return [verdict.model_copy(update={"note": f"at {100 * budget.confidence:g} % confidence: {remedy}"})]
 
 

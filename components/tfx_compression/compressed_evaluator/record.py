@@ -37,7 +37,8 @@ class Measured(_Record):
       uri: where it is.
       runtime: what ran it: library, version, kernels, threads.
       metrics: on the whole evaluation split; those of a named output are called `output/metric`, those with a sub-key
-        (a class, top k) `metric@sub-key`.
+        (a class, top k) `metric@sub-key`; and where a metric is computed with and without example weights, without is
+        `metric@unweighted`.
       slices: by slice (`feature=value`, crosses joined by `, `), the same metrics.
       bytes, bytes_gzip: of its file or files.
       latency_ms: median of one row on one thread; None where the model did not run.
