@@ -296,8 +296,10 @@ def test_several_workers_find_the_same(made, tmp_path, mode):
 
     one = run("one")
     two = run("two", "--direct_num_workers=2", f"--direct_running_mode={mode}")
-    assert two.metrics == one.metrics
-    assert two.comparisons == one.comparisons
+    assert two.metrics["int8"] == pytest.approx(one.metrics["int8"])
+    assert two.comparisons["int8"].behaviour == one.comparisons["int8"].behaviour
+    drops = [found.comparisons["int8"].drops[ACCURACY] for found in (one, two)]
+    assert drops[1].upper == pytest.approx(drops[0].upper)  # but for the order of the sums
 
 
 def test_the_command_prints_the_decision_and_writes_the_report(made, tmp_path):

@@ -278,7 +278,8 @@ def config_for(
     counted = "ExampleCount" in {metric.class_name for spec in config.metrics_specs for metric in spec.metrics}
     if weighted or not counted:  # of weights, TFMA's count is their sum
         count = config.metrics_specs.add(metrics=[config_pb2.MetricConfig(class_name="ExampleCount")])
-        count.example_weights.unweighted = weighted
+        if weighted:
+            count.example_weights.unweighted = True
     if has_baseline and budget.needs_intervals:
         options = config.options
         if not options.compute_confidence_intervals.value:
