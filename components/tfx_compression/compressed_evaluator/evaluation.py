@@ -96,6 +96,8 @@ def run(
     config_for(list(paths), eval_config, budget, has_baseline=has_baseline)
     files = _files(patterns)
     row = _first_row(files, patterns, schema, eval_config)
+    if tf.io.gfile.exists(os.path.join(output_path, FILE)):  # of an earlier run
+        tf.io.gfile.remove(os.path.join(output_path, FILE))
     with _timed(seconds, "trial"):
         contents, failed = _tried(paths, reference_kernels)
     models = {

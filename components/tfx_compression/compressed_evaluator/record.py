@@ -1,5 +1,7 @@
 """What an evaluation found: written as JSON beside TFMA's files, shown in the report."""
 
+import math
+
 import pydantic
 
 from tfx_compression.compressed_evaluator.budget import Budget, Verdict
@@ -160,7 +162,8 @@ class Comparison(_Record):
 
 
 def _bound(drop: Drop) -> float:
-    return drop.value if drop.upper is None else drop.upper
+    bound = drop.value if drop.upper is None else drop.upper
+    return math.inf if math.isnan(bound) else bound
 
 
 class Evaluation(_Record):
