@@ -306,6 +306,10 @@ def test_tensorflows_own_operators_run_on_tensorflows_interpreter(tmp_path):
     converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path), signature_keys=["serving_default"])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.SELECT_TF_OPS]
     content = bytes(converter.convert())
+    if tf.__version__ >= "2.20":  # whose interpreter has them no longer
+        with pytest.raises(ModelError, match="Select TensorFlow op"):
+            Interpreter(content)
+        return
     interpreter = Interpreter(content)
     assert interpreter.runtime.startswith(f"TensorFlow {tf.__version__} Lite")
     matrices = np.random.default_rng(0).normal(size=(7, 2, 2)).astype(np.float32)
