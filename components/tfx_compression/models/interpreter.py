@@ -75,8 +75,8 @@ class Interpreter:
     """A TFLite model that takes and returns real numbers by name, on the kernels that a device runs.
 
     It runs on LiteRT, whose kernels are the newest and right on sub-byte weights, which TensorFlow 2.16's are not; a
-    model with TensorFlow's own operators (SELECT_TF_OPS) runs on TensorFlow's interpreter, which has them (2.16's; 2.21's
-    no longer).
+    model with TensorFlow's own operators (SELECT_TF_OPS) runs on TensorFlow's interpreter, which has them (2.16's,
+    not 2.21's).
 
     Args:
       content: the flatbuffer.
