@@ -121,7 +121,7 @@ def evaluate(
 ) -> None:
     """Measure models against a baseline and say which one may be released.
 
-    Exit status: 0 where one was chosen, or there is no baseline to choose against; 2 where all were refused.
+    Exit status: 0 where one was chosen; 2 where none was, as without a baseline.
     """
     named = _named(candidates)
     limits = _budget(budget)
@@ -149,7 +149,7 @@ def evaluate(
         _print(evaluation_table(f"{found.rows:,} examples", found))
         _print(f"[bold]{'→' if found.chosen else '✗'}[/] {_plain(found.reason)}")
         _print(f"[dim]report[/] {_plain(str(page))}   [dim]log[/] {_plain(str(log))}")
-    if found.chosen is None and (found.baseline is not None or limits.allow_first):
+    if found.chosen is None:
         raise typer.Exit(2)
 
 
@@ -157,7 +157,8 @@ def _named(candidates: list[str]) -> dict[str, str]:
     """`NAME=PATH`, or a path that is called by its file's or folder's name."""
     named: dict[str, str] = {}
     for candidate in candidates:
-        name, _, path = candidate.rpartition("=")
+        name, _, path = ("", "", candidate) if Path(candidate).exists() else candidate.partition("=")
+        name, path = (name, path) if path else ("", name)
         name = name or Path(path).stem
         if name in named:
             raise ValueError(f"Two candidates are called {name!r}: {named[name]} and {path}. Remedy: NAME=PATH.")

@@ -79,10 +79,11 @@ def decide(
 
 
 def verdicts(budget: Budget, comparison: Comparison | None = None, **changes: Any) -> list[Verdict]:
-    """What a budget says of one candidate."""
+    """What a budget says of one candidate, but that there are enough rows for a confidence bound at all."""
     comparisons = None if comparison is None else {"int8": comparison}
     candidate = changes.pop("candidate", model())
-    return list(decide(budget, {"int8": candidate}, comparisons, **changes).verdicts["int8"])
+    found = decide(budget, {"int8": candidate}, comparisons, **changes).verdicts["int8"]
+    return [each for each in found if not each.limit.startswith("examples, to tell how sure")]
 
 
 def verdict(budget: Budget, comparison: Comparison | None = None, **changes: Any) -> Verdict:
@@ -426,6 +427,19 @@ def test_as_many_rows_as_needed_bound_the_drop_by_what_is_allowed(allowed):
         return scipy.stats.binomtest(0, rows, alternative="less").proportion_ci(0.95, method="exact").high
 
     assert upper(int(few.bound)) <= allowed < upper(int(few.bound) - 1)
+
+
+@pytest.mark.parametrize("limits", [{"max_metric_drop": {"loss": 0.1}}, {"max_metric_drop": {"accuracy": 0.0}}])
+def test_whatever_the_limit_a_confidence_bound_takes_rows(limits):
+    """One for each part of the jackknife: of five equal rows it would be sure of anything."""
+
+    def first(rows: int, **options: Any) -> Verdict:
+        comparisons = {"int8": dropped(0.0, metric=next(iter(limits["max_metric_drop"])), upper=0.0)}
+        return decide(Budget(**limits, **options), {"int8": model()}, comparisons, rows=rows).verdicts["int8"][0]
+
+    assert (first(19).held, first(19).bound, first(19).measured) == (False, 20, 19)
+    assert first(20).held
+    assert first(5, confidence=None).held
 
 
 def test_the_rule_of_three():

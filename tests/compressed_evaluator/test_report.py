@@ -144,16 +144,19 @@ _HELD = Verdict(limit="milliseconds for one row at most", bound=2.5, measured=2.
 
 
 def test_the_first_line_is_the_decision_and_its_reason():
-    assert page(evaluation()).text.startswith("Compression report Released. int8 holds every limit. model verdict")
+    assert page(evaluation()).text.startswith(
+        "Compression report Chosen for release. int8 holds every limit. model verdict"
+    )
     refused = evaluation(chosen=None, reason="No candidate holds every limit.")
-    assert "Compression report Nothing is released. No candidate holds every limit." in page(refused).text
+    assert "Compression report Nothing is chosen for release. No candidate holds every limit." in page(refused).text
 
 
 def test_of_several_evaluations_the_decisions_come_first():
     other = evaluation(chosen=None, reason="None is good.")
     found = Page(report.render({"edge": evaluation(), "serving": other}, title="Digits"))
     assert found.text.startswith(
-        "Digits edge Released. int8 holds every limit. serving Nothing is released. None is good. edge"
+        "Digits edge Chosen for release. int8 holds every limit. "
+        "serving Nothing is chosen for release. None is good. edge"
     )
     assert found.tags.count("h2") == 2
 

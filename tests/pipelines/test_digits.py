@@ -143,7 +143,7 @@ def test_the_report_needs_no_network_and_tells_the_decision(first, summary, fold
     markup = re.sub(r"<script>.*?</script>|<style>.*?</style>", " ", html, flags=re.DOTALL)
     assert not re.search(r"\b(src|href)=|@import|url\(", markup)
     text = re.sub(r"<[^>]+>", " ", markup)
-    assert f"Released. {summary['chosen']} is the smallest of 2 candidates" in re.sub(r"\s+", " ", text)
+    assert f"Chosen for release. {summary['chosen']} is the smallest of 2 candidates" in re.sub(r"\s+", " ", text)
     assert "bytes at most 150,000: not held" in text
     assert "digits/conv_2" in text
 

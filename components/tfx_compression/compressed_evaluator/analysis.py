@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 import tensorflow_model_analysis as tfma
@@ -59,8 +60,11 @@ def analyse(
     output_path: str,
     make_pipeline: Callable[[], beam.Pipeline],
     reference_kernels: bool = False,
+    classes: bool = False,
 ) -> Observed:
     """Runs all models on all examples and writes TFMA's files to `output_path`.
+
+    Where labels are `classes`, they have to be the number of an output.
 
     Raises:
       ExamplesError, ModelError: where rows lack a label or what a model takes.
@@ -76,7 +80,7 @@ def analyse(
     try:
         with make_pipeline() as pipeline:
             workers = pipeline.options.view_as(DirectOptions).direct_num_workers or os.cpu_count() or 1
-            predict = _Predict(models, predictors.threads(workers), reference_kernels)
+            predict = _Predict(models, predictors.threads(workers), reference_kernels, classes)
             extractors = [
                 labels_extractor.LabelsExtractor(config),
                 example_weights_extractor.ExampleWeightsExtractor(config),
@@ -95,12 +99,12 @@ def analyse(
                 pipeline
                 | "Files" >> beam.Create(list(files))
                 | "Spread" >> beam.Reshuffle()
-                | "Read" >> beam.ParDo(_Read(schema, _label_keys(config), _batch_rows(models)))
+                | "Read" >> beam.ParDo(_Read(schema, _required(config), _batch_rows(models)))
                 | "Evaluate" >> tfma.ExtractAndEvaluate(extractors, evaluators)
                 | "Write"
                 >> tfma.WriteResults(tfma.default_writers(output_path, eval_shared_model=whole, eval_config=config))
             )
-    except RuntimeError as error:
+    except (RuntimeError, examples.ExamplesError, ModelError) as error:
         raise _own(error) from error
     with tf.io.gfile.GFile(observed, "rb") as file:
         found: Observed = pickle.loads(file.read())
@@ -108,15 +112,15 @@ def analyse(
     return found
 
 
-def _own(error: RuntimeError) -> Exception:
+def _own(error: Exception) -> Exception:
     """Our own error out of the one that Beam makes of it: its text names the class and quotes the message."""
     kinds = {kind.__name__: kind for kind in (examples.ExamplesError, ModelError)}
-    found = re.findall(rf"({'|'.join(kinds)}): (.*?)(?:\s*\[while running|\n|$)", str(error))
+    found = re.findall(rf"({'|'.join(kinds)}): (.*?)(?:\s*\[while running|\n|$)", f"{type(error).__name__}: {error}")
     return kinds[found[-1][0]](found[-1][1]) if found else error
 
 
 def _batch_rows(models: Mapping[str, Planned]) -> int:
-    """As many rows as fit into the memory for one interpreter's tensors, at most 2,048: more gain nothing."""
+    """As many rows as fit into the memory for one interpreter's tensors, at most 1,024: more gain nothing."""
     largest = max((model.arena_bytes for model in models.values()), default=0)
     return max(1, min(_ROWS, _BYTES // largest)) if largest else _ROWS
 
@@ -127,9 +131,9 @@ class _Read(beam.DoFn):
     Beam's own source hands over one record at a time, which takes longer than reading it.
     """
 
-    def __init__(self, schema: schema_pb2.Schema | None, labels: Sequence[str], rows: int):
+    def __init__(self, schema: schema_pb2.Schema | None, required: Mapping[str, str], rows: int):
         self._schema = schema.SerializeToString() if schema is not None else None
-        self._labels = list(labels)
+        self._required = dict(required)
         self._rows = rows
         self._shapes = (
             tf_example_record.TFExampleRecord([""], schema=schema).TensorRepresentations() if schema is not None else {}
@@ -139,14 +143,14 @@ class _Read(beam.DoFn):
         self._decoder = example_coder.ExamplesToRecordBatchDecoder(self._schema)
 
     def process(self, file: str) -> Iterator[tfma.Extracts]:
-        for batch in examples.records([file]).batch(self._rows).prefetch(1).as_numpy_iterator():
+        for batch in _batches(file, self._rows):
             try:
                 decoded = self._decoder.DecodeBatch(batch.tolist())
             except (ValueError, RuntimeError) as error:
                 raise examples.ExamplesError(
                     f"{file} holds a record that is not as the schema says: {error}"
                 ) from error
-            self._require_labels(file, decoded)
+            self._require(file, decoded)
             # What some rows lack has no fixed shape: whether that is an error, is up to the models.
             whole = {name for name in decoded.schema.names if not decoded.column(name).null_count}
             shapes = {name: shape for name, shape in self._shapes.items() if name in whole}
@@ -155,25 +159,48 @@ class _Read(beam.DoFn):
                 tfma.INPUT_KEY: batch,
             }
 
-    def _require_labels(self, file: str, decoded: pa.RecordBatch) -> None:
-        for label in self._labels:
-            missing = decoded.column(label).null_count if label in decoded.schema.names else decoded.num_rows
+    def _require(self, file: str, decoded: pa.RecordBatch) -> None:
+        for name, what in self._required.items():
+            missing = decoded.column(name).null_count if name in decoded.schema.names else decoded.num_rows
             if missing:
                 raise examples.ExamplesError(
-                    f"The label {label!r} is missing in {missing} of {decoded.num_rows} examples in a row of {file}. "
-                    "Remedy: evaluate on a split whose examples are all labelled."
+                    f"The {what} {name!r} is missing in {missing} of {decoded.num_rows} examples in a row of {file}. "
+                    f"Remedy: evaluate on a split whose examples all have their {what}."
+                )
+            values = decoded.column(name).flatten()
+            numeric = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
+            if what == "example weight" and not (numeric and (np.asarray(values) >= 0).all()):
+                raise examples.ExamplesError(
+                    f"The example weight {name!r} is not a number of 0 or more in some examples of {file}. "
+                    "Remedy: evaluate on examples whose weights are."
                 )
 
 
-def _label_keys(config: config_pb2.EvalConfig) -> list[str]:
-    return sorted({key for spec in config.model_specs for key in (spec.label_key, *spec.label_keys.values()) if key})
+def _batches(file: str, rows: int) -> Iterator[np.ndarray]:
+    try:
+        yield from examples.records([file]).batch(rows).prefetch(1).as_numpy_iterator()
+    except tf.errors.OpError as error:
+        raise examples.unreadable(file, error) from error
+
+
+def _required(config: config_pb2.EvalConfig) -> dict[str, str]:
+    """The features that every row needs, and what they are."""
+    weights = {
+        key for spec in config.model_specs for key in (spec.example_weight_key, *spec.example_weight_keys.values())
+    }
+    labels = {key for spec in config.model_specs for key in (spec.label_key, *spec.label_keys.values())}
+    return {
+        **{key: "example weight" for key in sorted(weights) if key},
+        **{key: "label" for key in sorted(labels) if key},
+    }
 
 
 class _Predict(beam.DoFn):
     """Adds the predictions of all models to a batch of TFMA's extracts."""
 
-    def __init__(self, models: Mapping[str, Planned], num_threads: int, reference_kernels: bool):
+    def __init__(self, models: Mapping[str, Planned], num_threads: int, reference_kernels: bool, classes: bool):
         self._models = dict(models)
+        self._classes = classes
         self._num_threads = num_threads
         self._reference_kernels = reference_kernels
 
@@ -193,12 +220,30 @@ class _Predict(beam.DoFn):
             seconds[name] = predictor.seconds - before
             named = {called: outputs[own] for own, called in self._models[name].outputs.items()}
             predictions[name] = next(iter(named.values())) if len(named) == 1 else named
+            if self._classes and len(named) == 1:
+                _require_classes(_of(extracts[tfma.LABELS_KEY], name), predictions[name])
         only = len(predictions) == 1
         yield {
             **extracts,
             tfma.PREDICTIONS_KEY: next(iter(predictions.values())) if only else predictions,
             SECONDS: seconds,
         }
+
+
+def _require_classes(labels: Any, outputs: np.ndarray) -> None:
+    """Raises ExamplesError where a label is not the number of an output."""
+    values = np.asarray(labels)
+    numbers = values.dtype.kind in "iuf" and values.size == len(outputs)
+    if not numbers or (values != np.floor(values)).any() or values.min() < 0 or values.max() >= outputs.shape[-1]:
+        shown = ", ".join(repr(value) for value in np.unique(values.astype(str))[:5]) if values.ndim else repr(labels)
+        raise examples.ExamplesError(
+            f"The labels of a batch are {shown} …, where a metric of sparse classes takes one whole number from 0 to "
+            f"{outputs.shape[-1] - 1}, as many as the models have outputs. Remedy: another label or metric."
+        )
+
+
+def _of(value: Any, model: str) -> Any:
+    return value[model] if isinstance(value, Mapping) and model in value else value
 
 
 class _Observe(beam.PTransform):

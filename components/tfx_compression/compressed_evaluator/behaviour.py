@@ -78,12 +78,15 @@ class Observed:
 
     Attributes:
       rows: number of examples.
+      weight, squares: sum of the example weights, and of their squares.
       not_finite: by model, the number of rows with NaN or infinity among the predictions.
       seconds: by model, the time spent in its own runtime.
       counts: by candidate and output.
     """
 
     rows: int = 0
+    weight: float = 0.0
+    squares: float = 0.0
     not_finite: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     seconds: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     counts: dict[tuple[str, str], _Counts] = dataclasses.field(default_factory=dict)
@@ -91,10 +94,17 @@ class Observed:
     def add(self, other: "Observed") -> None:
         """Adds what another part of the pass saw."""
         self.rows += other.rows
+        self.weight += other.weight
+        self.squares += other.squares
         self.not_finite.update(other.not_finite)
         self.seconds.update(other.seconds)
         for key, counts in other.counts.items():
             self.counts.setdefault(key, _Counts()).add(counts)
+
+    @property
+    def effective_rows(self) -> int:
+        """How many rows of one weight tell as much as these (Kish 1965): square of the sum over sum of the squares."""
+        return int(self.weight**2 / self.squares) if self.squares else 0
 
     def behaviour(self, candidate: str) -> dict[str, Behaviour]:
         """Of a candidate, by output."""
@@ -121,6 +131,8 @@ class Observe(beam.CombineFn):
         predictions = {name: _outputs(extracts, name, len(self._models) > 1) for name in self._models}
         labels = extracts.get(tfma.LABELS_KEY)
         seen = Observed(rows, seconds=collections.Counter(extracts[SECONDS]))
+        weights = _weights(extracts, self._models[0], rows)
+        seen.weight, seen.squares = float(weights.sum()), float((weights**2).sum())
         for name, outputs in predictions.items():
             bad = np.zeros(rows, bool)
             for values in outputs.values():
@@ -149,6 +161,14 @@ def _outputs(extracts: tfma.Extracts, model: str, several: bool) -> dict[str, np
     found = extracts[tfma.PREDICTIONS_KEY]
     own = found[model] if several else found
     return dict(own) if isinstance(own, Mapping) else {"": own}
+
+
+def _weights(extracts: tfma.Extracts, model: str, rows: int) -> np.ndarray:
+    """Each row's weight; of a model whose outputs have weights of their own, the first one's."""
+    found = _of(extracts.get(tfma.EXAMPLE_WEIGHTS_KEY), model)
+    if isinstance(found, Mapping):
+        found = next(iter(found.values()), None)
+    return np.ones(rows) if found is None else np.asarray(found, np.float64).reshape(rows, -1).mean(axis=1)
 
 
 def _of(value: Any, name: str) -> Any:
@@ -181,6 +201,8 @@ def _classes(baseline: np.ndarray, candidate: np.ndarray, labels: np.ndarray) ->
         truth = labels.argmax(axis=1)
     if not known:
         return _unknown()
+    if baseline.shape[1] == 1 and not _fractions(baseline, candidate):
+        return _unknown()
     before, after = (each.argmax(axis=1) if each.shape[1] > 1 else each[:, 0] > 0.5 for each in (baseline, candidate))
     answers = _judged(before, after, before == truth, after == truth)
     differ = before != after
@@ -191,11 +213,16 @@ def _classes(baseline: np.ndarray, candidate: np.ndarray, labels: np.ndarray) ->
 
 def _several(baseline: np.ndarray, candidate: np.ndarray, labels: np.ndarray) -> _Answers:
     """Of outputs and labels [rows, labels], any number of which may be 1."""
-    if labels.shape != baseline.shape or not np.isin(labels, (0, 1)).all():
+    if labels.shape != baseline.shape or not np.isin(labels, (0, 1)).all() or not _fractions(baseline, candidate):
         return _unknown()
     before, after = baseline > 0.5, candidate > 0.5
     right = ((each == labels).all(axis=1) for each in (before, after))
     return _judged(before, after, *right)
+
+
+def _fractions(*outputs: np.ndarray) -> bool:
+    """Whether all are from 0 to 1 (or NaN), to be cut at a half; where logits are cut, only the metric knows."""
+    return not any(((each < 0) | (each > 1)).any() for each in outputs)
 
 
 def _judged(before: np.ndarray, after: np.ndarray, was_right: np.ndarray, is_right: np.ndarray) -> _Answers:

@@ -140,6 +140,10 @@ class Budget(Config):
                     f"The budget limits the drop of {metric!r}, which the evaluation doesn't compute; it computes: "
                     f"{', '.join(known.values()) or 'none'}. Remedy: add it to the eval_config's metrics_specs."
                 )
+        for name in DROPS:
+            plain = [_plain(metric) for metric in getattr(self, name)]
+            if len(set(plain)) < len(plain):
+                raise ConfigError(f"Budget.{name} limits one metric twice: {', '.join(getattr(self, name))}.")
         return self.model_copy(
             update={
                 name: {known[_plain(metric)]: drop for metric, drop in getattr(self, name).items()} for name in DROPS

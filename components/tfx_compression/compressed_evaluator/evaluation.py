@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from tensorflow_model_analysis.proto import config_pb2  # tfma 0.52 has these at
 from tfx_compression.compressed_evaluator import gate, measuring, predictors, results, trial
 from tfx_compression.compressed_evaluator.analysis import Planned, analyse
 from tfx_compression.compressed_evaluator.behaviour import Observed
-from tfx_compression.compressed_evaluator.budget import Budget, Verdict
+from tfx_compression.compressed_evaluator.budget import Budget, Verdict, smaller_is_better
 from tfx_compression.compressed_evaluator.record import FILE, Comparison, Evaluation, Measured
 from tfx_compression.models import examples, tflite, weights
 from tfx_compression.models.compressed import write_text
@@ -90,14 +91,13 @@ def run(
       ExamplesError: where there are no examples, or no label in some of them.
       ConfigError: where the budget limits a metric that is not computed, or there is no label.
     """
+    _clear(output_path)
     seconds: dict[str, float] = {}
     paths = _located(candidates, baseline)
     has_baseline = baseline is not None
     config_for(list(paths), eval_config, budget, has_baseline=has_baseline)
     files = _files(patterns)
     row = _first_row(files, patterns, schema, eval_config)
-    if tf.io.gfile.exists(os.path.join(output_path, FILE)):  # of an earlier run
-        tf.io.gfile.remove(os.path.join(output_path, FILE))
     with _timed(seconds, "trial"):
         contents, failed = _tried(paths, reference_kernels)
     models = {
@@ -111,10 +111,18 @@ def run(
     observed = Observed()
     if set(models) - {BASELINE}:
         planned = _planned(models)
+        classes = _of_classes(eval_config, models)
         config = config_for(list(models), eval_config, budget, has_baseline=has_baseline)
         with measuring.float_twin(paths.get(BASELINE), wanted=bool(set(contents) & set(models))) as twin:
             with _timed(seconds, "pass"):
-                observed = analyse(planned, files, schema, config, output_path, make_pipeline, reference_kernels)
+                observed = analyse(
+                    planned, files, schema, config, output_path, make_pipeline, reference_kernels, classes
+                )
+            if not observed.weight:
+                raise examples.ExamplesError(
+                    f"All example weights are zero in {', '.join(patterns)}, so every metric would be. "
+                    "Remedy: another example_weight_key, or none."
+                )
             seconds["interpreter"] = sum(observed.seconds.values())
             with _timed(seconds, "latency"):
                 measured |= measuring.measure(models, BASELINE if has_baseline else None, twin(), row)
@@ -131,15 +139,52 @@ def run(
         budget=budget,
         failures=missed,
         seconds=seconds,
+        effective_rows=observed.effective_rows,
     )
     write_text(os.path.join(output_path, FILE), evaluation.model_dump_json(indent=1) + "\n")
     return evaluation
+
+
+_WRITTEN = re.compile(
+    r"(metrics|plots|attributions)-\d+-of-\d+\.tfrecord|validations\.tfrecord|eval_config\.json|report\.html"
+)
+
+
+def _clear(output_path: str) -> None:
+    """Removes what an earlier evaluation wrote here: should this one end early, that would pass for its result."""
+    for name in tf.io.gfile.listdir(output_path) if tf.io.gfile.isdir(output_path) else ():
+        if name == FILE or _WRITTEN.fullmatch(name):
+            tf.io.gfile.remove(os.path.join(output_path, name))
+
+
+def _of_classes(eval_config: config_pb2.EvalConfig, models: Mapping[str, measuring.Model]) -> bool:
+    """Whether labels are numbers of classes, which metrics of the eval_config say.
+
+    Raises:
+      ConfigError: where the models have one output per row, so that there is but one class.
+    """
+    sparse = [
+        metric.class_name
+        for spec in eval_config.metrics_specs
+        for metric in spec.metrics
+        if metric.class_name.startswith("Sparse")
+    ]
+    for name, model in models.items() if sparse else ():
+        shapes = list(model.predictor.outputs.values())
+        if shapes in ([(1,)], [()]):
+            raise ConfigError(
+                f"{sparse[0]} needs an output for each class, and {name!r} has one in all: every row would be of class "
+                "0. Remedy: an eval_config with BinaryAccuracy, or whatever else fits one output."
+            )
+    return bool(sparse)
 
 
 def _located(candidates: Mapping[str, str], baseline: str | None) -> dict[str, str]:
     """Where the models are, by name."""
     if BASELINE in candidates:
         raise ConfigError(f"A candidate can't be called {BASELINE!r}: that is the baseline's name.")
+    if "" in candidates:
+        raise ConfigError("A candidate needs a name. Remedy: candidates={'int8': 'model.tflite'}.")
     if not candidates:
         raise ConfigError("There is no candidate to evaluate. Remedy: candidates={'int8': 'model.tflite'}.")
     paths = {name: weights.locate(path) for name, path in candidates.items()}
@@ -251,9 +296,16 @@ def config_for(
         )
     if not any(spec.metrics for spec in eval_config.metrics_specs):
         raise ConfigError("The eval_config has no metrics. Remedy: add metrics_specs.")
+    for class_name, name in _metric_names(eval_config):
+        if smaller_is_better(name) != smaller_is_better(class_name):
+            better, ending = ("smaller", "loss") if smaller_is_better(class_name) else ("larger", "accuracy")
+            raise ConfigError(
+                f"The {class_name} is called {name!r}, which doesn't say that it is better when {better}. "
+                f"Remedy: leave its name as it is, or take one that ends in {ending!r}."
+            )
     # Of `output/metric@sub-key` only the metric is known before anything has run.
     plain = {metric.split("/")[-1].split("@")[0]: 0.0 for metric in budget.limited_metrics}
-    Budget(max_metric_drop=plain).for_metrics(_metric_names(eval_config))
+    Budget(max_metric_drop=plain).for_metrics(name for _, name in _metric_names(eval_config))
     if budget.limited_metrics and not has_baseline and not budget.allow_first:
         raise ConfigError(
             "The budget limits drops of metrics, which compare with a baseline, and there is none. "
@@ -295,9 +347,10 @@ def _in_braces(config: str) -> str:
     return config if config.strip().startswith("{") else f"{{{config}}}"
 
 
-def _metric_names(eval_config: config_pb2.EvalConfig) -> list[str]:
+def _metric_names(eval_config: config_pb2.EvalConfig) -> list[tuple[str, str]]:
+    """The class of each metric, and what it is called."""
     return [
-        str(json.loads(_in_braces(metric.config)).get("name", metric.class_name))
+        (metric.class_name, str(json.loads(_in_braces(metric.config)).get("name", metric.class_name)))
         for spec in eval_config.metrics_specs
         for metric in spec.metrics
     ]
@@ -314,7 +367,7 @@ def _files(patterns: Sequence[str]) -> list[str]:
     Raises:
       ExamplesError: where there are none, or not one row in them.
     """
-    found = sorted(name for pattern in patterns for name in tf.io.gfile.glob(pattern))
+    found = sorted({name for pattern in patterns for name in tf.io.gfile.glob(pattern)})
     examples.require_rows(found, ", ".join(patterns))
     return found
 

@@ -15,6 +15,7 @@ from tfx_compression.compressed_evaluator.budget import (
 )
 from tfx_compression.compressed_evaluator.record import Comparison, Drop, Evaluation, Measured
 
+_LEAST_ROWS = 20  # one in each part of the jackknife
 _NO_BASELINE = "there is no baseline"
 
 
@@ -26,6 +27,7 @@ def decide(
     failures: Mapping[str, Sequence[Verdict]],
     comparisons: Mapping[str, Comparison] | None = None,
     seconds: Mapping[str, float] | None = None,
+    effective_rows: int | None = None,
 ) -> Evaluation:
     """Holds every candidate against the budget and chooses one.
 
@@ -38,11 +40,13 @@ def decide(
       failures: by candidate, the thresholds of the eval_config that it missed.
       comparisons: by candidate, how it differs from the baseline; by default what the metrics on the whole split say.
       seconds: where the time went, for the record.
+      effective_rows: how many rows of one weight tell as much as these; by default `rows`.
     """
+    telling = rows if effective_rows is None else effective_rows
     if comparisons is None:
         comparisons = {name: compare(rows, baseline, candidate) for name, candidate in candidates.items()}
     verdicts = {
-        name: (*_verdicts(rows, budget, baseline, candidate, comparisons.get(name)), *failures.get(name, ()))
+        name: (*_verdicts(telling, budget, baseline, candidate, comparisons.get(name)), *failures.get(name, ()))
         for name, candidate in candidates.items()
     }
     held = [name for name in candidates if all(verdict.held for verdict in verdicts[name])]
@@ -144,6 +148,8 @@ def _verdicts(
 
 def _drops(rows: int, budget: Budget, baseline: Measured | None, comparison: Comparison) -> list[Verdict]:
     verdicts = []
+    if budget.needs_intervals and rows < _LEAST_ROWS:
+        verdicts += at_least("examples, to tell how sure a drop is, at least", _LEAST_ROWS, rows)
     lacks = _NO_BASELINE if baseline is None else "the baseline or the candidate lacks this metric"
     for metric, allowed in budget.max_metric_drop.items():
         verdicts += _enough_rows(budget, metric, allowed, rows)

@@ -157,6 +157,13 @@ def thresholds(output_path: str, models: list[str]) -> dict[str, list[Verdict]]:
     """The thresholds of the eval_config that were missed, by model; TFMA's own verdict is one bit for all models."""
     result = tfma.load_validation_result(output_path)
     failures: dict[str, list[Verdict]] = {}
+    for missing in result.missing_slices:
+        wanted = " ".join(str(missing).split())
+        verdict = Verdict(
+            limit=f"threshold for the slice {wanted}", bound=None, measured=None, held=False, note="no example is in it"
+        )
+        for model in models:
+            failures.setdefault(model, []).append(verdict)
     for by_slice in result.metric_validations_per_slice:
         keys = slice_name(by_slice.slice_key)
         for failure in by_slice.failures:

@@ -28,9 +28,21 @@ def records(files: Sequence[str]) -> tf.data.Dataset:
     return parts[0] if len(parts) == 1 else parts[0].concatenate(parts[1])
 
 
+def unreadable(place: str, error: tf.errors.OpError) -> ExamplesError:
+    """What to raise for files that are no TFRecords."""
+    return ExamplesError(
+        f"{place} can't be read as TFRecords: {error.message} Remedy: TFRecord files of tf.Examples, whole; those that "
+        "are called .gz are gzipped, the others are not."
+    )
+
+
 def require_rows(files: Sequence[str], place: str) -> None:
-    """Raises ExamplesError, naming `place`, where there is not one row."""
-    if not any(True for _ in records(files).take(1)):
+    """Raises ExamplesError, naming `place`, where there is not one row, or the first file is none of TFRecords."""
+    try:
+        there = any(True for _ in records(files).take(1))
+    except tf.errors.OpError as error:
+        raise unreadable(place, error) from error
+    if not there:
         raise ExamplesError(
             f"There is not one tf.Example in {place}. Remedy: check the splits of the ExampleGen "
             "(input_config or output_config) and its input files."
