@@ -235,7 +235,7 @@ def _require_classes(labels: Any, outputs: np.ndarray) -> None:
     values = np.asarray(labels)
     numbers = values.dtype.kind in "iuf" and values.size == len(outputs)
     if not numbers or (values != np.floor(values)).any() or values.min() < 0 or values.max() >= outputs.shape[-1]:
-        shown = ", ".join(repr(value) for value in np.unique(values.astype(str))[:5]) if values.ndim else repr(labels)
+        shown = ", ".join(map(repr, np.unique(values.astype(str))[:5].tolist())) if values.ndim else repr(labels)
         raise examples.ExamplesError(
             f"The labels of a batch are {shown} …, where a metric of sparse classes takes one whole number from 0 to "
             f"{outputs.shape[-1] - 1}, as many as the models have outputs. Remedy: another label or metric."
