@@ -26,7 +26,7 @@ from tfx_bsl.coders import example_coder
 from tfx_bsl.tfxio import tf_example_record
 
 from tfx_compression.compressed_evaluator import metrics, predictors
-from tfx_compression.compressed_evaluator.behaviour import SECONDS, Observe, Observed
+from tfx_compression.compressed_evaluator.behaviour import SECONDS, Observe, Observed, part_of
 from tfx_compression.models import examples
 from tfx_compression.models.errors import ModelError
 
@@ -221,7 +221,7 @@ class _Predict(beam.DoFn):
             named = {called: outputs[own] for own, called in self._models[name].outputs.items()}
             predictions[name] = next(iter(named.values())) if len(named) == 1 else named
             if self._classes and len(named) == 1:
-                _require_classes(_of(extracts[tfma.LABELS_KEY], name), predictions[name])
+                _require_classes(part_of(extracts[tfma.LABELS_KEY], name), predictions[name])
         only = len(predictions) == 1
         yield {
             **extracts,
@@ -240,10 +240,6 @@ def _require_classes(labels: Any, outputs: np.ndarray) -> None:
             f"The labels of a batch are {shown} …, where a metric of sparse classes takes one whole number from 0 to "
             f"{outputs.shape[-1] - 1}, as many as the models have outputs. Remedy: another label or metric."
         )
-
-
-def _of(value: Any, model: str) -> Any:
-    return value[model] if isinstance(value, Mapping) and model in value else value
 
 
 class _Observe(beam.PTransform):

@@ -142,7 +142,7 @@ class Observe(beam.CombineFn):
         against = predictions.pop(self._baseline) if self._baseline is not None else {}
         for name, outputs in predictions.items() if against else ():
             for output, values in outputs.items():
-                truth = _of(_of(labels, name), output)
+                truth = part_of(part_of(labels, name), output)
                 seen.counts[name, output] = _compare(against[output], values, truth)
         accumulator.add(seen)
         return accumulator
@@ -165,13 +165,14 @@ def _outputs(extracts: tfma.Extracts, model: str, several: bool) -> dict[str, np
 
 def _weights(extracts: tfma.Extracts, model: str, rows: int) -> np.ndarray:
     """Each row's weight; of a model whose outputs have weights of their own, the first one's."""
-    found = _of(extracts.get(tfma.EXAMPLE_WEIGHTS_KEY), model)
+    found = part_of(extracts.get(tfma.EXAMPLE_WEIGHTS_KEY), model)
     if isinstance(found, Mapping):
         found = next(iter(found.values()), None)
     return np.ones(rows) if found is None else np.asarray(found, np.float64).reshape(rows, -1).mean(axis=1)
 
 
-def _of(value: Any, name: str) -> Any:
+def part_of(value: Any, name: str) -> Any:
+    """What a value holds for a model or output of that name; the value itself where it is not told apart by these."""
     return value[name] if isinstance(value, Mapping) and name in value else value
 
 
