@@ -1,6 +1,7 @@
 """The calls that a functional Keras model is made of, alike for Keras 2 and Keras 3."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ class Call:
       layer: what is called.
       args: positional arguments; tensors are anywhere in lists, tuples and dicts.
       kwargs: keyword arguments, the same.
+      arguments: both by name, in the order of the layer's parameters.
       inputs: the symbolic tensors in the arguments, flat.
       outputs: the symbolic tensors that it returns, flat.
     """
@@ -20,6 +22,7 @@ class Call:
     layer: Any
     args: tuple
     kwargs: dict
+    arguments: dict[str, Any]
     inputs: tuple
     outputs: tuple
 
@@ -43,8 +46,9 @@ def calls(model: Any) -> Iterator[Call]:
             else:
                 layer, args, kwargs = node.layer, node.call_args or (), node.call_kwargs or {}
             if type(layer).__name__ != "InputLayer":
-                tensors = tuple(flat_tensors((args, kwargs)))
-                yield Call(layer, tuple(args), dict(kwargs), tensors, tuple(flat_tensors(node.outputs)))
+                named = _arguments(layer, args, kwargs)
+                inputs = tuple(tensor for value in named.values() for tensor in flat_tensors(value))
+                yield Call(layer, tuple(args), dict(kwargs), named, inputs, tuple(flat_tensors(node.outputs)))
 
 
 def arguments(model: Any) -> tuple[Any, Any]:
@@ -56,11 +60,11 @@ def arguments(model: Any) -> tuple[Any, Any]:
 
 
 def flat_tensors(structure: Any) -> list[Any]:
-    """The symbolic tensors in lists, tuples and dicts, in order."""
+    """The symbolic tensors in lists, tuples and dicts, in Keras' order: a dict's by its keys."""
     if is_symbolic(structure):
         return [structure]
     if isinstance(structure, dict):
-        structure = list(structure.values())
+        structure = [structure[name] for name in sorted(structure)]
     if isinstance(structure, list | tuple):
         return [tensor for part in structure for tensor in flat_tensors(part)]
     return []
@@ -80,6 +84,13 @@ def replaced(structure: Any, replace: Callable[[Any], Any]) -> Any:
 def is_symbolic(value: Any) -> bool:
     """Whether a value is a symbolic tensor of Keras 2 or Keras 3."""
     return any(kind.__name__ == "KerasTensor" for kind in type(value).__mro__)
+
+
+def _arguments(layer: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    try:
+        return dict(inspect.signature(layer.call).bind(*args, **kwargs).arguments)
+    except (TypeError, ValueError):  # a TensorFlow function without a signature
+        return {**{str(place): value for place, value in enumerate(args)}, **kwargs}
 
 
 def _graph_of(model: Any) -> Any:

@@ -48,6 +48,11 @@ class Kernel:
         return tuple(int(size) for size in self.variable.shape)
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of one weight."""
+        return int(np.dtype(getattr(self.variable.dtype, "name", self.variable.dtype)).itemsize)
+
+    @property
     def prunable(self) -> bool:
         """Whether single weights of it are pruned: not of depthwise kernels, which have few and need them."""
         return self.kind != "depthwise"

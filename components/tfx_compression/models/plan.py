@@ -1,7 +1,7 @@
 """What is to be pruned, how and by how much: the contract between Pruner and SparsityFineTuner."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -133,7 +133,11 @@ class PruningPlan(Config):
             fixed = 1 - n_of_m[0] / n_of_m[1]
             if abs(self.sparsity - fixed) > 1e-6:
                 raise ValueError(f"sparsity={self.sparsity} with pattern {self.pattern!r}, which makes it {fixed:g}")
-            if self.allocation != "uniform" or self.target != "sparsity" or self.schedule not in ("one_shot", "constant"):
+            if (
+                self.allocation != "uniform"
+                or self.target != "sparsity"
+                or self.schedule not in ("one_shot", "constant")
+            ):
                 raise ValueError(
                     f"pattern {self.pattern!r} prunes every layer alike and at once: leave allocation at 'uniform', "
                     "target at 'sparsity' and schedule at 'one_shot' or 'constant'"
@@ -171,20 +175,26 @@ class PruningPlan(Config):
             return 1 - (1 - self.sparsity) ** (1 / self.iterations)
         return self.sparsity
 
-    def exceptions(self, layers: Iterable[str]) -> dict[str, float]:
-        """What the rules say of `layers`, by name; nothing of those that no rule matches.
+    def exceptions(self, parts: Mapping[str, Iterable[str]]) -> dict[str, float]:
+        """What the rules say of parts of a model, by name; nothing of those that no rule matches.
+
+        Args:
+          parts: by name, the layers that a part concerns: a rule matches it by its name or one of theirs.
 
         Raises:
           ConfigError: where a rule matches none of them.
         """
-        names = list(layers)
         result: dict[str, float] = {}
         for rule in self.rules:
-            matched = [name for name in names if re.fullmatch(rule.layers, name)]
+            matched = [
+                name
+                for name, layers in parts.items()
+                if any(re.fullmatch(rule.layers, known) for known in (name, *layers))
+            ]
             if not matched:
                 raise ConfigError(
                     f"PruningPlan.rules: the pattern {rule.layers!r} matches no layer that can be pruned. "
-                    f"Patterns match whole names; the model's are: {', '.join(names) or 'none'}."
+                    f"Patterns match whole names; the model's are: {', '.join(parts) or 'none'}."
                 )
             result.update(dict.fromkeys(matched, rule.sparsity))
         return result

@@ -88,7 +88,7 @@ class Channels:
     def __init__(self) -> None:
         self._parents = np.zeros(1, np.int64)
         self._made: dict[tuple[int, str], Atoms] = {}
-        self._tied: dict[tuple[int, str], Atoms] = {}
+        self.tied: dict[tuple[int, str], Atoms] = {}
         self.slices: dict[tuple[int, int], Slice] = {}
         self.sources: list[Source] = []
         self.scales: list[Slice] = []
@@ -132,7 +132,7 @@ class Channels:
 
     def tie(self, layer: Any, part: str, atoms: Atoms) -> None:
         """Couples what a layer gets here at all its calls."""
-        self.unify(self._tied.setdefault((id(layer), part), atoms), atoms)
+        self.unify(self.tied.setdefault((id(layer), part), atoms), atoms)
 
     def index(self, variable: Any, axis: int, atoms: Atoms) -> None:
         """Notes that the indices of a weight's axis belong to `atoms`."""

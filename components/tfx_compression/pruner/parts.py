@@ -15,7 +15,7 @@ class Part:
         shape, or of channel units, [units].
       erdos_renyi: the Erdős-Rényi-kernel density before scaling: the sum of the kernel's sizes over their product
         (arXiv:1911.11134); of a group, over its producing kernels together.
-      multiple: the number of elements that stay is a multiple of this, and not less than it (`round_to`), unless all do.
+      multiple: the number of elements that stay is a multiple of this (`round_to`), at least one, unless all stay.
     """
 
     name: str

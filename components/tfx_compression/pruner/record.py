@@ -21,7 +21,7 @@ class Pruned(pydantic.BaseModel):
       scores: the smallest, the median and the largest importance, or none where it was left alone.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True)
+    model_config = pydantic.ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     name: str
     layers: tuple[str, ...]
@@ -35,7 +35,7 @@ class Pruned(pydantic.BaseModel):
 class Curve(pydantic.BaseModel):
     """How the metric answers to pruning one part alone: its value at each level, the first level being 0."""
 
-    model_config = pydantic.ConfigDict(frozen=True)
+    model_config = pydantic.ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     name: str
     levels: tuple[float, ...]
@@ -58,7 +58,7 @@ class Record(pydantic.BaseModel):
       reached: the fraction that went.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True)
+    model_config = pydantic.ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     plan: PruningPlan
     kind: str

@@ -33,45 +33,59 @@ def rule_of(layer: Any) -> Rule:
     """
     kind = type(layer)
     if kind.__name__ == "TFOpLambda":  # a TensorFlow function on Keras 2 tensors
-        name = layer.symbol.rsplit(".", 1)[-1].strip("_").lower()
-        if name in _UNARY_OPS:
-            return _same
-        if name in _BINARY_OPS:
-            return _combine
-        raise Unsupported(f"calls tf.{layer.symbol}, for which there is no rule")
+        return _rule_of_operation(
+            layer.symbol.rsplit(".", 1)[-1], f"calls tf.{layer.symbol}, for which there is no rule"
+        )
     if not kind.__module__.startswith(("keras.", "tf_keras.")):
         raise Unsupported(f"is of the class {kind.__name__}, which is not one of Keras'")
+    without_rule = f"is of the class {kind.__name__}, for which there is no rule"
     if kind.__module__.startswith("keras.src.ops."):
-        name = kind.__name__.lower()
-        if name in _UNARY_OPS:
-            return _same
-        if name in _BINARY_OPS:
-            return _combine
-    elif kind.__name__ in RULES:
-        return RULES[kind.__name__]
-    raise Unsupported(f"is of the class {kind.__name__}, for which there is no rule")
+        return _rule_of_operation(kind.__name__, without_rule)
+    if kind.__name__ not in RULES:
+        raise Unsupported(without_rule)
+    return RULES[kind.__name__]
 
 
-_UNARY_OPS = frozenset(
+def _rule_of_operation(name: str, without_rule: str) -> Rule:
+    name = _spelled(name)
+    if name in _ELEMENTWISE:
+        return _same
+    if name in _COMBINING:
+        return _combine
+    raise Unsupported(without_rule)
+
+
+def _spelled(name: str) -> str:
+    """The name of a function, which is spelled `hard_sigmoid`, `HardSigmoid` or `hardsigmoid`, in one spelling."""
+    return name.replace("_", "").lower()
+
+
+# Functions of each element for itself; as operations on tensors and as layers' activations.
+_ELEMENTWISE = frozenset(
     [
         "relu",
         "relu6",
-        "sigmoid",
-        "silu",
-        "swish",
-        "gelu",
-        "tanh",
+        "leakyrelu",
         "elu",
         "selu",
+        "celu",
+        "gelu",
+        "silu",
+        "swish",
+        "mish",
+        "sigmoid",
+        "hardsigmoid",
+        "hardsilu",
+        "hardswish",
+        "logsigmoid",
+        "tanh",
+        "hardtanh",
         "softplus",
         "softsign",
-        "hardsigmoid",
-        "hardswish",
-        "hardsilu",
-        "hard_sigmoid",
-        "hard_silu",
-        "leakyrelu",
-        "leaky_relu",
+        "squareplus",
+        "exponential",
+        "exp",
+        "linear",
         "identity",
         "abs",
         "absolute",
@@ -80,46 +94,62 @@ _UNARY_OPS = frozenset(
         "square",
         "sqrt",
         "rsqrt",
-        "exp",
         "cast",
-        "stop_gradient",
         "stopgradient",
-        "clip_by_value",
         "clip",
+        "clipbyvalue",
     ]
 )
-_BINARY_OPS = frozenset(["add", "sub", "subtract", "mul", "multiply", "truediv", "divide", "maximum", "minimum"])
+# Functions of elements at the same place.
+_COMBINING = frozenset(
+    [
+        "add",
+        "addv2",
+        "sub",
+        "subtract",
+        "mul",
+        "multiply",
+        "div",
+        "truediv",
+        "truedivide",
+        "divide",
+        "maximum",
+        "minimum",
+    ]
+)
 
 
 @_rule(
-    *[
-        "ReLU",
-        "LeakyReLU",
-        "ELU",
-        "ThresholdedReLU",
-        "Dropout",
-        "SpatialDropout1D",
-        "SpatialDropout2D",
-        "SpatialDropout3D",
-        "GaussianNoise",
-        "GaussianDropout",
-        "AlphaDropout",
-        "ActivityRegularization",
-        "Identity",
-    ]
+    *("ReLU", "LeakyReLU", "ELU", "ThresholdedReLU", "Identity", "ActivityRegularization"),
+    *("Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"),
+    *("GaussianNoise", "GaussianDropout", "AlphaDropout"),
 )
 def _same(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+    if getattr(layer, "noise_shape", None) is not None:
+        raise Unsupported("drops by a noise_shape of its own")
     return [inputs[0].atoms]
 
 
-@_rule("Activation", "Rescaling", "Softmax", "UnitNormalization", "Normalization")
-def _element_by_element(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
-    """Layers that are only sometimes so."""
-    kind = type(layer).__name__
-    if kind == "Activation":
-        _block_softmax(channels, layer, inputs[0].atoms)
-    elif kind != "Rescaling" or np.ndim(layer.scale) or np.ndim(layer.offset):
-        raise Unsupported(f"is of the class {kind}, which looks at all channels together, or at each by its place")
+@_rule("Activation")
+def _activation(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+    _activate(channels, layer, layer.activation, inputs[0].atoms)
+    return [inputs[0].atoms]
+
+
+@_rule("Softmax")
+def _softmax(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+    """Over places it treats each channel for itself."""
+    axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+    atoms = inputs[0].atoms
+    if any(atoms.shape[axis % (atoms.ndim + 1) - 1] > 1 for axis in axes):
+        channels.block(atoms, f"goes through the softmax of layer {layer.name!r}")
+    return [atoms]
+
+
+@_rule("Rescaling")
+def _rescaling(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+    if np.ndim(layer.scale) or np.ndim(layer.offset):
+        raise Unsupported("rescales each channel by its place")
     return [inputs[0].atoms]
 
 
@@ -225,15 +255,14 @@ def _embedding(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: S
     return [_along_last(out, shapes[0])]
 
 
-@_rule("BatchNormalization", "SyncBatchNormalization", "LayerNormalization")
+@_rule("BatchNormalization", "SyncBatchNormalization", "LayerNormalization", "RMSNormalization")
 def _normalisation(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
-    """Layer normalisation takes its mean and variance over what stays: the one layer whose answer removal changes."""
+    """Normalisations of each place take its mean and variance over what stays: only their answer does removal change."""
     axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
     rank = len(inputs[0].shape) + 1
     if [axis % rank for axis in axes] != [rank - 1]:
         raise Unsupported(f"normalises along the axes {list(axes)}, not the last")
-    atoms = channels.last_axis(inputs[0])
-    _normalised(channels, layer, atoms)
+    _normalised(channels, layer, channels.last_axis(inputs[0]))
     return [inputs[0].atoms]
 
 
@@ -249,6 +278,7 @@ def _group_normalisation(
     groups = atoms.size if layer.groups == -1 else layer.groups
     if groups > 1:
         channels.unify(atoms.reshape(groups, -1)[:, :1], atoms.reshape(groups, -1))
+        channels.tie(layer, "groups", atoms)
         channels.count(layer, "groups", atoms.reshape(groups, -1)[:, 0])
     _normalised(channels, layer, atoms)
     return [inputs[0].atoms]
@@ -282,7 +312,7 @@ def _reshape(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Seq
     if inputs[0].fixed:
         return [np.zeros([1] * len(shape), np.int64)]
     if None in shape:
-        raise Unsupported(f"makes a tensor whose shape is not fixed: {shape}")
+        return [_reshape_of_any_size(channels, layer, inputs[0], shape)]
     atoms = inputs[0].whole().reshape([int(size or 0) for size in shape])
     varying = [axis for axis in range(atoms.ndim) if (atoms != atoms.take([0], axis)).any()]
     if len(varying) > 1:  # what stays must be a box: couple everything over all axes but the last of them
@@ -304,6 +334,17 @@ def _reshape(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Seq
     return [atoms]
 
 
+def _reshape_of_any_size(channels: Channels, layer: Any, flow: Flow, shape: Shape) -> Atoms:
+    """Where the number of places is not fixed, but each keeps its channels."""
+    atoms = channels.last_axis(flow)
+    if flow.shape[-1] != shape[-1]:
+        raise Unsupported(f"makes a tensor whose shape is not fixed: {shape}")
+    channels.tie(layer, "reshape", atoms)
+    before = [-1 if size is None else size for size in shape[:-1]]
+    channels.edit(layer, "target_shape", lambda kept: [*before, int(kept(atoms).sum())])
+    return _along_last(atoms, shape)
+
+
 @_rule("Permute")
 def _permute(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
     return [inputs[0].atoms.transpose([axis - 1 for axis in layer.dims])]
@@ -312,7 +353,7 @@ def _permute(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Seq
 @_rule("Concatenate")
 def _concatenate(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
     rank = len(shapes[0])
-    axis = layer.axis - 1 if layer.axis > 0 else layer.axis % rank
+    axis = layer.axis % (rank + 1) - 1
     if all(flow.fixed for flow in inputs):
         return [np.zeros([1] * rank, np.int64)]
     if any(flow.atoms.shape[other] > 1 for flow in inputs for other in range(rank) if other != axis):
@@ -338,6 +379,9 @@ def _concatenate(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes:
 def _combine(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
     """Element by element. An axis of size 1 is spread over the other's: its one channel stays."""
     rank = len(shapes[0])
+    merges = type(layer).__name__ in RULES  # missing axes are put behind the batch's, by operators before it
+    if not merges and any(len(flow.shape) != rank for flow in inputs):
+        raise Unsupported("combines tensors of different ranks")
     result: Atoms | None = None
     for flow in inputs:
         lead = (1,) * (rank - len(flow.shape))
@@ -354,6 +398,8 @@ def _recurrent(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: S
     """A unit is a column of each gate, a row of the recurrent kernel, and an output channel."""
     cell = layer.cell
     units = channels.make(layer, int(layer.units))
+    for activation in (cell.activation, getattr(cell, "recurrent_activation", None)):
+        _activate(channels, layer, activation, units)
     gates = np.tile(units, int(cell.kernel.shape[1]) // units.size)
     channels.index(cell.kernel, 0, channels.last_axis(inputs[0]))
     channels.source(layer, "neuron", cell.kernel, 1, gates, units)
@@ -370,17 +416,21 @@ def _recurrent(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: S
 @_rule("Bidirectional")
 def _bidirectional(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
     """Both directions lose the same units: one configuration serves both."""
-    forward, backward = layer.forward_layer, layer.backward_layer
-    rule = rule_of(forward)
-    if rule is not _recurrent or len(shapes) > 1 or len(inputs) > 1 or layer.merge_mode is None:
-        raise Unsupported("is bidirectional over something else than one LSTM, GRU or SimpleRNN with one output")
-    outputs = [rule(channels, each, inputs, shapes)[0] for each in (forward, backward)]
-    units = [atoms.reshape(-1) for atoms in outputs]
+    both = (layer.forward_layer, layer.backward_layer)
+    sequence, *states = inputs
+    units = []
+    for place, each in enumerate(both):
+        if rule_of(each) is not _recurrent:
+            raise Unsupported("is bidirectional over something else than an LSTM, GRU or SimpleRNN")
+        own = states[place * len(states) // 2 : (place + 1) * len(states) // 2]
+        units.append(_recurrent(channels, each, [sequence, *own], shapes[:1])[0].reshape(-1))
     if units[0].shape != units[1].shape:
         raise Unsupported("has a backward layer of another size")
     channels.unify(*units)
-    joined = np.concatenate(units) if layer.merge_mode == "concat" else units[0]
-    return [_along_last(joined, shapes[0])]
+    outputs = [units[0]] * len(shapes)  # each direction's, and the states
+    if layer.merge_mode == "concat":
+        outputs[0] = np.concatenate(units)
+    return [_along_last(atoms, shape) for atoms, shape in zip(outputs, shapes, strict=True)]
 
 
 @_rule("TimeDistributed")
@@ -396,8 +446,8 @@ def _time_distributed(channels: Channels, layer: Any, inputs: Sequence[Flow], sh
 @_rule("MultiHeadAttention")
 def _attention(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
     """Heads go as a whole; what comes in and what goes out is as with dense layers."""
-    if len(shapes) > 1 or any(len(flow.shape) != 2 for flow in inputs) or len(inputs) > 3:
-        raise Unsupported("attends over several axes, or returns its scores, or takes a mask")
+    if len(shapes) > 1 or any(len(flow.shape) != 2 for flow in inputs):
+        raise Unsupported("attends over several axes, or returns its scores")
     query, value = inputs[0], inputs[1] if len(inputs) > 1 else inputs[0]
     key = inputs[2] if len(inputs) > 2 else value
     heads = channels.make(layer, int(layer.get_config()["num_heads"]), "heads")
@@ -426,28 +476,40 @@ def _along_last(atoms: Atoms, shape: Shape) -> Atoms:
 
 def _finish(channels: Channels, layer: Any, atoms: Atoms) -> None:
     """The bias and the activation of a layer."""
-    _block_softmax(channels, layer, atoms)
+    _activate(channels, layer, layer.activation, atoms)
     if layer.use_bias if hasattr(layer, "use_bias") else layer.bias is not None:
         channels.index(layer.bias, 0, atoms)
 
 
+def _activate(channels: Channels, layer: Any, activation: Any, atoms: Atoms) -> None:
+    """Blocks what goes through a softmax.
+
+    Raises:
+      Unsupported: for an activation that may look at all channels together.
+    """
+    if activation is None or RULES.get(type(activation).__name__) is _same:  # the latter is a layer
+        return
+    name = getattr(activation, "__name__", type(activation).__name__)
+    known = getattr(activation, "__module__", "").startswith(("keras.", "tf_keras.", "tensorflow."))
+    if known and name in ("softmax", "log_softmax"):
+        channels.block(atoms, f"goes through the softmax of layer {layer.name!r}")
+    elif not known or _spelled(name) not in _ELEMENTWISE:
+        raise Unsupported(f"has the activation {name!r}, which may look at all channels together")
+
+
 def _normalised(channels: Channels, layer: Any, atoms: Atoms) -> None:
-    for name in ("gamma", "beta", "moving_mean", "moving_variance"):
-        variable = getattr(layer, name, None)
-        if variable is not None and name == "gamma":
+    scale = getattr(layer, "gamma", None)
+    scale = getattr(layer, "scale", None) if scale is None else scale  # RMSNormalization's
+    for variable in layer.weights:
+        if variable is scale:
             channels.scale(variable, atoms)
-        elif variable is not None:
+        elif len(variable.shape) == 1:
             channels.index(variable, 0, atoms)
 
 
 def _require_channels_last(layer: Any) -> None:
     if getattr(layer, "data_format", None) == "channels_first":
         raise Unsupported("has its channels first; only channels_last is supported")
-
-
-def _block_softmax(channels: Channels, layer: Any, atoms: Atoms) -> None:
-    if getattr(layer.activation, "__name__", "") in ("softmax", "log_softmax"):
-        channels.block(atoms, f"goes through the softmax of layer {layer.name!r}")
 
 
 __all__ = ["FIXED", "RULES", "rule_of"]

@@ -11,7 +11,7 @@ from tfx_compression.models.errors import ModelError
 from tfx_compression.pruner.channels import FIXED, Atoms, Channels, Flow, Kept, Unsupported
 from tfx_compression.pruner.rules import rule_of
 
-# What else a layer may be given by name: tensors that carry channels.
+# The parameters of layers with weights that carry channels.
 _CHANNEL_ARGUMENTS = frozenset(["inputs", "query", "value", "key", "sequence", "sequences", "initial_state"])
 
 
@@ -77,15 +77,20 @@ class Structure:
         self.model = model
         leaves = kernels.leaves(model)
         self.names = {id(layer): name for name, layer in leaves.items()}
-        self._scales = {id(getattr(layer, "gamma", None)): name for name, layer in leaves.items()}
+        self._scales = {id(weight): name for name, layer in leaves.items() for weight in kernels.own_weights(layer)}
         self._weights = {id(kernel.variable): name for name, kernel in kernels.of_keras(model).items()}
         self.channels = Channels()
         self.unsupported: dict[str, str] = {}
+        self._left_alone: dict[int, str] = {}
         self.firsts: list[str] = []
         inputs = [self._fixed(tensor) for tensor in model.inputs]
         outputs, behind = self._trace(model, inputs, [frozenset()] * len(inputs), "")
         for flow in outputs:
             self.channels.block(flow.atoms, "is an output of the network")
+        used = {key: each.atoms for key, each in self.channels.slices.items()} | self.channels.tied
+        for (user, _), atoms in used.items():
+            if user in self._left_alone:
+                self.channels.block(atoms, self._left_alone[user])
         self.lasts = sorted({name for names in behind for name in names})
         self.groups = self._groups()
 
@@ -116,16 +121,17 @@ class Structure:
         flows = dict(zip(map(id, model.inputs), inputs, strict=True))
         sources = dict(zip(map(id, model.inputs), behind, strict=True))
         for call in graph.calls(model):
-            arrived = [flows[id(tensor)] for tensor in call.inputs]
             came = frozenset().union(*(sources[id(tensor)] for tensor in call.inputs))
             name = f"{scope}{call.layer.name}"
             if graph.is_functional(call.layer):
+                given = graph.flat_tensors(next(iter(call.arguments.values())))  # Keras 3 adds masks
+                arrived = [flows[id(tensor)] for tensor in given]
                 for place, flow in enumerate(arrived):
                     self.channels.tie(call.layer, f"input {place}", flow.atoms)
-                each = [sources[id(tensor)] for tensor in call.inputs]
+                each = [sources[id(tensor)] for tensor in given]
                 outputs, lasts = self._trace(call.layer, arrived, each, f"{name}/")
             else:
-                outputs = self._call(call, arrived, name)
+                outputs = self._call(call, flows, name)
                 if any(id(weight) in self._weights for weight in getattr(call.layer, "weights", ())):
                     if not came and name not in self.firsts:
                         self.firsts.append(name)
@@ -136,18 +142,24 @@ class Structure:
         results = graph.flat_tensors(model.outputs)
         return [flows[id(tensor)] for tensor in results], [sources[id(tensor)] for tensor in results]
 
-    def _call(self, call: graph.Call, inputs: Sequence[Flow], name: str) -> list[Flow]:
+    def _call(self, call: graph.Call, flows: Mapping[int, Flow], name: str) -> list[Flow]:
         shapes = [tuple(tensor.shape)[1:] for tensor in call.outputs]
         try:
-            _require_plain(call)
-            atoms = rule_of(call.layer)(self.channels, call.layer, inputs, shapes)
+            atoms = rule_of(call.layer)(self.channels, call.layer, _carriers(call, flows), shapes)
         except Unsupported as why:
-            if not all(flow.fixed for flow in inputs):
-                self.unsupported[name] = str(why)
-                for flow in inputs:
-                    self.channels.block(flow.atoms, f"goes into layer {name!r}, which {why}")
+            self._leave_alone(call, [flows[id(tensor)] for tensor in call.inputs], name, str(why))
             return [self._fixed(tensor) for tensor in call.outputs]
         return [Flow(each, shape) for each, shape in zip(atoms, shapes, strict=True)]
+
+    def _leave_alone(self, call: graph.Call, inputs: Sequence[Flow], name: str, why: str) -> None:
+        """Blocks what goes into a layer, here and at other calls, and all that uses its weights."""
+        weights = getattr(call.layer, "weights", ())
+        if not all(flow.fixed for flow in inputs) or any(len(weight.shape) > 1 for weight in weights):
+            self.unsupported[name] = why
+        for flow in inputs:
+            self.channels.block(flow.atoms, f"goes into layer {name!r}, which {why}")
+        for used in (call.layer, *weights):
+            self._left_alone[id(used)] = f"belongs to layer {name!r}, which {why}"
 
     def _groups(self) -> dict[str, Group]:
         """Units by the layers that make them."""
@@ -213,11 +225,32 @@ class Structure:
         return inner.rpartition("/")[0]
 
 
-def _require_plain(call: graph.Call) -> None:
-    """Raises Unsupported where a call takes what the rules don't know of."""
-    for name, value in call.kwargs.items():
-        if name not in _CHANNEL_ARGUMENTS and hasattr(call.layer, "weights") and graph.flat_tensors(value):
-            raise Unsupported(f"takes a tensor as {name!r}")
-    for value in [*call.args, *call.kwargs.values()]:
-        if not graph.is_symbolic(value) and not isinstance(value, list | tuple | dict) and np.ndim(value) > 0:
+def _carriers(call: graph.Call, flows: Mapping[int, Flow]) -> list[Flow]:
+    """The flows that go into a layer, without masks.
+
+    Raises:
+      Unsupported: where the call takes what the rules don't know of.
+    """
+    carriers = []
+    for name, value in call.arguments.items():
+        arrived = [flows[id(tensor)] for tensor in graph.flat_tensors(value)]
+        if _holds_array(value):
             raise Unsupported("combines its input with an array of its own")
+        if "mask" in name:
+            if not all(flow.fixed and len(flow.shape) <= 2 for flow in arrived):
+                raise Unsupported(f"takes a {name} that differs by channel or head")
+        elif arrived and name not in _CHANNEL_ARGUMENTS and getattr(call.layer, "weights", ()):
+            raise Unsupported(f"takes a tensor as {name!r}")
+        else:
+            carriers += arrived
+    return carriers
+
+
+def _holds_array(value: Any) -> bool:
+    if graph.is_symbolic(value):
+        return False
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple) and graph.flat_tensors(value):
+        return any(_holds_array(part) for part in value)
+    return np.ndim(value) > 0

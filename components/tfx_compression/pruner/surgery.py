@@ -7,11 +7,9 @@ import numpy as np
 
 from tfx_compression.models import graph
 from tfx_compression.models.errors import ModelError
+from tfx_compression.pruner import anew
 from tfx_compression.pruner.channels import Kept
 from tfx_compression.pruner.structure import Structure
-
-# What an attention layer of Keras 2 notes of the shapes that it was built for.
-_SHAPES_SEEN = ("query_shape", "key_shape", "value_shape")
 
 
 def remove(structure: Structure, choices: Mapping[str, np.ndarray]) -> Any:
@@ -64,7 +62,7 @@ class _Rebuilt:
 
     def model(self, model: Any, inputs: list[Any] | None = None) -> Any:
         """A functional model, built on new inputs (of the old shapes, or like `inputs`)."""
-        keras = _keras_of(model)
+        keras = anew.keras_of(model)
         new_inputs = [
             keras.Input(batch_shape=like.shape, dtype=old.dtype, name=name)
             for old, like, name in zip(model.inputs, inputs or model.inputs, _input_names(model), strict=True)
@@ -82,6 +80,8 @@ class _Rebuilt:
         for old in model.layers:
             if id(old) in self._layers:
                 self._fill(old, self._layers[id(old)])
+        if not model.trainable:
+            built.trainable = False
         return built
 
     def _layer(self, call: graph.Call, tensors: Mapping[int, Any]) -> Any:
@@ -89,21 +89,19 @@ class _Rebuilt:
         layer = call.layer
         if id(layer) not in self._layers:
             if graph.is_functional(layer):
-                new = self.model(layer, [tensors[id(tensor)] for tensor in call.inputs])
-            elif hasattr(layer, "get_config"):
+                given = graph.flat_tensors(next(iter(call.arguments.values())))
+                new = self.model(layer, [tensors[id(tensor)] for tensor in given])
+            elif hasattr(layer, "weights"):
                 new = self._configured(layer)
             else:
-                new = layer  # an operation of Keras 3 that has no state
+                new = layer  # an operation of Keras 3, which has no state
             self._layers[id(layer)] = new
         return self._layers[id(layer)]
 
     def _configured(self, layer: Any) -> Any:
-        config = self._config(layer, layer.get_config())
-        for name in _SHAPES_SEEN:
-            config.pop(name, None)
         try:
-            return type(layer).from_config(config) if not _attention(layer) else type(layer)(**config)
-        except (TypeError, ValueError) as error:
+            return anew.made_anew(layer, self._config(layer, layer.get_config()))
+        except (TypeError, ValueError, NotImplementedError) as error:
             raise ModelError(
                 f"Layer {layer.name!r} of the class {type(layer).__name__} can't be built from its configuration: "
                 f"{error} Remedy: a get_config() that returns what its constructor takes."
@@ -114,14 +112,17 @@ class _Rebuilt:
         edits = {key: value(self._kept) for key, value in self._edits.get(id(layer), {}).items()}
         for field, inner in (("layer", "layer"), ("layer", "forward_layer"), ("backward_layer", "backward_layer")):
             wrapped = getattr(layer, inner, None)
-            if isinstance(config.get(field), dict) and id(wrapped) in self._edits:
-                edits[field] = {**config[field], "config": self._config(wrapped, config[field]["config"])}
+            if isinstance(config.get(field), dict) and wrapped is not None:
+                before = {**config[field], **edits.get(field, {})}
+                before.pop("build_config", None)  # the shape that Keras 3 would build it for
+                edits[field] = {**before, "config": self._config(wrapped, before["config"])}
         return {**config, **edits}
 
     def _fill(self, old: Any, new: Any) -> None:
-        """Copies what stays of a layer's weights."""
+        """Copies what stays of a layer's weights, and its other state."""
         if graph.is_functional(old):
             return  # filled when it was built
+        anew.freeze_alike(old, new)  # Keras 2 has the weights that are trained first
         for before, after in zip(old.weights, new.weights, strict=True):
             values = np.asarray(before.numpy())
             for each in self._slices.get(id(before), ()):
@@ -129,23 +130,9 @@ class _Rebuilt:
                 if not stays.all():
                     values = np.compress(stays, values, each.axis)
             after.assign(values)
-
-
-def _attention(layer: Any) -> bool:
-    return type(layer).__name__ == "MultiHeadAttention"
+        anew.finish(new)
 
 
 def _input_names(model: Any) -> list[str]:
     names = getattr(model, "input_names", None)
     return list(names) if names else [tensor.name for tensor in model.inputs]
-
-
-def _keras_of(model: Any) -> Any:
-    """The Keras that a model belongs to."""
-    if any(kind.__module__.startswith("tf_keras.") for kind in type(model).__mro__):
-        import tf_keras
-
-        return tf_keras
-    import keras
-
-    return keras
