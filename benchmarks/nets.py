@@ -13,7 +13,7 @@ IDX = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 RESNET = (32, 64, 128)
-MOBILENET = (32, 16, 24, 32, 64, 256)  # the stem, the blocks of each stage, the last convolution
+MOBILENET = (32, 16, 32, 64, 96, 512)  # the stem, the blocks of each stage, the last convolution
 
 _layers = tf_keras.layers
 

@@ -16,10 +16,10 @@ def trained(model: Any, seed: int = 0) -> Any:
     """The model with weights as after training: biases and statistics that do something, outputs of moderate size."""
     generator = np.random.default_rng(seed)
     for layer in kernels.leaves(model).values():
+        if type(layer).__name__ in ("Normalization", "StringLookup"):
+            continue
         for weight in kernels.own_weights(layer):
             shape = tuple(weight.shape)
-            if type(layer).__name__ == "Normalization":
-                continue
             if len(shape) >= 2:
                 values = generator.normal(size=shape) * np.sqrt(2.0 / max(1, np.prod(shape[:-1])))
             else:
@@ -92,8 +92,9 @@ def normalise_over_what_stays(structure: Structure, choices: Choices) -> None:
     """Makes layer normalisations take their mean and variance over the channels that stay only, as a reference."""
     kept = structure.kept(choices)
     for layer in kernels.leaves(structure.model).values():
-        if type(layer).__name__ == "LayerNormalization":
-            stays = kept(structure.channels.slices[id(layer.gamma), 0].atoms).astype(np.float32)
+        gamma = id(getattr(layer, "gamma", None)), 0
+        if type(layer).__name__ == "LayerNormalization" and gamma in structure.channels.slices:
+            stays = kept(structure.channels.slices[gamma].atoms).astype(np.float32)
             if not stays.all():
                 layer.call = _masked_normalisation(layer, stays)
 

@@ -76,9 +76,7 @@ def convolutions_over_volumes(K: Any) -> Any:
 @_graph
 def without_bias(K: Any) -> Any:
     image = _image(K)
-    return _classified(
-        K, image, _conv(K, 5, "second", use_bias=False)(_conv(K, 4, "first", 1, use_bias=False)(image))
-    )
+    return _classified(K, image, _conv(K, 5, "second", use_bias=False)(_conv(K, 4, "first", 1, use_bias=False)(image)))
 
 
 @_graph
@@ -108,7 +106,9 @@ def depthwise(K: Any) -> Any:
 @_graph
 def depthwise_that_multiplies(K: Any) -> Any:
     image = _image(K)
-    x = K.layers.DepthwiseConv2D(3, depth_multiplier=2, activation="relu", name="depthwise")(_conv(K, 4, "first")(image))
+    x = K.layers.DepthwiseConv2D(3, depth_multiplier=2, activation="relu", name="depthwise")(
+        _conv(K, 4, "first")(image)
+    )
     x = K.layers.BatchNormalization(name="norm")(x)
     return _classified(K, image, _conv(K, 8, "second", 1)(x) + x)
 
@@ -458,7 +458,9 @@ def transformer(K: Any) -> Any:
     for name in ("first", "second"):
         y = K.layers.LayerNormalization(name=f"{name}_norm")(x)
         x = x + K.layers.MultiHeadAttention(2, 3, name=name)(y, y)
-        y = K.layers.Dense(6, activation="gelu", name=f"{name}_mlp")(K.layers.LayerNormalization(name=f"{name}_norm2")(x))
+        y = K.layers.Dense(6, activation="gelu", name=f"{name}_mlp")(
+            K.layers.LayerNormalization(name=f"{name}_norm2")(x)
+        )
         x = x + K.layers.Dense(8, name=f"{name}_out")(y)
     return _classified(K, words, K.layers.LayerNormalization(name="norm")(x))
 

@@ -96,7 +96,7 @@ def _zip_version(file: Any) -> str:
 
 
 def _h5_version(file: Any) -> str:
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     with h5py.File(file, "r") as stored:
         version = stored.attrs["keras_version"]

@@ -15,7 +15,7 @@ from tfx_compression.models.kernels import Kind
 _SAME = ("ReadVariableOp", "Identity", "Cast", "Enter", "Switch", "Merge", "StopGradient", "Snapshot")
 _RESHAPING = ("Reshape", "Squeeze", "ExpandDims")
 _KEEPS_CALLS = {"api_implements", "_XlaMustCompile"}  # attributes that keep a call from being inlined
-_UNIMPORTANT = ("Shape", "AssignVariableOp", "NoOp")
+_UNIMPORTANT = ("Shape", "NextIteration")
 
 Axes = tuple[tuple[int, ...], ...]  # for each axis of a tensor, the variable's axes that it is made of
 

@@ -111,7 +111,7 @@ def _rebuilt(place: str, signature: Any, before: Any, after: Any, layers: Sequen
     except _FAILURES as error:
         raise ModelError(f"The signature {place} does not answer what was made for it: {error} {_REMEDY}") from error
     reasons = []
-    ways = [(None, dict), *((layer, call) for layer in layers for call in _calls(layer))]
+    ways: list[tuple[Any, Callable]] = [(None, dict), *((layer, call) for layer in layers for call in _calls(layer))]
     for used, call in ways:
         front = _front(arguments, spec, call)
         try:

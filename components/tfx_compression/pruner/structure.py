@@ -71,9 +71,17 @@ class Structure:
       unsupported: the layers that have no rule, and why.
       firsts: the layers with kernels that see the network's inputs.
       lasts: the layers with kernels that the outputs come from.
+
+    Raises:
+      ModelError: for a subclassed model.
     """
 
     def __init__(self, model: Any):
+        if not graph.is_functional(model):
+            raise ModelError(
+                f"The model {model.name!r} has no graph of layers, so its channels can't be removed. "
+                "Remedy: build it with Sequential or the functional API; technique='weight' prunes any model."
+            )
         self.model = model
         leaves = kernels.leaves(model)
         self.names = {id(layer): name for name, layer in leaves.items()}
@@ -154,7 +162,7 @@ class Structure:
     def _leave_alone(self, call: graph.Call, inputs: Sequence[Flow], name: str, why: str) -> None:
         """Blocks what goes into a layer, here and at other calls, and all that uses its weights."""
         weights = getattr(call.layer, "weights", ())
-        if not all(flow.fixed for flow in inputs) or any(len(weight.shape) > 1 for weight in weights):
+        if not all(flow.fixed for flow in inputs) or any(len(getattr(weight, "shape", ())) > 1 for weight in weights):
             self.unsupported[name] = why
         for flow in inputs:
             self.channels.block(flow.atoms, f"goes into layer {name!r}, which {why}")

@@ -124,6 +124,8 @@ class _Rebuilt:
             return  # filled when it was built
         anew.freeze_alike(old, new)  # Keras 2 has the weights that are trained first
         for before, after in zip(old.weights, new.weights, strict=True):
+            if not hasattr(before, "numpy"):
+                continue  # a vocabulary
             values = np.asarray(before.numpy())
             for each in self._slices.get(id(before), ()):
                 stays = self._kept(each.atoms)
