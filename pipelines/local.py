@@ -91,6 +91,7 @@ def _run(console: Console, folder: Path, choose: Callable[[], Settings]) -> bool
         for old in (
             "summary.json",
             "report.html",
+            "pruning.html",
         ):  # what a run that is broken off leaves must not look like its result
             (folder / old).unlink(missing_ok=True)
         # What can be wrong with the settings is told at once, before TFX has loaded.
@@ -131,6 +132,7 @@ def _run(console: Console, folder: Path, choose: Callable[[], Settings]) -> bool
         return False
     found.print(console, summary)
     console.print(f"Report              {_shown(folder / 'report.html')}", highlight=False)
+    console.print(f"What was pruned     {_shown(folder / 'pruning.html')}", highlight=False)
     console.print(f"Log                 {_shown(folder / 'pipeline.log')}", highlight=False)
     return True
 
