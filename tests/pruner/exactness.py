@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tf_keras
-
-from tfx_compression.models import kernels
+import tensorflow as tf
+from tfx_compression.models import graph, kernels
 from tfx_compression.pruner.structure import Structure
 
 Choices = Mapping[str, np.ndarray]
@@ -40,15 +39,12 @@ def inputs_of(model: Any, seed: int = 0, rows: int = 3) -> Any:
     def values(tensor: Any) -> np.ndarray:
         shape = (rows, *(size or 4 for size in tuple(tensor.shape)[1:]))
         kind = getattr(tensor.dtype, "name", tensor.dtype)
-        return (
-            generator.integers(0, 7, shape).astype(kind) if "int" in kind else generator.normal(size=shape).astype(kind)
-        )
+        made = generator.integers(0, 7, shape) if "int" in kind else generator.normal(size=shape)
+        return made.astype(kind)
 
     names = [tensor.name.split(":")[0] for tensor in model.inputs]
     arrays = dict(zip(names, map(values, model.inputs), strict=True))
-    if isinstance(getattr(model, "_nested_inputs", None), dict) or isinstance(
-        getattr(model, "_inputs_struct", None), dict
-    ):
+    if isinstance(graph.arguments(model)[0], dict):
         return arrays
     return list(arrays.values()) if len(arrays) > 1 else arrays[names[0]]
 
@@ -89,25 +85,24 @@ def zero(structure: Structure, choices: Choices, own: bool = False) -> None:
 
 
 def normalise_over_what_stays(structure: Structure, choices: Choices) -> None:
-    """Makes layer normalisations take their mean and variance over the channels that stay only, as a reference."""
+    """Makes normalisations over all channels take their mean and variance over those that stay, as a reference."""
     kept = structure.kept(choices)
     for layer in kernels.leaves(structure.model).values():
         gamma = id(getattr(layer, "gamma", None)), 0
-        if type(layer).__name__ == "LayerNormalization" and gamma in structure.channels.slices:
-            stays = kept(structure.channels.slices[gamma].atoms).astype(np.float32)
-            if not stays.all():
-                layer.call = _masked_normalisation(layer, stays)
+        over_channels = type(layer).__name__ == "LayerNormalization" or getattr(layer, "groups", None) == 1
+        if over_channels and gamma in structure.channels.slices:
+            layer.call = _masked_normalisation(layer, kept(structure.channels.slices[gamma].atoms).astype(np.float32))
 
 
 def _masked_normalisation(layer: Any, stays: np.ndarray) -> Any:
-    import tensorflow as tf
-
     def call(x: Any) -> Any:
-        count = stays.sum()
-        mean = tf.reduce_sum(x * stays, -1, keepdims=True) / count
-        variance = tf.reduce_sum(tf.square(x - mean) * stays, -1, keepdims=True) / count
-        x = (x - mean) / tf.sqrt(variance + layer.epsilon)
-        return (x * layer.gamma + layer.beta) * stays
+        axes = [-1] if type(layer).__name__ == "LayerNormalization" else list(range(1, len(x.shape)))
+        mask = tf.broadcast_to(stays, tf.shape(x))
+        count = tf.reduce_sum(mask, axes, keepdims=True)
+        mean = tf.reduce_sum(x * mask, axes, keepdims=True) / count
+        variance = tf.reduce_sum(tf.square(x - mean) * mask, axes, keepdims=True) / count
+        x = (x - mean) / tf.sqrt(variance + layer.epsilon) * layer.gamma
+        return (x + layer.beta if layer.center else x) * mask
 
     return call
 
@@ -118,7 +113,3 @@ def assert_same(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], 
     for name, values in one.items():
         assert values.shape == other[name].shape
         np.testing.assert_allclose(other[name], values, rtol=0, atol=tolerance * max(1.0, np.abs(values).max()))
-
-
-def is_keras2(keras: Any) -> bool:
-    return keras is tf_keras

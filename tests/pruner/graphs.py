@@ -1,8 +1,9 @@
-"""Small networks, one for each shape of graph that pruning meets, made with Keras 2 or Keras 3; and what makes them answer.
+"""Small networks, one for each shape of graph that pruning meets, made with Keras 2 or Keras 3.
 
 A builder takes the Keras (the module) and returns a model; `GRAPHS` has them by name.
 """
 
+import importlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -316,6 +317,22 @@ def layer_normalisation(K: Any) -> Any:
     image = _image(K)
     x = K.layers.LayerNormalization(name="norm")(_conv(K, 6, "first")(image))
     return _classified(K, image, _conv(K, 5, "second")(x))
+
+
+@_graph
+def one_normalisation_group(K: Any) -> Any:
+    image = _image(K)
+    return _classified(K, image, K.layers.GroupNormalization(1, name="norm")(_conv(K, 6, "first")(image)))
+
+
+@_graph
+def scaled_block_that_is_dropped(K: Any) -> Any:
+    """As in ConvNeXt and EfficientNet."""
+    image = _image(K)
+    scale = importlib.import_module(f"{K.__name__}.src.applications.convnext").LayerScale(0.1, 4, name="scale")
+    x = _conv(K, 4, "first")(image)
+    dropped = K.layers.Dropout(0.5, noise_shape=(None, 1, 1, 1))(scale(_conv(K, 4, "second")(x)))
+    return _classified(K, image, K.layers.Add()([x, dropped]))
 
 
 @_graph

@@ -46,7 +46,7 @@ sizes = st.lists(st.integers(3, 40), min_size=1, max_size=5)
 
 
 @settings(max_examples=100, deadline=None)
-@given(sizes, st.integers(0, 99), st.floats(0.0, 0.6))
+@given(sizes, st.integers(0, 99), st.integers(0, 600).map(lambda thousandths: thousandths / 1000))
 def test_global_takes_the_least_of_all(lengths, seed, sparsity):
     parts = random_parts(lengths, seed)
     found = allocate(parts, "global", sparsity)

@@ -13,10 +13,10 @@ import pytest
 import tf_keras
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from tests.pruner import exactness
 from tfx_compression.pruner.structure import Structure
 from tfx_compression.pruner.surgery import remove
+
+from tests.pruner import exactness
 
 Pick = Callable[[Sequence[Any]], Any]
 EXAMPLES = int(os.environ.get("PRUNER_EXAMPLES", "40"))

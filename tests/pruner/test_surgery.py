@@ -8,13 +8,13 @@ import keras
 import numpy as np
 import pytest
 import tf_keras
-
-from tests.pruner import exactness
-from tests.pruner.graphs import GRAPHS, KERAS
 from tfx_compression.models import keras2, kernels
 from tfx_compression.models.errors import ModelError
 from tfx_compression.pruner.structure import Structure
 from tfx_compression.pruner.surgery import channels_left, remove
+
+from tests.pruner import exactness
+from tests.pruner.graphs import GRAPHS, KERAS
 
 both_keras = pytest.mark.parametrize("K", KERAS, ids=["keras2", "keras3"])
 every_graph = pytest.mark.parametrize("graph", GRAPHS)

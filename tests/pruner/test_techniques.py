@@ -107,7 +107,9 @@ def test_a_target_is_reached_and_not_by_far_exceeded(technique, allocation, targ
 
 
 def test_a_target_that_can_not_be_met_is_refused_with_the_highest_that_can():
-    plan = PruningPlan(technique="filter", target="parameters", sparsity=0.9, rules=(LayerRule(layers="wide", sparsity=0),))
+    plan = PruningPlan(
+        technique="filter", target="parameters", sparsity=0.9, rules=(LayerRule(layers="wide", sparsity=0),)
+    )
     with pytest.raises(ConfigError, match=r"0\.9 of the parameters can't be reached .* the highest is 0\.\d+\. Remedy"):
         prune(residual_net(), plan)
 
@@ -115,7 +117,9 @@ def test_a_target_that_can_not_be_met_is_refused_with_the_highest_that_can():
 def test_what_is_left_is_a_multiple_of_round_to_and_never_less():
     plan = PruningPlan(technique="filter", sparsity=0.9, protect=(), round_to=8)
     assert widths(prune(residual_net(), plan).model)["inner"] == 8
-    pruned = prune(residual_net(), PruningPlan(technique="filter", sparsity=0.6, protect=(), round_to=4, allocation="global"))
+    pruned = prune(
+        residual_net(), PruningPlan(technique="filter", sparsity=0.6, protect=(), round_to=4, allocation="global")
+    )
     assert all(width % 4 == 0 for name, width in widths(pruned.model).items() if name not in ("hidden", "logits"))
 
 
@@ -204,7 +208,10 @@ def test_a_weight_that_is_no_number_is_refused(technique):
 
 def test_a_saved_model_without_layers_can_not_lose_channels(tmp_path):
     path = helpers.save_function(
-        lambda x: {"y": x @ path_weights}, [tf.TensorSpec([None, 4])], tmp_path / "m", w=(path_weights := tf.Variable(tf.ones([4, 3])))
+        lambda x: {"y": x @ path_weights},
+        [tf.TensorSpec([None, 4])],
+        tmp_path / "m",
+        w=(path_weights := tf.Variable(tf.ones([4, 3]))),
     )
     with pytest.raises(ModelError, match=r"SavedModel without one\. Remedy: in Trainer's run_fn, save"):
         prune(path, PruningPlan(technique="filter"))

@@ -119,7 +119,11 @@ class Channels:
             atoms = parents
 
     def unify(self, one: Atoms, other: Atoms) -> Atoms:
-        """Couples atoms pair by pair (arrays that broadcast); what meets a fixed one is blocked. Returns the pairs' ones."""
+        """Couples atoms pair by pair (arrays that broadcast); what meets a fixed one is blocked.
+
+        Returns:
+          Of each pair the first, or FIXED where one of the two is.
+        """
         one, other = np.broadcast_arrays(one, other)
         first, second = self.roots(one), self.roots(other)
         fixed = (first == FIXED) != (second == FIXED)

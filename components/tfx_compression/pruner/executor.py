@@ -57,6 +57,7 @@ class Executor(base_executor.BaseExecutor):
             self._data(loaded, plan, input_dict, module, exec_properties),
             sensitivities=Sensitivities(store, key, _progress),
         )
+        page = report.render(compressed.record)
         graph = artifacts.optional(input_dict, "transform_graph")
         compressed.save(
             artifacts.model_path(pruned), module.function("signatures_fn"), None if graph is None else graph.uri
@@ -64,7 +65,7 @@ class Executor(base_executor.BaseExecutor):
         write_text(os.path.join(pruned.uri, SUMMARY_FILE), compressed.summary.model_dump_json(indent=1))
         write_text(os.path.join(plan_output.uri, artifacts.PLAN_FILE), plan.model_dump_json(indent=1))
         write_text(os.path.join(plan_output.uri, RECORD_FILE), compressed.record.model_dump_json(indent=1))
-        write_text(os.path.join(plan_output.uri, artifacts.REPORT_FILE), report.render(compressed.record))
+        write_text(os.path.join(plan_output.uri, artifacts.REPORT_FILE), page)
         write_masks(os.path.join(plan_output.uri, artifacts.MASKS_FILE), compressed.masks)
         before, after = compressed.summary.before, compressed.summary.after
         artifacts.describe_model(

@@ -120,12 +120,12 @@ _COMBINING = frozenset(
 
 
 @_rule(
-    *("ReLU", "LeakyReLU", "ELU", "ThresholdedReLU", "Identity", "ActivityRegularization"),
+    *("ReLU", "LeakyReLU", "ELU", "ThresholdedReLU", "Identity", "ActivityRegularization", "StochasticDepth"),
     *("Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"),
     *("GaussianNoise", "GaussianDropout", "AlphaDropout"),
 )
 def _same(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
-    if getattr(layer, "noise_shape", None) is not None:
+    if {*(getattr(layer, "noise_shape", None) or ())} - {None, 1}:
         raise Unsupported("drops by a noise_shape of its own")
     return [inputs[0].atoms]
 
@@ -158,6 +158,15 @@ def _prelu(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Seque
     atoms = channels.last_axis(inputs[0])
     if int(layer.alpha.shape[-1]) == atoms.size:
         channels.index(layer.alpha, -1, atoms)
+    return [inputs[0].atoms]
+
+
+@_rule("LayerScale")
+def _layer_scale(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+    """ConvNeXt's."""
+    atoms = channels.last_axis(inputs[0])
+    channels.index(layer.gamma, 0, atoms)
+    channels.count(layer, "projection_dim", atoms)
     return [inputs[0].atoms]
 
 
@@ -257,7 +266,7 @@ def _embedding(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: S
 
 @_rule("BatchNormalization", "SyncBatchNormalization", "LayerNormalization", "RMSNormalization")
 def _normalisation(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
-    """Normalisations of each place take its mean and variance over what stays: only their answer does removal change."""
+    """Where it normalises each place, mean and variance are then over what stays: removal changes them."""
     axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
     rank = len(inputs[0].shape) + 1
     if [axis % rank for axis in axes] != [rank - 1]:
@@ -270,7 +279,9 @@ def _normalisation(channels: Channels, layer: Any, inputs: Sequence[Flow], shape
 def _group_normalisation(
     channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]
 ) -> list[Atoms]:
-    """A normalisation group goes as a whole, so that the statistics of the others stay what they are."""
+    """A normalisation group goes as a whole, so that the statistics of the others stay what they are; not where there is
+    only one, as in a layer normalisation.
+    """
     rank = len(inputs[0].shape) + 1
     if layer.axis % rank != rank - 1:
         raise Unsupported(f"normalises along the axis {layer.axis}, not the last")

@@ -12,7 +12,7 @@ from tfx_compression.pruner.channels import FIXED, Atoms, Channels, Flow, Kept, 
 from tfx_compression.pruner.rules import rule_of
 
 # The parameters of layers with weights that carry channels.
-_CHANNEL_ARGUMENTS = frozenset(["inputs", "query", "value", "key", "sequence", "sequences", "initial_state"])
+_CHANNEL_ARGUMENTS = frozenset(["inputs", "x", "query", "value", "key", "sequence", "sequences", "initial_state"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +161,9 @@ class Structure:
 
     def _leave_alone(self, call: graph.Call, inputs: Sequence[Flow], name: str, why: str) -> None:
         """Blocks what goes into a layer, here and at other calls, and all that uses its weights."""
-        weights = getattr(call.layer, "weights", ())
-        if not all(flow.fixed for flow in inputs) or any(len(getattr(weight, "shape", ())) > 1 for weight in weights):
+        weights: list[Any] = getattr(call.layer, "weights", [])
+        makes_channels = any(np.ndim(weight) > 1 for weight in weights)
+        if makes_channels or not all(flow.fixed for flow in inputs):
             self.unsupported[name] = why
         for flow in inputs:
             self.channels.block(flow.atoms, f"goes into layer {name!r}, which {why}")
@@ -247,7 +248,7 @@ def _carriers(call: graph.Call, flows: Mapping[int, Flow]) -> list[Flow]:
         if "mask" in name:
             if not all(flow.fixed and len(flow.shape) <= 2 for flow in arrived):
                 raise Unsupported(f"takes a {name} that differs by channel or head")
-        elif arrived and name not in _CHANNEL_ARGUMENTS and getattr(call.layer, "weights", ()):
+        elif arrived and name not in _CHANNEL_ARGUMENTS and getattr(call.layer, "weights", None):
             raise Unsupported(f"takes a tensor as {name!r}")
         else:
             carriers += arrived
