@@ -309,6 +309,9 @@ def _tuned(model: Any, train: Sequence[Any], test: Sequence[Any]) -> float:
     import tf_keras
 
     tf_keras.utils.set_random_seed(1)
+    for layer in model.layers:
+        if isinstance(layer, tf_keras.layers.BatchNormalization):
+            layer.momentum = 0.9  # by default its averages would still be those of the whole net after so few steps
     _fit(model, [column[:TUNING_ROWS] for column in train], 1, 1e-3)
     return _accuracy(model, test)
 

@@ -265,7 +265,7 @@ def test_a_pattern_that_matches_nothing_is_refused_with_the_models_layers():
 
 
 def test_layers_come_in_the_order_that_they_were_given_in():
-    layers = {name: () for name in reversed(_LAYERS)}
+    layers = dict.fromkeys(reversed(_LAYERS), ())
     assert list(plan((".*", 0.1), ("conv_2", 0.2)).exceptions(layers)) == _LAYERS[::-1]
 
 

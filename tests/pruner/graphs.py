@@ -3,7 +3,6 @@
 A builder takes the Keras (the module) and returns a model; `GRAPHS` has them by name.
 """
 
-import importlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -326,12 +325,11 @@ def one_normalisation_group(K: Any) -> Any:
 
 
 @_graph
-def scaled_block_that_is_dropped(K: Any) -> Any:
-    """As in ConvNeXt and EfficientNet."""
+def block_that_is_dropped(K: Any) -> Any:
+    """As in EfficientNet."""
     image = _image(K)
-    scale = importlib.import_module(f"{K.__name__}.src.applications.convnext").LayerScale(0.1, 4, name="scale")
     x = _conv(K, 4, "first")(image)
-    dropped = K.layers.Dropout(0.5, noise_shape=(None, 1, 1, 1))(scale(_conv(K, 4, "second")(x)))
+    dropped = K.layers.Dropout(0.5, noise_shape=(None, 1, 1, 1))(_conv(K, 4, "second")(x))
     return _classified(K, image, K.layers.Add()([x, dropped]))
 
 

@@ -16,6 +16,7 @@ from tfx_compression.models.errors import ModelError
 from tfx_compression.models.plan import PruningPlan
 from tfx_compression.pruner import criteria
 from tfx_compression.pruner.executor import Executor
+from tfx_compression.pruner.pruning import prune
 from tfx_compression.pruner.record import Record
 
 from tests import helpers
@@ -153,6 +154,50 @@ def test_channels_of_a_plain_saved_model_can_not_go_and_nothing_is_written(tmp_p
     with pytest.raises(ModelError, match=r"Remedy: in Trainer's run_fn"):
         run.do()
     assert not (tmp_path / "Pruner").exists()
+
+
+LOSS = """
+import tensorflow as tf
+
+def loss_fn(labels, outputs):
+    return tf.keras.losses.sparse_categorical_crossentropy(labels, outputs["p"])
+"""
+
+
+@pytest.mark.parametrize("parses", [True, False])
+def test_data_ranks_the_weights_of_a_plain_saved_model_through_its_signature(tmp_path, parses):
+    model = residual_net()
+    if parses:
+        spec = {"image": tf.io.FixedLenFeature(helpers.IMAGE, tf.float32)}
+
+        def answer(examples):
+            return {"p": model(tf.io.parse_example(examples, spec)["image"])}
+
+        arguments = tf.TensorSpec([None], tf.string, name="examples")
+    else:
+
+        def answer(image):
+            return {"p": model(image)}
+
+        arguments = tf.TensorSpec([None, *helpers.IMAGE], tf.float32, name="image")
+    helpers.save_function(answer, [arguments], serving(tmp_path), weights=model.weights)
+    (tmp_path / "module.py").write_text(LOSS)
+    plan = PruningPlan(
+        criterion="taylor", allocation="sensitivity", sensitivity_levels=(0.5,), sparsity=0.3, batch_size=64
+    )
+    run = Run(tmp_path, plan, examples=True, module_file=str(tmp_path / "module.py")).do()
+    assert run.record.kind == "saved_model"
+    of_keras = prune(model, plan, helpers.batches(*_sample()))
+    by_place = zip(run.record.sensitivity, of_keras.record.sensitivity, strict=True)
+    for ours, theirs in by_place:  # the same curves as through the Keras layers
+        np.testing.assert_allclose(ours.values, theirs.values, rtol=1e-4)
+    with pytest.raises(ModelError, match=r"doesn't say what its loss is\. Remedy: a loss_fn"):
+        Run(tmp_path, plan, 2, examples=True).do()
+
+
+def _sample() -> tuple[dict[str, np.ndarray], np.ndarray]:
+    images, labels = helpers.images(64)
+    return {"image": images / helpers.LARGEST}, labels
 
 
 # User code and data

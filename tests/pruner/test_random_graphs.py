@@ -19,7 +19,7 @@ from tfx_compression.pruner.surgery import remove
 from tests.pruner import exactness
 
 Pick = Callable[[Sequence[Any]], Any]
-EXAMPLES = int(os.environ.get("PRUNER_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("PRUNER_EXAMPLES", "30"))
 SIZE = 4  # of the images, and steps of the sequences
 # Keras 2 builds its recurrent layers slowly.
 random_graphs = settings(

@@ -126,6 +126,31 @@ def labelled(
     return rows.batch(batch_size).map(split, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
+def serialized_and_labels(
+    files: Sequence[str], schema: schema_pb2.Schema, label: str, batch_size: int, seed: int | None = None
+) -> tf.data.Dataset:
+    """Shuffled batches of (serialized tf.Examples, label), for a signature that parses them itself.
+
+    Args:
+      files: TFRecord files of tf.Examples.
+      schema: theirs.
+      label: feature name; the label is a [batch, …] tensor, shaped as in the schema.
+      batch_size: rows in a batch.
+      seed: of shuffling; by default TensorFlow's global one.
+
+    Raises:
+      ExamplesError: where the label is no feature of fixed shape in the schema.
+    """
+    spec = feature_spec(schema)
+    if label not in spec:
+        raise ExamplesError(
+            f"The schema has no label {label!r} of a fixed shape; it has: {', '.join(spec) or 'none'}. "
+            "Remedy: give it a shape in the schema, or an input_fn in the module file."
+        )
+    rows = records(files).shuffle(10_000, seed).batch(batch_size)
+    return rows.map(lambda batch: (batch, tf.io.parse_example(batch, {label: spec[label]})[label]))
+
+
 def sample(
     files: Sequence[str], features: Mapping[str, tf.TensorSpec], rows: int, seed: int
 ) -> list[dict[str, np.ndarray]]:

@@ -19,6 +19,8 @@ def made_anew(layer: Any, config: Mapping[str, Any]) -> Any:
     """
     kind = type(layer)
     config = {name: value for name, value in config.items() if name not in _SHAPES_SEEN}
+    # A function of the user's own needs no name to be found by.
+    config.update({name: value for name, value in vars(layer).items() if name in config and _is_own_function(value)})
     if kind.__name__ == "MultiHeadAttention":
         new = kind(**config)  # Keras 2's from_config wants the shapes
     elif kind.__name__ == "Lambda":
@@ -64,7 +66,15 @@ def _own_objects(layer: Any) -> Iterator[tuple[str, Any]]:
     """The user's classes and functions, by name, that a layer's configuration may name, or its inner layers'."""
     for value in (type(layer), *vars(layer).values()):
         named = value if inspect.isfunction(value) or inspect.isclass(value) else type(value)
-        if not named.__module__.startswith(("keras.", "tf_keras.", "tensorflow.", "builtins")):
+        if _is_own(named):
             yield named.__name__, named
     for child in kernels.children(layer):
         yield from _own_objects(child)
+
+
+def _is_own_function(value: Any) -> bool:
+    return inspect.isfunction(value) and _is_own(value)
+
+
+def _is_own(named: Any) -> bool:
+    return not str(named.__module__).startswith(("keras.", "tf_keras.", "tensorflow.", "builtins"))

@@ -79,6 +79,7 @@ class Pruner(base_component.BaseComponent):
           plan: what to prune; the default plan otherwise.
           examples: what the network was trained on (behind Transform: `transformed_examples`), for the criteria
             taylor, fisher, activation_mean and apoz, and for the allocation sensitivity.
+            Of a SavedModel without layers, what its signature takes: mostly ExampleGen's.
           schema: theirs (behind Transform: `post_transform_schema`).
           transform_graph: what a user's `input_fn` gets instead of the schema; also for signatures that apply
             Transform, where channels are removed and the model doesn't hold its Transform layer.
@@ -88,6 +89,7 @@ class Pruner(base_component.BaseComponent):
           checkpoint_uri: where sensitivity keeps its values for a second attempt; by default beside the node's outputs,
             which a cluster doesn't keep.
           module_file: the user's module. Used of it, all optional: `custom_objects()`, `compile_fn(model)`,
+            `loss_fn(labels, outputs)` (of a SavedModel without layers, whose `outputs` are by name),
             `input_fn(files, data_accessor, tf_transform_output_or_schema, batch_size)`, `signatures_fn(model,
             tf_transform_output)`; it may register criteria.
 

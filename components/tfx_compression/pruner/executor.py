@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfx import types
 from tfx.dsl.components.base import base_executor
 
-from tfx_compression.models import trained
+from tfx_compression.models import examples, serving, trained
 from tfx_compression.models.compressed import SUMMARY_FILE, write_masks, write_text
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.plan import PruningPlan
@@ -55,7 +55,8 @@ class Executor(base_executor.BaseExecutor):
             loaded,
             plan,
             self._data(loaded, plan, input_dict, module, exec_properties),
-            sensitivities=Sensitivities(store, key, _progress),
+            loss_fn=module.function("loss_fn"),
+            sensitivities=Sensitivities(store, key),
         )
         page = report.render(compressed.record)
         graph = artifacts.optional(input_dict, "transform_graph")
@@ -94,15 +95,41 @@ class Executor(base_executor.BaseExecutor):
         module: inputs.UserModule,
         exec_properties: dict[str, Any],
     ) -> tf.data.Dataset | None:
-        """Batches of (features, label), where examples are connected and the network's inputs are known."""
-        if not input_dict.get("examples") or loaded.network is None:
+        """Batches of (features, label), where examples are connected.
+
+        Of a SavedModel without layers, the features are what its signature takes.
+        """
+        if not input_dict.get("examples"):
             return None
-        names = [tensor.name.split(":")[0] for tensor in loaded.network.inputs]
-        names = list(getattr(loaded.network, "input_names", None) or names)
+        if loaded.kind == "saved_model":
+            signature = next(iter(loaded.model.signatures.values()))
+            specs = signature.structured_input_signature[1]
+            names = list(specs)
+            if len(specs) == 1 and specs[names[0]].dtype == tf.string and not module.function("input_fn"):
+                return self._serialized(loaded, plan, input_dict, exec_properties)
+        else:
+            network = loaded.network if loaded.network is not None else loaded.model
+            names = list(getattr(network, "input_names", None) or [tensor.name for tensor in network.inputs])
         split = exec_properties["split"]
         return inputs.training_batches(
             input_dict, module, names, split, plan.label_key, plan.batch_size, shuffle=True, seed=plan.seed
         )
+
+    def _serialized(
+        self,
+        loaded: trained.Trained,
+        plan: PruningPlan,
+        input_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> tf.data.Dataset:
+        """Batches of (serialized tf.Examples, label)."""
+        source = artifacts.single(input_dict, "examples")
+        files = inputs.example_files(source, exec_properties["split"])
+        examples.require_rows(files, f"split {exec_properties['split']!r} of {source.uri}")
+        schema = inputs.read_schema(input_dict)
+        parsed = list(serving.feature_signature(loaded.model.path).features) if plan.label_key is None else []
+        label = examples.label_of(schema, parsed, plan.label_key)
+        return examples.serialized_and_labels(files, schema, label, plan.batch_size, plan.seed)
 
 
 def _compile(loaded: trained.Trained, compile_fn: Any) -> None:
@@ -112,7 +139,3 @@ def _compile(loaded: trained.Trained, compile_fn: Any) -> None:
             "Remedy: leave it out, or save the Keras model with its layers."
         )
     compile_fn(loaded.model)
-
-
-def _progress(done: int, total: int, name: str) -> None:
-    _log.info("Sensitivity: %d of %d measured (%s)", done, total, name or "the whole model")

@@ -40,6 +40,40 @@ FUNCTIONS = ("nn.relu", "nn.relu6", "nn.elu", "nn.selu", "nn.gelu", "nn.silu", "
 GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}
 
 
+class Sample:
+    """The first rows of some data, which stay in memory.
+
+    They are read once: another pass over shuffled data would give other rows, and a sensitivity that is noise.
+
+    Args:
+      data: batches; None has no rows.
+      plan: its `sample_rows` and `batch_size` are used.
+      model: whose, for the error.
+    """
+
+    def __init__(self, data: tf.data.Dataset | None, plan: PruningPlan, model: str):
+        self.data = () if data is None else data.unbatch().take(plan.sample_rows).batch(plan.batch_size).cache()
+        self._model = model
+
+    def batches(self) -> Iterator[Any]:
+        """In batches of the plan's size.
+
+        Raises:
+          ModelError: where there are no rows.
+        """
+        empty = True
+        for batch in self.data:
+            empty = False
+            yield batch
+        if empty:
+            raise ModelError(f"The model {self._model!r} can't be looked at: the data has no rows.")
+
+    def rows(self) -> Iterator[Any]:
+        """In batches of one row."""
+        for batch in self.batches():
+            yield from tf.data.Dataset.from_tensors(batch).unbatch().batch(1)
+
+
 class KerasProbe:
     """A compiled Keras model and a sample of data: `criteria.Evidence` of it, in inference mode.
 
@@ -48,7 +82,7 @@ class KerasProbe:
       data: batches of (features, labels) or (features, labels, weights), as `fit` takes them. None suffices for
         `scales`.
       kernels: of the model, by name.
-      plan: its `sample_rows` and `batch_size` are used. The sample, the first rows, stays in memory.
+      plan: its `sample_rows` and `batch_size` are used.
     """
 
     def __init__(
@@ -56,27 +90,16 @@ class KerasProbe:
     ) -> None:
         self._model = model
         self._kernels = kernels
-        # Looked at once: another pass over shuffled data would give other rows, and a sensitivity that is noise.
-        self._data = () if data is None else data.unbatch().take(plan.sample_rows).batch(plan.batch_size).cache()
+        self._sample = Sample(data, plan, model.name)
         self._traced = tf.function(self._gradients, autograph=False, reduce_retracing=True)
 
-    def batches(self) -> Iterable[Any]:
-        """The sample, in batches of the plan's size.
-
-        Raises:
-          ModelError: where there are no rows.
-        """
-        empty = True
-        for batch in self._data:
-            empty = False
-            yield batch
-        if empty:
-            raise ModelError(f"The model {self._model.name!r} can't be looked at: the data has no rows.")
+    def batches(self) -> Iterator[Any]:
+        """The sample, in batches of the plan's size."""
+        return self._sample.batches()
 
     def rows(self) -> Iterator[Any]:
         """The sample, in batches of one row."""
-        for batch in self.batches():
-            yield from tf.data.Dataset.from_tensors(batch).unbatch().batch(1)
+        return self._sample.rows()
 
     def gradients(self, batch: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Of the batch's mean loss, with the model's regularisation, by each of these kernels.
@@ -129,7 +152,8 @@ class KerasProbe:
         """
         self._require_loss()
         return {
-            name: float(value) for name, value in self._model.evaluate(self._data, verbose=0, return_dict=True).items()
+            name: float(value)
+            for name, value in self._model.evaluate(self._sample.data, verbose=0, return_dict=True).items()
         }
 
     def _gradients(self, features: Any, labels: Any, weights: Any, names: tuple[str, ...]) -> list[tf.Tensor]:

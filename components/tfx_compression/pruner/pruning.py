@@ -1,6 +1,7 @@
 """Pruning of a model, without a pipeline."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,15 +17,18 @@ from tfx_compression.models.plan import PruningPlan
 from tfx_compression.models.trained import Trained, compile_as, of
 from tfx_compression.pruner import criteria, sensitivity
 from tfx_compression.pruner.allocation import allocate
+from tfx_compression.pruner.criteria import Evidence
 from tfx_compression.pruner.probe import KerasProbe
 from tfx_compression.pruner.record import Curve, Record
 from tfx_compression.pruner.record import Pruned as Part
 from tfx_compression.pruner.removal import Removal
+from tfx_compression.pruner.signature_probe import Loss, SignatureProbe
 from tfx_compression.pruner.surgery import channels_left
 from tfx_compression.pruner.technique import Technique
 from tfx_compression.pruner.zeroing import Zeroing
 
 Progress = Callable[[int, int, str], None]
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +56,17 @@ class Pruned(Compressed):
         self.trained.save(path, network=network, signatures_fn=signatures_fn, transform_graph_uri=transform_graph)
 
 
+def _log_progress(done: int, total: int, name: str) -> None:
+    _log.info("Sensitivity: %d of %d measured (%s)", done, total, name or "the whole model")
+
+
 @dataclasses.dataclass(frozen=True)
 class Sensitivities:
     """How `sensitivity` is measured: where values are kept for a second attempt, under which key, who is told."""
 
     store_path: str | None = None
     fingerprint: str = ""
-    progress: Progress | None = None
+    progress: Progress = _log_progress
 
 
 def prune(
@@ -66,6 +74,7 @@ def prune(
     plan: PruningPlan,
     data: tf.data.Dataset | None = None,
     *,
+    loss_fn: Loss | None = None,
     sensitivities: Sensitivities | None = None,
 ) -> Pruned:
     """Prunes a model as `plan` says: single weights become zero, or channels are removed.
@@ -77,6 +86,9 @@ def prune(
         technique `weight` a model in memory is changed in place; the others build a new one.
       plan: what to prune.
       data: batches of (features, labels), as Keras' `fit` takes them, for criteria and allocations that look at data.
+        Of a SavedModel without layers, the features are what its signature takes: by argument, or serialized examples.
+      loss_fn: for a SavedModel without layers, which knows none: `loss_fn(labels, outputs)`, outputs by name, to the
+        batch's mean loss or one of each row.
       sensitivities: for the allocation `sensitivity`, where its values are kept and who is told of its progress.
 
     Raises:
@@ -87,7 +99,7 @@ def prune(
     _require_finite(trained)
     before = trained.measure()
     technique: Removal | Zeroing = (Removal if plan.structured else Zeroing)(trained, before, plan)
-    evidence = _evidence(trained, plan, data)
+    evidence = _evidence(trained, plan, data, loss_fn)
     technique.rate(evidence)
     curves = _curves(technique, evidence, sensitivities or Sensitivities())
     asked = plan.first_step()
@@ -143,26 +155,30 @@ def _shared(technique: Technique, asked: float, curves: tuple[Curve, ...]) -> di
     return allocate(parts, plan.allocation, asked, fixed, achieved, plan.target)  # type: ignore[arg-type]
 
 
-def _evidence(trained: Trained, plan: PruningPlan, data: tf.data.Dataset | None) -> KerasProbe | None:
+def _evidence(
+    trained: Trained, plan: PruningPlan, data: tf.data.Dataset | None, loss_fn: Loss | None
+) -> KerasProbe | SignatureProbe | None:
     """What tells criteria and allocation of the data, where the plan looks at more than weights."""
     needs = "nothing" if plan.criterion == "scores" else criteria.get(plan.criterion).needs
     if needs == "nothing" and plan.allocation != "sensitivity":
         return None
-    if trained.network is None:
-        raise ModelError(
-            f"Criterion {plan.criterion!r} with allocation {plan.allocation!r} looks at layers and loss, and the model "
-            "is a SavedModel without layers. Remedy: the criterion magnitude, l1, l2, random or scores, and another "
-            "allocation than sensitivity; or save the Keras model with its layers."
-        )
+    looks = f"Criterion {plan.criterion!r} with allocation {plan.allocation!r} looks at data"
     if data is None and needs != "scale":
         raise ConfigError(
-            f"Criterion {plan.criterion!r} with allocation {plan.allocation!r} looks at data, and there is none. "
-            "Remedy: connect examples and schema to Pruner (prune(model, plan, data)), or a plan of the weights alone."
+            f"{looks}, and there is none. Remedy: connect examples and schema to Pruner (prune(model, plan, data)), or "
+            "a plan of the weights alone."
         )
-    return KerasProbe(trained.model, data, trained.kernels, plan)
+    if trained.kind != "saved_model":
+        return KerasProbe(trained.model, data, trained.kernels, plan)
+    if loss_fn is None or data is None:
+        raise ModelError(
+            f"{looks}, and the SavedModel in {trained.path} doesn't say what its loss is. Remedy: a "
+            "loss_fn(labels, outputs) in the module file (prune(…, loss_fn=…)), or a plan of the weights alone."
+        )
+    return SignatureProbe(trained.model, data, trained.kernels, plan, loss_fn)
 
 
-def _curves(technique: Technique, evidence: KerasProbe | None, how: Sensitivities) -> tuple[Curve, ...]:
+def _curves(technique: Technique, evidence: Evidence | None, how: Sensitivities) -> tuple[Curve, ...]:
     plan = technique.plan
     if plan.allocation != "sensitivity" or evidence is None or not technique.free:
         return ()

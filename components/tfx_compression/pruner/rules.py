@@ -279,8 +279,9 @@ def _normalisation(channels: Channels, layer: Any, inputs: Sequence[Flow], shape
 def _group_normalisation(
     channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]
 ) -> list[Atoms]:
-    """A normalisation group goes as a whole, so that the statistics of the others stay what they are; not where there is
-    only one, as in a layer normalisation.
+    """A normalisation group goes as a whole, so that the statistics of the others stay what they are.
+
+    Not where there is only one: that is as with a layer normalisation.
     """
     rank = len(inputs[0].shape) + 1
     if layer.axis % rank != rank - 1:
