@@ -256,7 +256,7 @@ def accuracy(cache: Path, data: Path, epochs: int, rows: int) -> None:
             print(table[-1], file=sys.stderr, flush=True)
     report = {
         "net": {"builder": "nets.resnet", **SMALL, "epochs": epochs, "rows": rows, "test_rows": len(test[1])},
-        "fine_tuning": {"epochs": 1, "rows": min(rows, TUNING_ROWS)},
+        "fine_tuning": {"epochs": 1, "rows": min(rows, TUNING_ROWS), "batch_normalization_momentum": 0.9},
         "whole": {"accuracy": before, "fine_tuned": longer},
         "table": table,
     }

@@ -36,7 +36,7 @@ def main(docs: Annotated[Path, typer.Option(help="The folder with pruning.md and
     }.items():
         text = _between(text, mark, table)
     page.write_text(text)
-    _plot(found["accuracy"]).save(docs / "pruning-accuracy.png", scale_factor=2)
+    _plot(found["accuracy"]).save(docs / "pruning-accuracy.svg")
 
 
 def _between(text: str, mark: str, content: str) -> str:

@@ -31,8 +31,8 @@ def scored(one, criterion, technique="filter", evidence=None, axes=None, **plan)
 class Told:
     """Evidence made by hand: one entry for each batch, the same for rows."""
 
-    def __init__(self, gradients=(), activations=(), scale=None):
-        self._gradients, self._activations, self._scale = gradients, activations, scale
+    def __init__(self, gradients=(), activations=(), scale=None, gates=()):
+        self._gradients, self._activations, self._scale, self._gates = gradients, activations, scale, gates
 
     def batches(self):
         return range(len(self._gradients or self._activations))
@@ -41,6 +41,9 @@ class Told:
 
     def gradients(self, batch, names):
         return dict.fromkeys(names, np.asarray(self._gradients[batch], np.float32))
+
+    def gates(self, batch, names):
+        return dict.fromkeys(names, np.asarray(self._gates[batch], np.float32)) if self._gates else {}
 
     def activations(self, batch, names):
         return dict.fromkeys(names, np.asarray(self._activations[batch], np.float32))
@@ -126,6 +129,13 @@ def test_apoz_and_activation_mean_by_hand():
     one = random_kernel(5, 3)
     np.testing.assert_allclose(scored(one, "apoz", evidence=told), [1 / 3, 1 / 3, 1])
     np.testing.assert_allclose(scored(one, "activation_mean", evidence=told), [4 / 3, 1 / 3, 2])
+
+
+def test_what_a_channel_is_made_of_last_counts_before_its_weights():
+    told = Told([np.ones((2, 2)), np.ones((2, 2))], gates=[[1, 2], [3, -4]])
+    one = kernel([[1, 2], [3, -4]], "dense")
+    np.testing.assert_allclose(scored(one, "taylor", evidence=told), [5, 10])
+    np.testing.assert_allclose(scored(one, "fisher", evidence=told), [2.5, 5])
 
 
 def test_taylor_of_channels_squares_the_joint_change_of_each_batch():

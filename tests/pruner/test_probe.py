@@ -117,6 +117,32 @@ def test_taylor_foretells_the_loss_without_a_channel(library):
 
 
 @BOTH
+def test_taylor_foretells_the_loss_without_a_channel_that_is_normalised(library):
+    """Whose shift goes too: weights of zero alone would leave it."""
+    (x, y), layers = rows((6, 6, 2), 1), library.layers
+    image = library.Input((6, 6, 2))
+    out = layers.BatchNormalization(name="normalisation")(layers.Conv2D(4, 3, name="conv")(image))
+    model = library.Model(image, layers.Dense(1, name="y")(layers.Flatten()(layers.Activation("tanh")(out))))
+    model.compile(loss="mse")
+    generator, normalisation = np.random.default_rng(0), model.get_layer("normalisation")
+    for name in ("gamma", "beta", "moving_mean"):
+        getattr(normalisation, name).assign(1e-2 * generator.normal(size=4))
+    loss = lambda: float(np.mean((model(x).numpy() - y) ** 2, dtype=np.float64))  # noqa: E731
+    base, changes = loss(), []
+    for channel in range(4):
+        before = [np.array(weight.numpy()) for weight in (normalisation.gamma, normalisation.beta)]
+        for weight, values in zip((normalisation.gamma, normalisation.beta), before, strict=True):
+            weight.assign(np.where(np.arange(4) == channel, 0, values))
+        changes.append(loss() - base)
+        for weight, values in zip((normalisation.gamma, normalisation.beta), before, strict=True):
+            weight.assign(values)
+    plan = PruningPlan(criterion="taylor", technique="filter", batch_size=ROWS)
+    kernels = of_keras(model)
+    found = criteria.score(kernels, ["conv"], plan, KerasProbe(model, data_of(x, y), kernels, plan))["conv"]
+    np.testing.assert_allclose(np.sqrt(found), np.abs(changes), atol=0.1 * np.abs(changes).max())
+
+
+@BOTH
 def test_activations_are_what_the_next_layer_sees(library):
     (x, y), layers = rows((6, 6, 2), 1), library.layers
     image = library.Input((6, 6, 2))

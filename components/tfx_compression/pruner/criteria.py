@@ -11,7 +11,7 @@ import dataclasses
 import io
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -35,6 +35,8 @@ class View:
       generator: of random numbers, seeded by the plan and the kernel's name.
       gradients: of the loss by the weights, in the shape of `values`: for `gradients`, of a batch's mean loss, for
         `row_gradients`, of one row's.
+      gates: of the batch's mean loss (or a row's) by a factor on each channel of what the layer puts out, behind its
+        bias and normalisation, [channels]; None where the network doesn't tell.
       activations: what the next layer sees, [positions, channels]: rows and places together.
       scale: of the normalisation behind the layer (gamma), [channels].
     """
@@ -43,6 +45,7 @@ class View:
     values: np.ndarray
     generator: np.random.Generator
     gradients: Any = None
+    gates: Any = None
     activations: Any = None
     scale: Any = None
 
@@ -70,6 +73,9 @@ class Evidence(Protocol):
 
     def gradients(self, batch: Any, names: Sequence[str]) -> Mapping[str, np.ndarray]:
         """Of the batch's mean loss by each of these kernels, in its shape."""
+
+    def gates(self, batch: Any, names: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """Of the batch's mean loss by a factor on each output channel of these kernels' layers, where that is known."""
 
     def activations(self, batch: Any, names: Sequence[str]) -> Mapping[str, np.ndarray]:
         """What the layer behind each of these kernels sees, [positions, channels]; without those it can't look at."""
@@ -155,7 +161,7 @@ def score(
         )
     total: dict[str, np.ndarray] = {}
     weight: dict[str, float] = {}
-    for name, found in _samples(criterion.needs, evidence, names):
+    for name, found in _samples(criterion.needs, evidence, names, plan.structured):
         result, times = _apply(function, layout[name], plan, found)
         total[name] = total[name] + result * times if name in total else result * times
         weight[name] = weight.get(name, 0.0) + times
@@ -236,7 +242,9 @@ def _summed(weights: Any) -> Function:
     return lambda view: weights(view).sum(axis=0)
 
 
-def _samples(needs: Needs, evidence: Any, names: Sequence[str]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+def _samples(
+    needs: Needs, evidence: Any, names: Sequence[str], structured: bool
+) -> Iterable[tuple[str, dict[str, Any]]]:
     """What a criterion gets to see beside the weights, kernel by kernel, as often as there is something to see."""
     if needs == "nothing":
         yield from ((name, {}) for name in names)
@@ -247,7 +255,9 @@ def _samples(needs: Needs, evidence: Any, names: Sequence[str]) -> Iterator[tupl
             yield from ((name, {"activations": found}) for name, found in evidence.activations(batch, names).items())
     else:
         for batch in evidence.rows() if needs == "row_gradients" else evidence.batches():
-            yield from ((name, {"gradients": found}) for name, found in evidence.gradients(batch, names).items())
+            gates = evidence.gates(batch, names) if structured else {}
+            for name, found in evidence.gradients(batch, names).items():
+                yield name, {"gradients": found, **({"gates": gates[name]} if name in gates else {})}
 
 
 def _apply(
@@ -262,7 +272,7 @@ def _apply(
                 "Remedy: look at the Trainer's loss, this model diverged, or at the rows of the data."
             )
     if "gradients" in found:
-        found = {"gradients": layout.matrix(found["gradients"])}
+        found = {**found, "gradients": layout.matrix(found["gradients"])}
     generator = np.random.default_rng([plan.seed, zlib.crc32(name.encode())])
     view = View(name, layout.matrix(layout.kernel.values), generator, **found)
     result = np.asarray(function(view), np.float32)
@@ -366,8 +376,17 @@ def _taylor(view: View) -> np.ndarray:
 
 
 def _taylor_channels(view: View) -> np.ndarray:
-    """The same for a channel: the square of its weights' joint change."""
-    return np.square((view.gradients * view.values).sum(axis=0))
+    """The same for a channel: the square of the first-order change without it."""
+    return np.square(_change(view))
+
+
+def _change(view: View) -> np.ndarray:
+    """The change of the loss, to first order, without a channel.
+
+    By a factor on what the layer puts out, as the paper recommends where a normalisation follows: zero weights would
+    leave its shift. Otherwise by the channel's weights together, which is the same.
+    """
+    return (view.gradients * view.values).sum(axis=0) if view.gates is None else np.asarray(view.gates)
 
 
 def _fisher(view: View) -> np.ndarray:
@@ -377,7 +396,7 @@ def _fisher(view: View) -> np.ndarray:
 
 def _fisher_channels(view: View) -> np.ndarray:
     """Theis et al. 2018 (arXiv:1801.05787): the same of a channel's mask, which multiplies all of its weights."""
-    return 0.5 * np.square((view.gradients * view.values).sum(axis=0))
+    return 0.5 * np.square(_change(view))
 
 
 def _activation_mean(view: View) -> np.ndarray:

@@ -3,6 +3,7 @@
 Importing this module imports TensorFlow and tf_keras.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -91,7 +92,7 @@ class KerasProbe:
         self._model = model
         self._kernels = kernels
         self._sample = Sample(data, plan, model.name)
-        self._traced = tf.function(self._gradients, autograph=False, reduce_retracing=True)
+        self._traced: dict[tuple[int, ...], Any] = {}
 
     def batches(self) -> Iterator[Any]:
         """The sample, in batches of the plan's size."""
@@ -107,6 +108,44 @@ class KerasProbe:
         Raises:
           ModelError: for a model without a loss, or data without labels.
         """
+        found = self._gradients_by(batch, [self._kernels[name].variable for name in names])
+        return dict(zip(names, found, strict=True))
+
+    def gates(self, batch: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Of the batch's mean loss by a factor on each output channel of the layers with a normalisation or a bias.
+
+        By a factor on all weights that a channel is made of last: scale and shift of the normalisation that follows,
+        or else kernel and bias.
+
+        Raises:
+          ModelError: for a model without a loss, or data without labels.
+        """
+        made_of = {name: terms for name, terms in self._last_terms.items() if name in names}
+        variables = [variable for terms in made_of.values() for variable, _ in terms]
+        gradients = iter(self._gradients_by(batch, variables))
+        return {
+            name: sum((np.asarray(variable.numpy()) * next(gradients)).sum(axis=axes) for variable, axes in terms)
+            for name, terms in made_of.items()
+        }
+
+    @functools.cached_property
+    def _last_terms(self) -> dict[str, list[tuple[Any, tuple[int, ...]]]]:
+        """By kernel, the weights that its layer's channels are made of last, and the axes that are not channels."""
+        if not graph.is_functional(self._model):
+            return {}
+        found: dict[str, list[tuple[Any, tuple[int, ...]]]] = {}
+        for name, kernel in self._kernels.items():
+            if (
+                kernel.kind in ("dense", "convolution", "transposed")
+                and getattr(kernel.layer, "bias", None) is not None
+            ):
+                found[name] = [(kernel.variable, kernel.inputs), (kernel.layer.bias, ())]
+        for name, layer in _normalisations(self._model, _by_layer(self._kernels.values())):
+            beta = getattr(layer, "beta", None)
+            found[name] = [(layer.gamma, ()), *([(beta, ())] if beta is not None else [])]
+        return found
+
+    def _gradients_by(self, batch: Any, variables: Sequence[Any]) -> list[np.ndarray]:
         self._require_loss()
         features, labels, weights = tf_keras.utils.unpack_x_y_sample_weight(batch)
         if labels is None and self._model.loss is not None:
@@ -114,8 +153,13 @@ class KerasProbe:
                 f"The loss of the model {self._model.name!r} needs labels, and the data has none. "
                 "Remedy: PruningPlan.label_key, or batches of (features, labels)."
             )
-        found = self._traced(features, labels, weights, tuple(names))
-        return {name: value.numpy() for name, value in zip(names, found, strict=True)}
+        watched = tuple(_tensorflow(variable) for variable in variables)
+        key = tuple(map(id, watched))
+        if key not in self._traced:
+            self._traced[key] = tf.function(
+                functools.partial(self._gradients, watched), autograph=False, reduce_retracing=True
+            )
+        return [value.numpy() for value in self._traced[key](features, labels, weights)]
 
     def activations(self, batch: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
         """The output of each kernel's layer behind the normalisations and activations that only it feeds.
@@ -142,7 +186,8 @@ class KerasProbe:
           ModelError: for a subclassed model, which has no graph.
         """
         self._require_graph()
-        return dict(_scales(self._model, _by_layer(self._kernels.values())))
+        found = _normalisations(self._model, _by_layer(self._kernels.values()))
+        return {name: np.asarray(layer.gamma.numpy()) for name, layer in found}
 
     def metrics(self) -> dict[str, float]:
         """Loss and metrics on the sample, as `evaluate` gives them, with the weights of now.
@@ -156,8 +201,7 @@ class KerasProbe:
             for name, value in self._model.evaluate(self._sample.data, verbose=0, return_dict=True).items()
         }
 
-    def _gradients(self, features: Any, labels: Any, weights: Any, names: tuple[str, ...]) -> list[tf.Tensor]:
-        variables = [_tensorflow(self._kernels[name].variable) for name in names]
+    def _gradients(self, variables: Sequence[Any], features: Any, labels: Any, weights: Any) -> list[tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             answer = self._model(features, training=False)
@@ -195,15 +239,16 @@ def _by_layer(kernels: Iterable[Kernel]) -> dict[int, list[Kernel]]:
     return found
 
 
-def _scales(model: Any, wanted: Mapping[int, list[Kernel]]) -> Iterator[tuple[str, np.ndarray]]:
+def _normalisations(model: Any, wanted: Mapping[int, list[Kernel]]) -> Iterator[tuple[str, Any]]:
+    """By kernel, the first normalisation with a scale that follows its layer."""
     calls = list(graph.calls(model))
     for call in calls:
         if graph.is_functional(call.layer):
-            yield from _scales(call.layer, wanted)
+            yield from _normalisations(call.layer, wanted)
         for kernel in wanted.get(id(call.layer), ()):
             for layer, _ in _behind(call.outputs[0], calls, model):
                 if type(layer).__name__ in NORMALISATIONS and getattr(layer, "gamma", None) is not None:
-                    yield kernel.name, np.asarray(layer.gamma.numpy())
+                    yield kernel.name, layer
                     break
 
 

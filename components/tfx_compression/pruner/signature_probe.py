@@ -56,8 +56,12 @@ class SignatureProbe:
         found = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return {name: tf.convert_to_tensor(value).numpy() for name, value in zip(names, found, strict=True)}
 
+    def gates(self, batch: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """None: without layers, what is made of a kernel can't be told."""
+        return {}
+
     def activations(self, batch: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """None: without layers, what follows a kernel can't be told."""
+        """None, for the same reason."""
         return {}
 
     def scales(self) -> dict[str, np.ndarray]:
