@@ -138,7 +138,7 @@ def test_a_weight_that_is_no_number_is_refused_by_its_layer(value):
     values = kernel(model, "dense")
     values[3, 5] = value
     model.get_layer("dense").kernel.assign(values)
-    with pytest.raises(ModelError, match=r"'dense' is not finite.*Remedy"):
+    with pytest.raises(ModelError, match=r"'dense/kernel:0' is not finite.*Remedy"):
         prune(model, everywhere(sparsity=0.5))
 
 

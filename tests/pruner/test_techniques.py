@@ -103,7 +103,7 @@ def test_a_target_is_reached_and_not_by_far_exceeded(technique, allocation, targ
     else:
         gone = 1 - getattr(after, target) / getattr(before, target)
     assert gone == pytest.approx(pruned.record.reached, abs=0.002)
-    assert 0.4 - 1e-6 <= pruned.record.reached < 0.52
+    assert 0.4 - 1e-3 <= pruned.record.reached < 0.52
 
 
 def test_a_target_that_can_not_be_met_is_refused_with_the_highest_that_can():
@@ -127,6 +127,45 @@ def test_one_channel_at_least_stays_of_each_group():
     pruned = prune(residual_net(), PruningPlan(technique="filter", sparsity=0.999, protect=()))
     assert {widths(pruned.model)[name] for name in ("stem", "inner", "outer", "wide")} == {1}
     assert pruned.model(np.zeros((2, *helpers.IMAGE))).shape == (2, 3)
+
+
+def test_what_ties_leave_undone_is_counted_and_noted():
+    model = residual_net()
+    model.get_layer("wide").kernel.assign(tf.ones_like(model.get_layer("wide").kernel))
+    pruned = prune(model, PruningPlan(sparsity=0.5))
+    part = parts(pruned)["wide"]
+    assert part.kept == part.elements
+    zeros = {name: np.mean(mask == 0) * mask.size for name, mask in pruned.masks.items()}
+    free = sum(part.elements for part in pruned.record.parts if not part.protected)
+    assert pruned.record.reached == pytest.approx(sum(zeros.values()) / free)
+    assert any(f"reached {pruned.record.reached:.3g}: weights that tie" in note for note in pruned.record.notes)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        PruningPlan(technique="filter", round_to=64, protect=()),
+        PruningPlan(rules=tuple(LayerRule(layers=name, sparsity=0) for name in ("inner", "outer", "wide"))),
+    ],
+)
+def test_a_plan_by_which_nothing_would_go_is_refused(plan):
+    model = residual_net()
+    model.get_layer("hidden").kernel.assign(tf.ones_like(model.get_layer("hidden").kernel))
+    with pytest.raises(ConfigError, match="the highest is 0"):
+        prune(model, plan)
+
+
+def test_a_shortfall_by_rounding_is_noted():
+    pruned = prune(residual_net(), PruningPlan(technique="filter", round_to=12, protect=()))
+    assert any("Asked for 0.5, reached 0.333" in note and "round_to" in note for note in pruned.record.notes)
+
+
+def test_unknown_multiply_accumulates_are_no_target():
+    text = tf_keras.Input((None,), dtype="int64")
+    x = tf_keras.layers.Dense(8, name="b")(tf_keras.layers.Dense(8, name="a")(tf_keras.layers.Embedding(9, 4)(text)))
+    model = tf_keras.Model(text, tf_keras.layers.Dense(2, name="c")(tf_keras.layers.GlobalMaxPooling1D()(x)))
+    with pytest.raises(ConfigError, match=r"target = 'macs': the multiply-accumulates of this model are not known"):
+        prune(model, PruningPlan(target="macs", sparsity=0.1, protect=()))
 
 
 # Rules, protection and what is left alone
@@ -197,12 +236,52 @@ def test_a_strict_plan_refuses_a_layer_without_a_rule_and_any_other_leaves_it_al
     assert any("'a' are left alone" in note and "'mine'" in note for note in pruned.record.notes)
 
 
+def test_every_layer_without_a_rule_is_noted():
+    words = tf_keras.Input((5,), dtype="int64")
+    x = tf_keras.layers.Embedding(9, 6)(words)
+    x = tf_keras.layers.RNN(tf_keras.layers.LSTMCell(6), name="loop")(x)
+    x = tf_keras.layers.Dense(6, activation="relu", name="dense")(x)
+    model = tf_keras.Model(words, tf_keras.layers.Dense(2, name="out")(x))
+    pruned = prune(model, PruningPlan(technique="neuron", protect=()))
+    assert any(note.startswith("Left as it is: layer 'loop' is of the class RNN") for note in pruned.record.notes)
+
+
+def test_a_loss_inside_the_network_would_be_lost():
+    model = residual_net()
+    model.add_loss(tf.reduce_mean(model.get_layer("hidden").output))
+    with pytest.raises(ModelError, match=r"a loss of its own \(add_loss on a tensor\).*Remedy"):
+        prune(model, PruningPlan(technique="filter"))
+
+
+def test_a_sparse_input_stays_sparse():
+    given = tf_keras.Input((6,), sparse=True, name="given")
+    hidden = tf_keras.layers.Dense(8, name="hidden")(given)
+    model = tf_keras.Model(given, tf_keras.layers.Dense(2)(hidden))
+    narrow = prune(model, PruningPlan(technique="neuron", protect=())).model
+    assert isinstance(narrow.inputs[0].type_spec, tf.SparseTensorSpec)
+    assert narrow(tf.sparse.from_dense(np.eye(6, dtype=np.float32))).shape == (6, 2)
+
+
+@pytest.mark.parametrize("data", [(np.zeros(3), np.zeros(3)), tf.data.Dataset.from_tensors(np.zeros(3))])
+def test_data_that_is_no_batches_is_refused(data):
+    with pytest.raises(ConfigError, match=r"is no batches of \(features, labels\)\. Remedy"):
+        prune(residual_net(), PruningPlan(criterion="taylor"), data)
+
+
+@pytest.mark.parametrize("technique", ["weight", "filter"])
+def test_a_bias_that_is_no_number_is_refused_too(technique):
+    model = residual_net()
+    model.get_layer("stem_norm").moving_variance.assign([np.inf] * 16)
+    with pytest.raises(ModelError, match="'stem_norm/moving_variance:0' is not finite"):
+        prune(model, PruningPlan(technique=technique))
+
+
 @pytest.mark.parametrize("technique", ["weight", "filter", "neuron"])
 def test_a_weight_that_is_no_number_is_refused(technique):
     model = residual_net()
     kernel = model.get_layer("wide").kernel
     kernel.assign(tf.tensor_scatter_nd_update(kernel, [[0, 0, 0, 0]], [np.nan]))
-    with pytest.raises(ModelError, match="'wide' is not finite"):
+    with pytest.raises(ModelError, match="'wide/kernel:0' is not finite"):
         prune(model, PruningPlan(technique=technique))
 
 
@@ -290,7 +369,7 @@ def test_sensitivity_spares_the_layer_that_the_metric_depends_on_and_is_resumed(
     assert {curve.name for curve in pruned.record.sensitivity} == {"inner", "outer", "wide", "hidden"}
     assert seen[-1] == (9, 9)
     assert pruned.record.metric == "loss"
-    assert 0.4 - 1e-6 <= pruned.record.reached < 0.45
+    assert 0.4 - 1e-3 <= pruned.record.reached < 0.45
     losses = {curve.name: curve.values[-1] - curve.values[0] for curve in pruned.record.sensitivity}
     sparsity = {name: 1 - part.kept / part.elements for name, part in parts(pruned).items() if name in losses}
     assert sparsity[max(losses, key=losses.get)] < 0.4

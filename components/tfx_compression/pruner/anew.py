@@ -18,7 +18,7 @@ def made_anew(layer: Any, config: Mapping[str, Any]) -> Any:
       TypeError, ValueError, NotImplementedError: where the class can't be built from the configuration.
     """
     kind = type(layer)
-    config = {name: value for name, value in config.items() if name not in _SHAPES_SEEN}
+    config = {name: _plain(value) for name, value in config.items() if name not in _SHAPES_SEEN}
     # A function of the user's own needs no name to be found by.
     config.update({name: value for name, value in vars(layer).items() if name in config and _is_own_function(value)})
     if kind.__name__ == "MultiHeadAttention":
@@ -35,6 +35,23 @@ def made_anew(layer: Any, config: Mapping[str, Any]) -> Any:
             layer.save_assets(folder)
             new.load_assets(folder)
     return new
+
+
+def _plain(value: Any) -> Any:
+    """What Keras 2 wraps to track it, a vocabulary for one, as the list or dict that a constructor takes."""
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return {name: _plain(part) for name, part in value.items()} if isinstance(value, dict) else value
+
+
+def input_like(old: Any, shape: Any, name: str) -> Any:
+    """A new input of a model: dense, sparse or ragged as the old one."""
+    spec = getattr(old, "type_spec", None)  # of Keras 2
+    kinds = {"sparse": getattr(old, "sparse", False), "ragged": getattr(old, "ragged", False)}
+    if spec is not None:
+        kinds = {kind: type(spec).__name__ == f"{kind.title()}TensorSpec" for kind in kinds}
+    kinds = {kind: True for kind, wanted in kinds.items() if wanted}
+    return keras_of(old).Input(batch_shape=tuple(shape), dtype=old.dtype, name=name, **kinds)
 
 
 def freeze_alike(old: Any, new: Any) -> None:

@@ -97,6 +97,7 @@ def prune(
     """
     trained = model if isinstance(model, Trained) else of(model)
     _require_finite(trained)
+    _require_batches(data)
     before = trained.measure()
     technique: Removal | Zeroing = (Removal if plan.structured else Zeroing)(trained, before, plan)
     evidence = _evidence(trained, plan, data, loss_fn)
@@ -118,6 +119,7 @@ def prune(
         kept = {name: int(stays.sum()) for name, stays in masks.items()}
         technique.carry_out(masks)
         after = trained.measure()
+    technique.require_reached(asked, kept)
     record = Record(
         plan=plan,
         kind=trained.kind,
@@ -128,7 +130,7 @@ def prune(
         sensitivity=curves,
         metric=plan.sensitivity_metric if curves else "",
         asked=asked,
-        reached=technique.achieved(sparsities),
+        reached=technique.reached(kept),
     )
     return Pruned(result, record.summary, masks, record, trained)
 
@@ -237,8 +239,24 @@ def _schedule_note(plan: PruningPlan) -> list[str]:
 
 
 def _require_finite(trained: Trained) -> None:
-    for name, kernel in trained.kernels.items():
-        if not np.isfinite(kernel.values).all():
+    if trained.kind == "saved_model":
+        weights = dict(trained.model.variables)
+    else:
+        weights = {weight.path if hasattr(weight, "path") else weight.name: weight for weight in trained.model.weights}
+    for name, weight in weights.items():
+        values = weight.numpy() if hasattr(weight, "numpy") else None
+        if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ModelError(
-                f"A weight of layer {name!r} is not finite. Remedy: look at the Trainer's loss, this model diverged."
+                f"A weight of {name!r} is not finite. Remedy: look at the Trainer's loss, this model diverged."
             )
+
+
+def _require_batches(data: Any) -> None:
+    """Raises ConfigError for data that is no batches of (features, labels)."""
+    if data is None or (isinstance(data, tf.data.Dataset) and isinstance(data.element_spec, tuple)):
+        return
+    what = f"a dataset of {data.element_spec}" if isinstance(data, tf.data.Dataset) else f"a {type(data).__name__}"
+    raise ConfigError(
+        f"prune(…, data): {what} is no batches of (features, labels). Remedy: "
+        "tf.data.Dataset.from_tensor_slices((features, labels)).batch(32)."
+    )

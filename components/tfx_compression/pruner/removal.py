@@ -28,14 +28,18 @@ class Removal(Technique):
       ConfigError: where a rule matches no layer or nothing is left.
     """
 
+    rounding = "what stays of each layer is a whole number of channels, a multiple of round_to, and at least one"
+
     def __init__(self, trained: Trained, whole: ModelSize, plan: PruningPlan):
         if trained.network is None:
+            what = f"{trained.path} is a SavedModel" if trained.path else f"{trained.model.name!r} is"
             raise ModelError(
                 f"Technique {plan.technique!r} removes channels, which needs the graph of layers, and the model "
-                f"{trained.path or ''} is a SavedModel without one. Remedy: in Trainer's run_fn, save a tf_keras model "
+                f"{what} without one. Remedy: in Trainer's run_fn, save a tf_keras model "
                 'with model.save(fn_args.serving_model_dir, save_format="tf", signatures=…), or a Keras 3 model also '
                 "with model.save(os.path.join(fn_args.serving_model_dir, 'model.keras')); or use technique 'weight'."
             )
+        _require_no_loss_inside(trained.model)
         self.structure = Structure(trained.network)
         if plan.strict:
             self.structure.require_supported()
@@ -120,6 +124,7 @@ class Removal(Technique):
         return ""
 
     def _note_blocked(self, locked: Mapping[str, str]) -> None:
+        self.notes += [f"Left as it is: layer {name!r} {why}." for name, why in self.structure.unsupported.items()]
         for name, why in locked.items():
             if "is an output" not in why:
                 self.notes.append(f"The channels of {name!r} are left alone: one of them {why}.")
@@ -130,6 +135,15 @@ class Removal(Technique):
                     f"Protecting the first layer locks what is coupled to its channels, {len(coupled)} more layers: "
                     f"{', '.join(coupled)}. protect=('last',) prunes them all."
                 )
+
+
+def _require_no_loss_inside(model: Any) -> None:
+    """Raises ModelError for a loss on symbolic tensors, which a network built anew would not have."""
+    if any(type(layer).__name__ == "AddLoss" for layer in model.layers):
+        raise ModelError(
+            f"The model {model.name!r} has a loss of its own (add_loss on a tensor), which a narrower network would "
+            "lose. Remedy: add it in a layer's call, or compile the model with it; or use technique 'weight'."
+        )
 
 
 class _Size:

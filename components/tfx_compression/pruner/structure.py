@@ -241,6 +241,9 @@ def _carriers(call: graph.Call, flows: Mapping[int, Flow]) -> list[Flow]:
       Unsupported: where the call takes what the rules don't know of.
     """
     carriers = []
+    operation = not hasattr(call.layer, "weights")  # of Keras 3
+    if operation and any(hasattr(value, "dtype") and np.ndim(value) > 0 for value in vars(call.layer).values()):
+        raise Unsupported("combines its input with an array of its own")
     for name, value in call.arguments.items():
         arrived = [flows[id(tensor)] for tensor in graph.flat_tensors(value)]
         if _holds_array(value):

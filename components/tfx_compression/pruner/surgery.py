@@ -62,9 +62,8 @@ class _Rebuilt:
 
     def model(self, model: Any, inputs: list[Any] | None = None) -> Any:
         """A functional model, built on new inputs (of the old shapes, or like `inputs`)."""
-        keras = anew.keras_of(model)
         new_inputs = [
-            keras.Input(batch_shape=like.shape, dtype=old.dtype, name=name)
+            anew.input_like(old, like.shape, name)
             for old, like, name in zip(model.inputs, inputs or model.inputs, _input_names(model), strict=True)
         ]
         tensors = dict(zip(map(id, model.inputs), new_inputs, strict=True))
@@ -73,7 +72,7 @@ class _Rebuilt:
             args, kwargs = graph.replaced((call.args, call.kwargs), lambda tensor: tensors[id(tensor)])
             outputs = graph.flat_tensors(layer(*args, **kwargs))
             tensors.update(zip(map(id, call.outputs), outputs, strict=True))
-        built = keras.Model(
+        built = anew.keras_of(model).Model(
             *(graph.replaced(each, lambda tensor: tensors[id(tensor)]) for each in graph.arguments(model)),
             name=model.name,
         )

@@ -11,10 +11,14 @@ from tfx_compression.models.config import ConfigError
 from tfx_compression.models.layers import ModelSize
 from tfx_compression.models.plan import PruningPlan
 from tfx_compression.models.trained import Trained
+from tfx_compression.pruner.allocation import unreachable
 from tfx_compression.pruner.criteria import Evidence
 from tfx_compression.pruner.parts import Part
 
 RULE = "a rule leaves it alone"
+
+
+_NOTED = 0.005  # a smaller shortfall is the granularity of small kernels
 
 
 class Technique(abc.ABC):
@@ -29,7 +33,10 @@ class Technique(abc.ABC):
       fixed: by part, the sparsity that a rule sets.
       notes: for the user.
       parts: by name, those that are pruned, with their scores; set by `rate`.
+      rounding: why less may go than the sparsity of a part says.
     """
+
+    rounding: str
 
     def __init__(
         self,
@@ -47,6 +54,22 @@ class Technique(abc.ABC):
         self.fixed: dict[str, float] = {}
         self.notes: list[str] = []
         self.parts: dict[str, Part] = {}
+        self._require_macs()
+
+    def _require_macs(self) -> None:
+        unknown = [
+            layer.name for layer in self.whole.layers if layer.macs is None and layer.name in self.trained.kernels
+        ]
+        if self.plan.target != "macs" or not unknown:
+            return
+        if not self.whole.macs:
+            raise ConfigError(
+                "PruningPlan.target = 'macs': the multiply-accumulates of this model are not known. "
+                "Remedy: fixed shapes of its inputs, or the target parameters or bytes."
+            )
+        self.notes.append(
+            f"The multiply-accumulates of these layers are not known and not counted: {', '.join(unknown)}."
+        )
 
     def follow_rules(self, locked: Mapping[str, str]) -> None:
         """Applies the plan's rules: to parts whose layers they match, protected or not, but not to `locked` ones.
@@ -105,6 +128,27 @@ class Technique(abc.ABC):
         counted = self.free or self.names
         total = sum(self.parts[name].scores.size for name in counted)
         return 1 - sum(self.parts[name].kept(sparsities.get(name, 0.0)) for name in counted) / total
+
+    def reached(self, kept: Mapping[str, int]) -> float:
+        """The same of what was carried out: how many elements are left of the parts of which some went."""
+        left = {name: kept.get(name, self.size(name)) for name in self.names}
+        if self.plan.target != "sparsity":
+            return self.saved({name: 1 - count / self.size(name) for name, count in left.items()})
+        counted = self.free or self.names
+        return 1 - sum(left[name] for name in counted) / sum(self.size(name) for name in counted)
+
+    def require_reached(self, asked: float, kept: Mapping[str, int]) -> None:
+        """Notes what is missing of what was asked for.
+
+        Raises:
+          ConfigError: where nothing went at all.
+        """
+        reached = self.reached(kept)
+        if asked and all(kept.get(name, self.size(name)) == self.size(name) for name in self.names):
+            raise unreachable(asked, 0.0, self.plan.target)
+        if reached < asked - _NOTED:
+            why = self.rounding if self.free else "the rules set the sparsity of every part"
+            self.notes.append(f"Asked for {asked:.3g}, reached {reached:.3g}: {why}.")
 
 
 @contextlib.contextmanager

@@ -27,6 +27,8 @@ class Zeroing(Technique):
       ConfigError: where a rule matches no kernel, asks for a pattern that its kernel can't carry, or nothing is left.
     """
 
+    rounding = "weights that tie with the least important one that stays are kept too (as tfmot does)"
+
     def __init__(self, trained: Trained, whole: ModelSize, plan: PruningPlan):
         self.kernels = {name: kernel for name, kernel in trained.kernels.items() if kernel.prunable}
         why = {name: reason for name, reason in _left_alone(trained, plan).items() if name in self.kernels}
@@ -114,6 +116,8 @@ def _tied(trained: Trained) -> dict[str, str]:
 
 def _ends(trained: Trained) -> tuple[list[str], list[str]]:
     """The kernels that see the inputs, and those that the outputs come from."""
+    if trained.kind == "saved_model":
+        return trained.model.ends
     names = list(trained.kernels)
     if trained.network is None or not graph.is_functional(trained.network):
         return names[:1], names[-1:]
