@@ -173,3 +173,72 @@ def test_the_optimizer_and_loss_go_over_to_the_new_network(tmp_path):
     again = trained.load(str(tmp_path / "narrow")).model
     x, y = helpers.points(8)
     assert again.evaluate(x, y, verbose=0) == pytest.approx(np.mean((narrow(x) - y) ** 2), rel=1e-4)
+
+
+def dense(library, columns: int, **more):
+    """`columns` numbers, `x`, to two."""
+    x = library.Input((columns,), name="x")
+    hidden = library.layers.Dense(more.get("units", 8), activation="relu", name="hidden")(x)
+    return library.Model(x, library.layers.Dense(2, name="y")(hidden))
+
+
+def words(units: int = 8) -> tf_keras.Model:
+    """A word of a vocabulary, `x`, to two."""
+    x = tf_keras.Input((1,), name="x", dtype=tf.string)
+    found = tf_keras.layers.StringLookup(vocabulary=["red", "green"], output_mode="one_hot", name="lookup")(x)
+    hidden = tf_keras.layers.Dense(units, name="hidden")(found)
+    return tf_keras.Model(x, tf_keras.layers.Dense(2, name="y")(hidden))
+
+
+FRONT_ENDS = {
+    "missing": (tf.float32, lambda x: tf.where(x < 0, 0.5, x)),
+    "capped": (tf.float32, lambda x: tf.minimum(x, 1.0)),
+    "nan": (tf.float32, lambda x: tf.where(tf.math.is_nan(x), 0.5, x)),
+    "scaled": (tf.float32, lambda x: tf.cond(tf.reduce_max(x) > 1, lambda: x / 255.0, lambda: x)),
+    "whole capped": (tf.int64, lambda x: tf.cast(tf.minimum(x, 1), tf.float32)),
+    "whole missing": (tf.int64, lambda x: tf.cast(tf.maximum(x, 0), tf.float32)),
+    "lower": (tf.string, tf.strings.lower),
+    "stripped": (tf.string, tf.strings.strip),
+}
+
+
+@pytest.mark.parametrize("name", list(FRONT_ENDS))
+def test_a_front_end_that_changes_some_values_only_is_refused(tmp_path, name):
+    dtype, front = FRONT_ENDS[name]
+    model, narrow = (words(), words(3)) if dtype == tf.string else (dense(tf_keras, 4), dense(tf_keras, 4, units=3))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, *model.inputs[0].shape[1:]], dtype, name="x")])
+    def serve(x):
+        return {"y": model(front(x))}
+
+    model.save(tmp_path / "model", save_format="tf", signatures={"serving_default": serve})
+    with pytest.raises(ModelError, match="Remedy: a signatures_fn"):
+        trained.load(str(tmp_path / "model")).save(str(tmp_path / "narrow"), network=narrow)
+
+
+def test_a_front_end_that_changes_what_examples_lack_is_refused(tmp_path):
+    model = dense(tf_keras, 4)
+    spec = {"x": tf.io.FixedLenFeature([4], tf.float32, default_value=[777.0] * 4)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+    def serve(examples):
+        x = tf.io.parse_example(examples, spec)["x"]
+        return {"y": model(tf.where(x == 777.0, 0.0, x))}
+
+    model.save(tmp_path / "model", save_format="tf", signatures={"serving_default": serve})
+    with pytest.raises(ModelError, match="Remedy: a signatures_fn"):
+        trained.load(str(tmp_path / "model")).save(str(tmp_path / "narrow"), network=dense(tf_keras, 4, units=3))
+
+
+def test_what_the_original_does_not_answer_proves_nothing(tmp_path):
+    def network(units):
+        place, x = tf_keras.Input((), dtype=tf.int64, name="place"), tf_keras.Input((2,), name="x")
+        joined = tf_keras.layers.Concatenate()([tf_keras.layers.Embedding(2, 3, name="embedding")(place), x])
+        return tf_keras.Model([place, x], dense(tf_keras, 5, units=units)(joined))
+
+    network(8).save(tmp_path / "model", save_format="tf")
+    narrow = network(3)
+    trained.load(str(tmp_path / "model")).save(str(tmp_path / "narrow"), network=narrow)
+    feed = {"place": np.array([0, 1]), "x": np.array([[1.0, -2.0], [300.0, 4.0]], np.float32)}
+    (answer,) = helpers.answers(str(tmp_path / "narrow"), **feed).values()
+    np.testing.assert_allclose(answer, narrow([feed["place"], feed["x"]]), rtol=1e-5)

@@ -18,6 +18,8 @@ from tfx_compression.pruner.surgery import remove
 
 from tests.pruner import exactness
 
+pytestmark = pytest.mark.slow
+
 Pick = Callable[[Sequence[Any]], Any]
 EXAMPLES = int(os.environ.get("PRUNER_EXAMPLES", "30"))
 SIZE = 4  # of the images, and steps of the sequences

@@ -18,6 +18,7 @@ from tests.pruner import exactness
 from tests.pruner.graphs import GRAPHS, KERAS
 
 both_keras = pytest.mark.parametrize("K", KERAS, ids=["keras2", "keras3"])
+many_graphs = pytest.mark.slow  # every graph takes a fraction of a second, there are many
 every_graph = pytest.mark.parametrize("graph", GRAPHS)
 
 # Networks where a channel whose own weights are zero is zero wherever it is used.
@@ -73,6 +74,7 @@ def _assert_same_surface(model, pruned):
     assert {layer.name for layer in pruned.layers} - names <= {tensor.name for tensor in model.inputs}
 
 
+@many_graphs
 @both_keras
 @pytest.mark.parametrize("graph", SILENT)
 def test_channels_that_are_silent_are_not_missed(graph, K):
@@ -86,6 +88,7 @@ def test_channels_that_are_silent_are_not_missed(graph, K):
     exactness.assert_same(exactness.answers(model, inputs), exactness.answers(pruned, inputs))
 
 
+@many_graphs
 @pytest.mark.parametrize("graph", SMALL)
 def test_each_unit_can_go_alone(graph):
     model = exactness.trained(GRAPHS[graph](keras))
@@ -102,6 +105,7 @@ def test_each_unit_can_go_alone(graph):
             model.set_weights(weights)
 
 
+@many_graphs
 @every_graph
 def test_a_network_of_one_unit_in_each_group_can_be_built(graph):
     structure = Structure(GRAPHS[graph](keras))
@@ -135,6 +139,7 @@ def test_layer_normalisation_takes_its_statistics_over_the_channels_that_stay(K)
     np.testing.assert_allclose(pruned(rows), normalised(values) @ out[stays] + out_bias, atol=1e-5)
 
 
+@many_graphs
 @both_keras
 @pytest.mark.parametrize("graph", SAVED)
 def test_a_pruned_model_survives_as_a_keras_file(graph, K, tmp_path):
@@ -148,6 +153,7 @@ def test_a_pruned_model_survives_as_a_keras_file(graph, K, tmp_path):
     assert loaded.count_params() == pruned.count_params() < model.count_params()
 
 
+@many_graphs
 @pytest.mark.parametrize("graph", ["nested_models", "repeated", "dictionaries"])
 def test_a_pruned_keras_2_model_survives_as_a_saved_model(graph, tmp_path):
     model = exactness.trained(GRAPHS[graph](tf_keras))

@@ -11,8 +11,24 @@ from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
+from google.protobuf import message
 
+from tfx_compression.models import graph
 from tfx_compression.models.errors import ModelError
+
+# What libraries raise for a damaged file, or for a class that they don't know.
+LOADING_FAILURES = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    EOFError,
+    zipfile.BadZipFile,
+    message.DecodeError,
+    tf.errors.OpError,
+)
 
 
 def is_model(model: Any) -> bool:
@@ -30,9 +46,9 @@ def written_by(path: str) -> int:
         with tf.io.gfile.GFile(path, "rb") as file:
             version = _h5_version(file) if path.endswith(".h5") else _zip_version(file)
         major = int(version.split(".")[0])
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, tf.errors.OpError) as error:
+    except LOADING_FAILURES as error:
         raise ModelError(
-            f"{path} is no model of Keras: {error} Remedy: write it with model.save(path); otherwise it is damaged."
+            f"{path} is no model of Keras: {str(error).rstrip(' .')}. Remedy: write it with model.save(path); otherwise it is damaged."
         ) from error
     return 2 if major < 3 else 3
 
@@ -49,15 +65,15 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> Any:
             local = os.path.join(folder, os.path.basename(path))
             tf.io.gfile.copy(path, local)
             return keras.saving.load_model(local, custom_objects=dict(custom_objects or {}), safe_mode=True)
-    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, tf.errors.OpError) as error:
+    except LOADING_FAILURES as error:
         raise ModelError(
-            f"The Keras 3 model in {path} can't be loaded: {error} Remedy: for classes and functions of your own, a "
+            f"The Keras 3 model in {path} can't be loaded: {str(error).rstrip(' .')}. Remedy: for classes and functions of your own, a "
             "custom_objects() in the module file; otherwise the file is damaged."
         ) from error
 
 
 def network(model: Any) -> Any:
-    """The layers between the model's inputs and outputs, sharing its weights.
+    """The layers between the model's inputs and outputs, in their structures (dicts, lists), sharing its weights.
 
     Raises:
       ModelError: for a subclassed model, which has no graph of layers.
@@ -67,7 +83,27 @@ def network(model: Any) -> Any:
             f"The model {model.name!r} is subclassed: it has no graph of layers. "
             "Remedy: build it with keras.Sequential or the functional API."
         )
-    return _keras().Model(model.inputs, model.outputs, name=model.name)
+    return _keras().Model(*graph.arguments(model), name=model.name)
+
+
+def compile_as(model: Any, network: Any) -> None:
+    """Compiles a network as a model is, with the same loss and metrics, and a new optimizer without state.
+
+    The objects themselves are passed on: one of the user's own has no registered name to make it from again.
+    """
+    loss, metrics = getattr(model, "_compile_loss", None), getattr(model, "_compile_metrics", None)
+    network.compile(
+        optimizer=type(model.optimizer).from_config(model.optimizer.get_config()),
+        loss=getattr(loss, "_user_loss", None),
+        loss_weights=getattr(loss, "_user_loss_weights", None),
+        metrics=getattr(metrics, "_user_metrics", None),
+        weighted_metrics=getattr(metrics, "_user_weighted_metrics", None),
+        run_eagerly=model.run_eagerly,
+        steps_per_execution=model.steps_per_execution,
+        jit_compile=model.jit_compile,
+        auto_scale_loss=False,  # the optimizer does where the model's did
+    )
+    network.optimizer.build(network.trainable_variables)
 
 
 def save(model: Any, path: str) -> None:

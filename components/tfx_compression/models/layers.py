@@ -1,12 +1,14 @@
 """What a Keras model is made of: its kernels, their zeros and the multiply-accumulates they take."""
 
+import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pydantic
 import tensorflow as tf
 
-from tfx_compression.models import keras2, keras3, kernels, multiplications
+from tfx_compression.models import graph, keras2, keras3, kernels, multiplications
 from tfx_compression.models.gzipped import gzipped
 from tfx_compression.models.kernels import Kernel
 
@@ -71,14 +73,14 @@ def measure(model: Any) -> ModelSize:
     for leaf, layer in kernels.leaves(model).items():
         own = by_layer.get(id(layer), [])
         rows += [row(kernel, type(layer).__name__, macs.pop(_key(kernel.variable), None)) for kernel in own]
-        weights = {id(weight): weight for weight in kernels.own_weights(layer)}
+        weights = {id(weight): weight for weight in kernels.own_weights(layer) if _is_numbers(weight)}
         others = sum(_size(weight) for weight in weights.values()) - sum(_size(kernel.variable) for kernel in own)
         if others > 0 and own:  # the bias is counted with the layer's last kernel
             rows[-1] = rows[-1].model_copy(update={"parameters": rows[-1].parameters + others})
         elif others > 0:
             rows.append(other_row(leaf, type(layer).__name__, others))
-    sparsities = [kernel.values for own in by_layer.values() for kernel in own]
-    return whole(rows, sparsities, [np.asarray(weight) for weight in model.weights])
+    size = sum(_size(kernel.variable) for own in by_layer.values() for kernel in own)
+    return whole(rows, size, (np.asarray(weight) for weight in model.weights if _is_numbers(weight)))
 
 
 def row(kernel: Kernel, kind: str, macs: int | None) -> LayerSize:
@@ -96,32 +98,59 @@ def other_row(name: str, kind: str, parameters: int) -> LayerSize:
     return LayerSize(name=name, type=kind, parameters=parameters, zeros=0, sparsity=0.0, macs=None)
 
 
-def whole(rows: list[LayerSize], found: list[np.ndarray], weights: list[np.ndarray]) -> ModelSize:
-    """The sums over a model's entries, the values of its kernels, and all its weights."""
-    size = sum(values.size for values in found)
+def whole(rows: list[LayerSize], size: int, weights: Iterable[np.ndarray]) -> ModelSize:
+    """The sums over a model's entries, its kernels of `size` numbers, and all its weights, of which one is held."""
+    parameters = raw = packed = 0
+    for weight in weights:
+        parameters += weight.size
+        raw += weight.nbytes
+        packed += gzipped(weight.tobytes())
     return ModelSize(
-        parameters=sum(weight.size for weight in weights),
+        parameters=parameters,
         sparsity=sum(row.zeros for row in rows) / size if size else 0.0,
         macs=sum(row.macs or 0 for row in rows),
         nonzero_macs=round(sum((row.macs or 0) * (1 - row.sparsity) for row in rows)),
-        bytes=sum(weight.nbytes for weight in weights),
-        bytes_gzip=sum(gzipped(weight.tobytes()) for weight in weights),
+        bytes=raw,
+        bytes_gzip=packed,
         layers=tuple(rows),
     )
 
 
 def _macs(model: Any) -> dict[int, int | None]:
-    """Multiply-accumulates by the handle of the kernel's variable; none of a model without a graph of layers."""
+    """Multiply-accumulates by the handle of the kernel's variable; none of a model whose graph can't be seen."""
     if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
         return {}
-    specs = [tf.TensorSpec([1, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
+    rows = model.inputs[0].shape[0] or 1  # of a stateful model, the size of its batches
+    specs = [tf.TensorSpec([rows, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
     network = keras3.network(model) if keras3.is_model(model) else keras2.network(model)
-    function = tf.function(lambda *inputs: network(list(inputs), training=False)).get_concrete_function(*specs)
-    return {key: multiplications.total(uses) for key, uses in multiplications.of_function(function).items()}
+    taken = graph.arguments(network)[0]
+
+    def call(*inputs: tf.Tensor) -> Any:
+        return network(tf.nest.pack_sequence_as(taken, inputs), training=False)
+
+    try:
+        function = tf.function(call).get_concrete_function(*specs)
+    except (ValueError, TypeError, tf.errors.OpError):  # of inputs that no such tensors are, or of layers of the user's
+        return {}
+    return {
+        key: multiplications.total([_of_one_row(use, rows) for use in uses])
+        for key, uses in multiplications.of_function(function).items()
+    }
+
+
+def _of_one_row(use: multiplications.Use, rows: int) -> multiplications.Use:
+    if use.macs is None or use.kind == "recurrent":  # a loop's are those of one row
+        return use
+    return dataclasses.replace(use, macs=use.macs // rows)
 
 
 def _key(variable: Any) -> int:
     return id(multiplications.handle(variable))
+
+
+def _is_numbers(weight: Any) -> bool:
+    """Whether a weight is one: Keras 2 counts the vocabulary of a lookup layer among them."""
+    return hasattr(weight, "shape")
 
 
 def _size(variable: Any) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -16,6 +16,7 @@ _SAME = ("ReadVariableOp", "Identity", "Cast", "Enter", "Switch", "Merge", "Stop
 _RESHAPING = ("Reshape", "Squeeze", "ExpandDims")
 _KEEPS_CALLS = {"api_implements", "_XlaMustCompile"}  # attributes that keep a call from being inlined
 _UNIMPORTANT = ("Shape", "NextIteration")
+UNKNOWN = "Unknown"  # the operation of a use that can't be seen
 
 Axes = tuple[tuple[int, ...], ...]  # for each axis of a tensor, the variable's axes that it is made of
 
@@ -63,14 +64,64 @@ def flatten(function: Any) -> Flat:
 
 
 def handle(variable: Any) -> Any:
-    """The eager handle of a tf.Variable or a Keras 3 Variable."""
-    return getattr(variable, "_value", variable).handle
+    """The eager handle of a tf.Variable or a Keras 3 Variable; of a tensor, which has none, itself."""
+    inner = getattr(variable, "_value", variable)
+    return getattr(inner, "handle", inner)
 
 
 def of_function(function: Any) -> dict[int, list[Use]]:
-    """What a concrete function uses its variables for, by the id of their handle."""
-    flat = flatten(function)
-    return {captured: _uses(flat.graph, tensor) for captured, tensor in flat.handles.items()}
+    """What a concrete function uses its variables for, by the id of their handle; unknown where it can't be seen."""
+    try:
+        flat = flatten(function)
+    except (ValueError, tf.errors.OpError):  # a graph that Grappler takes apart in a way that can't be imported
+        variables = [external for external, _ in function.graph.captures if _content(external) is not None]
+        return {id(external): [Use(UNKNOWN)] for external in variables}
+    return {captured: [use for _, _, use in _uses(flat.graph, tensor)] for captured, tensor in flat.handles.items()}
+
+
+def ends(function: Any, kernels: set[int]) -> tuple[set[int], set[int]]:
+    """Which kernels, by the id of their handle, are first and last on the way from a function's inputs to its outputs.
+
+    First are those that multiply what depends on no other kernel, last those from which an output comes without another
+    kernel between. None are where the graph can't be seen.
+    """
+    try:
+        flat = flatten(function)
+    except (ValueError, tf.errors.OpError):
+        return set(), set()
+    sites: dict[
+        str, dict[int, set[int]]
+    ] = {}  # by operation, the kernels it multiplies with, and which inputs they are
+    for captured, tensor in flat.handles.items():
+        for op, index, use in _uses(flat.graph, tensor):
+            if captured in kernels and use.kind is not None:
+                sites.setdefault(op.name, {}).setdefault(captured, set()).add(index)
+    first = set()
+    for name, kernels_here in sites.items():
+        op = flat.graph.get_operation_by_name(name)
+        for captured, own in kernels_here.items():
+            data = [source.op for index, source in enumerate(op.inputs) if index not in own]
+            if not _behind(data, sites) - {captured}:
+                first.add(captured)
+    outputs = [flat.graph.get_operation_by_name(tensor.op.name) for tensor in function.outputs]
+    return first, _behind(outputs, sites)
+
+
+def _behind(ops: list[tf.Operation], sites: Mapping[str, Mapping[int, set[int]]]) -> set[int]:
+    """The kernels that are met first on all ways back from operations."""
+    found: set[int] = set()
+    seen: set[str] = set()
+    places = list(ops)
+    while places:
+        op = places.pop()
+        if op.name in seen:
+            continue
+        seen.add(op.name)
+        if op.name in sites:
+            found |= set(sites[op.name])
+        else:
+            places += [source.op for source in op.inputs]
+    return found
 
 
 def total(uses: list[Use]) -> int | None:
@@ -112,6 +163,8 @@ def _needed(definition: Any, outputs: list[str]) -> Any:
             places += [source.lstrip("^").split(":")[0] for source in nodes[name].input]
     needed = tf.compat.v1.GraphDef(versions=definition.versions, library=definition.library)
     needed.node.extend(node for node in definition.node if node.name in found)
+    for node in needed.node:
+        node.attr.pop("_class", None)  # colocation with nodes that may be gone
     return needed
 
 
@@ -149,7 +202,8 @@ def _content(captured: Any) -> tuple[tf.DType, tf.TensorShape] | None:
     return tf.dtypes.as_dtype(data.shape_and_type[0].dtype), tf.TensorShape(data.shape_and_type[0].shape)
 
 
-def _uses(graph: tf.Graph, variable: tf.Tensor) -> list[Use]:
+def _uses(graph: tf.Graph, variable: tf.Tensor) -> list[tuple[tf.Operation, int, Use]]:
+    """The operations that take a variable, as which of their inputs, and what for."""
     shape = tf.TensorShape(variable.op.get_attr("shape"))
     if shape.rank is None:
         return []
@@ -168,7 +222,7 @@ def _uses(graph: tf.Graph, variable: tf.Tensor) -> list[Use]:
                 places += [(output, moved, frame) for output in op.outputs[: 2 if op.type == "Switch" else 1]]
             elif op.type not in _UNIMPORTANT:
                 use = _use(op, index, axes, shape)
-                found.append(_repeated(graph, use, shape, loop) if loop else use)
+                found.append((op, index, _repeated(graph, use, shape, loop) if loop else use))
     return found
 
 

@@ -15,6 +15,7 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from tfx_compression.models import multiplications
 from tfx_compression.models.errors import ModelError
+from tfx_compression.models.keras3 import LOADING_FAILURES
 from tfx_compression.models.kernels import Kernel
 from tfx_compression.models.layers import LayerSize, ModelSize, other_row, row, whole
 from tfx_compression.models.multiplications import Use
@@ -22,6 +23,7 @@ from tfx_compression.models.serving import SIGNATURE
 
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _ADDING = ("AddV2", "Add", "BiasAdd", "Sub")
+_SCALING = ("Mul", "RealDiv")
 _VARIABLES = ("variables", "variables")  # folder, and the prefix of the checkpoint in it
 _FINGERPRINT = "fingerprint.pb"  # of the values that were
 
@@ -66,13 +68,26 @@ class SavedModel:
 
     @property
     def left_alone(self) -> tuple[str, ...]:
-        """The variables of rank 2 or more that are used otherwise than in a known multiplication, or added."""
+        """The variables of rank 2 or more that are used otherwise than in a known multiplication, or added, and the
+        whole numbers that multiply.
+        """
         return tuple(
             name
             for name, variable in self.variables.items()
-            if len(variable.shape) >= 2 and variable.dtype.is_floating and name not in self.kernels
-            if any(use.op not in _ADDING for use in self._uses.get(id(variable.handle), []))
+            if len(variable.shape) >= 2 and name not in self.kernels
+            if any(_multiplies(use, variable.dtype) for use in self._uses.get(id(variable.handle), []))
         )
+
+    @functools.cached_property
+    def ends(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The first and the last kernels of the first signature, one or more for each of its inputs and outputs.
+
+        First are those that multiply what depends on no other kernel, last those from which an output comes without
+        another kernel between, whatever the order in which the graph reads them.
+        """
+        keys = {id(kernel.variable.handle): name for name, kernel in self.kernels.items()}
+        first, last = multiplications.ends(next(iter(self.signatures.values())), set(keys))
+        return tuple(keys[key] for key in keys if key in first), tuple(keys[key] for key in keys if key in last)
 
     def measure(self) -> ModelSize:
         """Parameters, zeros and multiply-accumulates of the variables that the signatures use.
@@ -87,8 +102,8 @@ class SavedModel:
                 rows.append(row(self.kernels[name], use.op if use else "", multiplications.total(uses)))
             else:
                 rows.append(other_row(name, uses[0].op if uses else "Variable", int(np.prod(variable.shape))))
-        weights = [np.asarray(variable.numpy()) for variable in self.variables.values()]
-        return whole(rows, [kernel.values for kernel in self.kernels.values()], weights)
+        size = sum(int(np.prod(kernel.shape)) for kernel in self.kernels.values())
+        return whole(rows, size, (np.asarray(variable.numpy()) for variable in self.variables.values()))
 
     def save(self, path: str) -> None:
         """Writes the SavedModel with the variables' values as they are now.
@@ -96,7 +111,7 @@ class SavedModel:
         Raises:
           ModelError: for the path that it was loaded from, or a variable that its checkpoint doesn't have.
         """
-        if os.path.normpath(path) == os.path.normpath(self.path):
+        if any(same_place(os.path.join(path, part), os.path.join(self.path, part)) for part in ("", _VARIABLES[0])):
             raise ModelError(f"{path} is the SavedModel that is being read. Remedy: save to another path.")
         keys = _checkpoint_keys(self.loaded, os.path.join(self.path, *_VARIABLES))
         stored = {id(variable.handle) for variable in keys.values()}
@@ -134,14 +149,30 @@ def load(path: str) -> SavedModel:
         raise ModelError(f"{path} holds no saved_model.pb: not a SavedModel.")
     try:
         loaded = tf.saved_model.load(path)
-    except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
-        raise ModelError(f"The SavedModel in {path} can't be loaded: {error}") from error
+    except LOADING_FAILURES as error:
+        raise ModelError(
+            f"The SavedModel in {path} can't be loaded: {str(error).rstrip(' .')}. "
+            "Remedy: write it again, with tf.saved_model.save; its files are damaged."
+        ) from error
     if not getattr(loaded, "signatures", None):
         raise ModelError(
             f"The SavedModel in {path} has no signatures, so what it computes can't be seen. "
             f"Remedy: save it with signatures={{{SIGNATURE!r}: …}}."
         )
     return SavedModel(path, loaded)
+
+
+def same_place(path: str, other: str) -> bool:
+    """Whether two paths are of the same file or folder; links are followed where TensorFlow's file system is ours."""
+    if "://" in path or "://" in other:
+        return os.path.normpath(path) == os.path.normpath(other)
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
+def _multiplies(use: Use, dtype: tf.DType) -> bool:
+    if dtype.is_floating:
+        return use.op not in _ADDING
+    return bool(use.inputs) or use.op in (*_ADDING, *_SCALING)  # whole numbers also look things up and count
 
 
 def _unique(name: str, taken: Mapping[str, Any]) -> str:
@@ -156,7 +187,13 @@ def _unique(name: str, taken: Mapping[str, Any]) -> str:
 def _checkpoint_keys(loaded: Any, prefix: str) -> dict[str, tf.Variable]:
     """The loaded variables by their key in the checkpoint: its graph of objects is walked together with theirs."""
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
-    graph.ParseFromString(tf.train.load_checkpoint(prefix).get_tensor(_GRAPH_KEY))
+    reader = tf.train.load_checkpoint(prefix)
+    if not reader.has_tensor(_GRAPH_KEY):
+        raise ModelError(
+            f"The checkpoint {prefix} was written by TensorFlow 1: it doesn't say which value is of which variable. "
+            "Remedy: load the model with tf.saved_model.load and save it with tf.saved_model.save."
+        )
+    graph.ParseFromString(reader.get_tensor(_GRAPH_KEY))
     found: dict[str, tf.Variable] = {}
     visited: set[int] = set()
     places = [(0, loaded)]
@@ -182,7 +219,9 @@ def _copy(source: str, target: str) -> None:
         place = target if inner == "." else os.path.join(target, inner)
         tf.io.gfile.makedirs(place)
         for name in names:
-            if inner != _VARIABLES[0] and (inner != "." or not (name == _FINGERPRINT or name.endswith(".keras"))):
+            if inner == _VARIABLES[0] or (inner == "." and (name == _FINGERPRINT or name.endswith(".keras"))):
+                continue
+            if not same_place(os.path.join(folder, name), os.path.join(place, name)):  # a copy onto itself is empty
                 tf.io.gfile.copy(os.path.join(folder, name), os.path.join(place, name), overwrite=True)
 
 

@@ -6,13 +6,14 @@ answers are then the original's.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfx_compression.models import keras3, multiplications
+from tfx_compression.models import graph, keras3, multiplications
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.saved_model import SavedModel
 
@@ -20,8 +21,10 @@ TRANSFORM_LAYER = "tft_layer"  # the attribute of the model that TFX's own examp
 SignaturesFn = Callable[[Any, Any], Mapping[str, Any]]
 
 _TOLERANCE = 1e-5
-_ROWS = 6
+_ROWS = 12
 _FREE_SIZE = 3
+_KNOWN_WORDS = 4
+_ASSET_BYTES = 10_000
 _FAILURES = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, tf.errors.OpError)
 _REMEDY = (
     "Remedy: a signatures_fn(model, tf_transform_output) in the module file that returns {name: tf.function}; behind "
@@ -59,11 +62,13 @@ def rebuild(
       ModelError: for a signature that can't be rebuilt so that its answers are the same.
     """
     layers = _transform_layers(original.loaded, transform_graph_uri)
+    words = _words(original.path, before)
     signatures: dict[str, Any] = {}
     tracked: dict[str, Any] = {}
     for name, signature in original.signatures.items():
         if own & {id(external) for external, _ in signature.graph.captures}:
-            signatures[name], layer = _rebuilt(f"{name!r} of {original.path}", signature, before, after, layers)
+            place = f"{name!r} of {original.path}"
+            signatures[name], layer = _rebuilt(place, signature, before, after, layers, words)
             if layer is not None:
                 tracked[TRANSFORM_LAYER] = layer
         else:
@@ -98,25 +103,23 @@ def made(signatures_fn: SignaturesFn, network: Any, transform_graph_uri: str | N
     return Rebuilt(signatures, {})
 
 
-def _rebuilt(place: str, signature: Any, before: Any, after: Any, layers: Sequence[Any]) -> tuple[Any, Any]:
+def _rebuilt(
+    place: str, signature: Any, before: Any, after: Any, layers: Sequence[Any], words: Sequence[str]
+) -> tuple[Any, Any]:
     """A signature with another network, and the Transform layer that it uses."""
     spec = _parsed(place, signature)
     arguments = _arguments(place, signature)
-    feeds = {
-        name: _examples(spec) if spec else _random(tensor, index)
-        for index, (name, tensor) in enumerate(arguments.items())
-    }
-    try:
-        expected = {name: value.numpy() for name, value in signature(**feeds).items()}
-    except _FAILURES as error:
-        raise ModelError(f"The signature {place} does not answer what was made for it: {error} {_REMEDY}") from error
+    proofs = _proofs(place, signature, arguments, spec, words)
     reasons = []
     ways: list[tuple[Any, Callable]] = [(None, dict), *((layer, call) for layer in layers for call in _calls(layer))]
     for used, call in ways:
         front = _front(arguments, spec, call)
+        every = {str(index): index for index in range(len(before.outputs))}
         try:
-            answers = [np.asarray(value) for value in _through(before, front(**feeds))]
-            order = _matched(expected, answers, _output_names(before))
+            # As a graph, like the original: what TensorFlow fuses in one treats NaN and rounding alike in both.
+            rebuilt = _function(arguments, front, before, every)
+            answers = [[rebuilt(*feeds.values())[index].numpy() for index in every] for feeds, _ in proofs]
+            order = _matched([expected for _, expected in proofs], answers, _output_names(before))
         except _FAILURES as error:
             reasons.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
             continue
@@ -167,7 +170,7 @@ def _through(network: Any, features: Any) -> list[Any]:
 
 
 def _call(network: Any, inputs: list[Any]) -> list[Any]:
-    results = network(inputs if len(inputs) > 1 else inputs[0], training=False)
+    results = network(tf.nest.pack_sequence_as(graph.arguments(network)[0], inputs), training=False)
     return list(tf.nest.flatten(results))
 
 
@@ -182,20 +185,32 @@ def _output_names(network: Any) -> list[str]:
     return names if len(set(names)) == len(names) else [f"output_{index}" for index in range(len(names))]
 
 
-def _matched(expected: Mapping[str, np.ndarray], answers: list[np.ndarray], names: list[str]) -> dict[str, int]:
-    """Which of the network's outputs each output of the signature is; by equal values, then by name."""
+def _matched(
+    expected: Sequence[Mapping[str, np.ndarray]], answers: Sequence[Sequence[np.ndarray]], names: list[str]
+) -> dict[str, int]:
+    """Which of the network's outputs each output of the signature is; by equal values in all proofs, then by name."""
     order = {}
-    for name, value in expected.items():
+    for name in expected[0]:
         equal = [
             index
-            for index, answer in enumerate(answers)
-            if answer.shape == value.shape and np.allclose(answer, value, _TOLERANCE, _TOLERANCE, equal_nan=True)
+            for index in range(len(names))
+            if all(_same(own[index], known[name]) for known, own in zip(expected, answers, strict=True))
         ]
         named = [index for index in equal if names[index] == name]
         if len(named or equal) != 1:
             raise ValueError(f"its output {name!r} equals {len(equal)} outputs of the network")
         order[name] = (named or equal)[0]
     return order
+
+
+def _same(answer: np.ndarray, expected: np.ndarray) -> bool:
+    """Equal but for rounding: of numbers far above 1 their sums round by more."""
+    if answer.shape != expected.shape or answer.dtype != expected.dtype:
+        return False
+    if not np.issubdtype(expected.dtype, np.floating):
+        return bool((answer == expected).all())
+    largest = np.abs(expected[np.isfinite(expected)]).max(initial=1.0)
+    return np.allclose(answer, expected, 10 * _TOLERANCE, _TOLERANCE * largest, equal_nan=True)
 
 
 def _arguments(place: str, signature: Any) -> dict[str, tf.TensorSpec]:
@@ -241,15 +256,93 @@ def _constant(tensor: tf.Tensor) -> np.ndarray:
     return np.asarray(value)
 
 
-def _examples(spec: Mapping[str, Any]) -> tf.Tensor:
-    """Serialized tf.Examples of random values."""
+def _proofs(
+    place: str, signature: Any, arguments: Mapping[str, tf.TensorSpec], spec: Mapping[str, Any], words: Sequence[str]
+) -> list[tuple[dict[str, tf.Tensor], dict[str, np.ndarray]]]:
+    """What the signature answers to several draws, one for each way in which a front end may change some values only.
+
+    A draw that it doesn't answer, such as an index out of range, proves nothing; it is then made of each input alone.
+    """
+    found: list[tuple[dict[str, tf.Tensor], dict[str, np.ndarray]]] = []
+    reasons = []
+
+    def answered(probes: Mapping[str, str]) -> bool:
+        feeds = _feeds(arguments, spec, probes, words)
+        try:
+            found.append((feeds, {name: value.numpy() for name, value in signature(**feeds).items()}))
+        except _FAILURES as error:
+            reasons.append(error)
+            return False
+        return True
+
+    answered({})
+    for probe, takes in _PROBES.items():
+        names = [name for name, feature in (spec or arguments).items() if takes(feature)]
+        if names and not answered(dict.fromkeys(names, probe)) and len(names) > 1:
+            for name in names:
+                answered({name: probe})
+    if not found:
+        raise ModelError(
+            f"The signature {place} does not answer what was made for it: {str(reasons[0]).rstrip(' .')}. {_REMEDY}"
+        ) from reasons[0]
+    return found
+
+
+def _is_float(feature: Any) -> bool:
+    return bool(feature.dtype.is_floating)
+
+
+def _is_whole(feature: Any) -> bool:
+    return bool(feature.dtype.is_integer)
+
+
+def _is_text(feature: Any) -> bool:
+    return bool(feature.dtype == tf.string)
+
+
+def _may_lack(feature: Any) -> bool:
+    """Whether an example may be without a feature."""
+    sparse = isinstance(feature, tf.io.VarLenFeature | tf.io.FixedLenSequenceFeature)
+    return sparse or (isinstance(feature, tf.io.FixedLenFeature) and feature.default_value is not None)
+
+
+# What is drawn, and of which inputs: all others are numbers in 0..1, whole ones 0 and 1, strings `0` and `1`.
+_PROBES: dict[str, Callable[[Any], bool]] = {
+    "negative": _is_float,
+    "large": _is_float,
+    "nan": _is_float,
+    "minus one": _is_whole,
+    "small": _is_whole,
+    "hundred": _is_whole,
+    "text": _is_text,
+    "words": _is_text,
+    "lacking": _may_lack,
+}
+_WHOLE = {"minus one": (-1, 0, 1), "small": (0, 1, 2, 7), "hundred": (-1, 0, 1, 7, 100)}
+_TEXT = ("0", "A", "a", "Straße", "", " a ")
+
+
+def _feeds(
+    arguments: Mapping[str, tf.TensorSpec], spec: Mapping[str, Any], probes: Mapping[str, str], words: Sequence[str]
+) -> dict[str, tf.Tensor]:
+    if spec:
+        return {name: _examples(spec, probes, words) for name in arguments}
+    return {
+        name: _drawn(tensor, index, probes.get(name, ""), words)
+        for index, (name, tensor) in enumerate(arguments.items())
+    }
+
+
+def _examples(spec: Mapping[str, Any], probes: Mapping[str, str], words: Sequence[str]) -> tf.Tensor:
+    """Serialized tf.Examples of random values; every second one without the features whose probe is `lacking`."""
     rows = [tf.train.Example() for _ in range(_ROWS)]
     for index, (name, feature) in enumerate(spec.items()):
         shape = [_ROWS, *(feature.shape if isinstance(feature, tf.io.FixedLenFeature) else [_FREE_SIZE])]
         if isinstance(feature, tf.io.FixedLenSequenceFeature):
             shape += list(feature.shape)
-        values = _random(tf.TensorSpec(shape, feature.dtype), index).numpy().reshape(_ROWS, -1)
-        for row, own in zip(rows, values, strict=True):
+        probe = probes.get(name, "")
+        values = _drawn(tf.TensorSpec(shape, feature.dtype, name), index, probe, words).numpy().reshape(_ROWS, -1)
+        for row, own in list(zip(rows, values, strict=True))[:: 2 if probe == "lacking" else 1]:
             place = row.features.feature[name]
             if feature.dtype == tf.string:
                 place.bytes_list.value.extend(own)
@@ -260,16 +353,43 @@ def _examples(spec: Mapping[str, Any]) -> tf.Tensor:
     return tf.constant([row.SerializeToString() for row in rows])
 
 
-def _random(spec: tf.TensorSpec, seed: int) -> tf.Tensor:
-    """Numbers in 0..1, whole ones 0 and 1, strings `0` and `1`; another draw for each seed."""
+def _drawn(spec: tf.TensorSpec, seed: int, probe: str, words: Sequence[str]) -> tf.Tensor:
+    """A tensor of the kind that `probe` names; another draw for each seed."""
     if spec.shape.rank is None:
         raise ModelError(f"A signature takes {spec.name!r} in any shape. {_REMEDY}")
     free = [_ROWS] + [_FREE_SIZE] * len(spec.shape)
     shape = [size if size is not None else free[min(axis, 1)] for axis, size in enumerate(spec.shape)]
-    values = np.random.default_rng(seed).uniform(0, 1, shape)
+    generator = np.random.default_rng(seed)
+    values = generator.uniform(0, 1, shape)
     if spec.dtype == tf.string:
-        return tf.constant(np.round(values).astype(np.int64).astype(str).astype(object), tf.string)
-    return tf.cast(tf.constant(values if spec.dtype.is_floating else np.round(values)), spec.dtype)
+        texts = {"text": _TEXT, "words": [*words, *_TEXT]}.get(probe)
+        drawn = np.round(values).astype(np.int64).astype(str) if texts is None else np.resize(texts, shape)
+        return tf.constant(np.vectorize(str.encode, otypes=[object])(drawn), tf.string)
+    if probe in _WHOLE:
+        values = np.resize(np.roll(_WHOLE[probe], seed), shape)
+    elif probe == "negative":
+        values = generator.normal(0, 10, shape)
+    elif probe == "large":
+        values *= 255
+    elif probe == "nan":
+        values.ravel()[seed % 3 :: 3] = np.nan
+    elif not spec.dtype.is_floating:
+        values = np.round(values)
+    return tf.constant(values.astype(spec.dtype.as_numpy_dtype))
+
+
+def _words(path: str, network: Any) -> list[str]:
+    """Some words that the model knows, of its lookup layers and the SavedModel's vocabulary files, also changed."""
+    known: list[str] = []
+    for layer in network._flatten_layers():
+        if callable(getattr(layer, "get_vocabulary", None)):
+            known += [str(word) for word in layer.get_vocabulary()[: 2 * _KNOWN_WORDS]]
+    for name in tf.io.gfile.glob(os.path.join(path, "assets", "*")) if path else []:
+        with tf.io.gfile.GFile(name, "rb") as file:
+            lines = file.read(_ASSET_BYTES).decode(errors="replace").splitlines()
+        known += lines[:_KNOWN_WORDS]
+    letters = [word for word in dict.fromkeys(known) if word.strip() and word != "[UNK]"][:_KNOWN_WORDS]
+    return [changed for word in letters for changed in (word.swapcase(), word, f" {word} ", word.lower(), word.upper())]
 
 
 def _transform_layers(loaded: Any, transform_graph_uri: str | None) -> list[Any]:

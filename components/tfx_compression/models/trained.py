@@ -12,7 +12,7 @@ from tfx_compression.models import keras2, keras3, kernels, layers, multiplicati
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.kernels import Kernel
 from tfx_compression.models.layers import ModelSize
-from tfx_compression.models.saved_model import SavedModel
+from tfx_compression.models.saved_model import SavedModel, same_place
 from tfx_compression.models.signatures import Rebuilt, SignaturesFn
 from tfx_compression.models.twins import Twins
 
@@ -95,8 +95,22 @@ class Trained:
           transform_graph_uri: of Transform's output; for signatures that are made anew.
 
         Raises:
-          ModelError: where the signatures can't be kept.
+          ModelError: where the signatures can't be kept, the folder holds another `.keras` file, or can't be written.
         """
+        if self.path is not None and same_place(path, self.path):
+            path = self.path  # TensorFlow knows its own files by their names only
+        try:
+            self._refuse_other_files(path, network is None and signatures_fn is None)
+            self._save(path, network, signatures_fn, transform_graph_uri)
+        except (OSError, tf.errors.OpError) as error:
+            raise ModelError(
+                f"The model can't be written to {path}: {str(error).rstrip(' .')}. "
+                "Remedy: a folder that can be made and written."
+            ) from error
+
+    def _save(
+        self, path: str, network: Any, signatures_fn: SignaturesFn | None, transform_graph_uri: str | None
+    ) -> None:
         if self.kind == "saved_model":
             if network is not None or signatures_fn is not None:
                 raise ModelError(
@@ -114,6 +128,15 @@ class Trained:
             else:
                 rebuilt = self._rebuilt(network, transform_graph_uri)
             _write(network, rebuilt, path)
+
+    def _refuse_other_files(self, path: str, in_place: bool) -> None:
+        """Refuses a folder with a `.keras` file that isn't written anew: loading would take it for the model's."""
+        written = self.kind == "keras3" or (in_place and self.beside is not None)
+        own = os.path.join(path, KERAS_FILE)
+        if others := [file for file in _keras_files(path) if not (written and same_place(file, own))]:
+            raise ModelError(
+                f"{path} would be read together with another model's {', '.join(others)}. Remedy: an empty folder."
+            )
 
     @property
     def _layered(self) -> Any:
@@ -162,7 +185,13 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> Trained:
     Raises:
       ModelError: where there is no model, or several `.keras` files.
     """
-    if not tf.io.gfile.exists(path):
+    try:
+        exists = tf.io.gfile.exists(path)
+    except tf.errors.OpError as error:  # no such kind of file system
+        raise ModelError(
+            f"{path} can't be read: {str(error).rstrip(' .')}. Remedy: a path on a file system that TensorFlow knows."
+        ) from error
+    if not exists:
         raise ModelError(f"No model at {path}.")
     if not tf.io.gfile.isdir(path):
         model, kind = _load_file(path, custom_objects)
@@ -218,7 +247,8 @@ def _load_folder(path: str, file: str | None, custom_objects: Mapping[str, Any] 
         notes.append(f"The Keras model in {file} is subclassed: its graph of layers can't be seen.")
     notes.append("Its kernels are the variables that its signatures multiply with.")
     if saved.left_alone:
-        notes.append(f"Left alone, since what they multiply can't be told: {', '.join(saved.left_alone)}.")
+        why = "what they multiply can't be told, or they are whole numbers"
+        notes.append(f"Left alone, since {why}: {', '.join(saved.left_alone)}.")
     return Trained("saved_model", saved, path, tuple(notes))
 
 
@@ -232,13 +262,17 @@ def _load_file(path: str, custom_objects: Mapping[str, Any] | None) -> tuple[Any
 
 def _keras_file(path: str) -> str | None:
     """The `.keras` file in a folder, or beside it in its Model artifact."""
-    folders = [path]
-    if os.path.basename(os.path.normpath(path)) == SERVING_FOLDER:
-        folders.append(os.path.dirname(os.path.normpath(path)))
-    files = [name for folder in folders for name in sorted(tf.io.gfile.glob(os.path.join(folder, "*.keras")))]
+    files = _keras_files(path)
     if len(files) > 1:
         raise ModelError(f"Several Keras files, which may differ: {', '.join(files)}. Remedy: leave one of them.")
     return files[0] if files else None
+
+
+def _keras_files(path: str) -> list[str]:
+    folders = [path]
+    if os.path.basename(os.path.normpath(path)) == SERVING_FOLDER:
+        folders.append(os.path.dirname(os.path.normpath(path)))
+    return [name for folder in folders for name in sorted(tf.io.gfile.glob(os.path.join(folder, "*.keras")))]
 
 
 def _functional(model: Any) -> bool:
@@ -253,7 +287,7 @@ def compile_as(model: Any, network: Any) -> None:
     """Compiles a network that is not, as the model that it replaces."""
     if keras3.is_model(model):
         if getattr(model, "compiled", False) and not network.compiled:
-            network.compile_from_config(model.get_compile_config())
+            keras3.compile_as(model, network)
     elif getattr(network, "optimizer", None) is None and (compiled := keras2.compile_arguments(model)):
         network.compile(**compiled)
 

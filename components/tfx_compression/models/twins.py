@@ -23,10 +23,12 @@ class Twins:
     Attributes:
       weights: by name, the Keras weight and those variables.
       place: what to call the SavedModel.
+      contents: by name, what tells the weights' values when both were read.
     """
 
     weights: dict[str, tuple[Any, tuple[Any, ...]]]
     place: str
+    contents: dict[str, str]
 
     @classmethod
     def of(cls, weights: list[Any], saved: SavedModel) -> "Twins":
@@ -40,7 +42,7 @@ class Twins:
             same = by_content.get(_content(weight), [])
             named = [variable for other, variable in same if other == name]
             found[name] = (weight, tuple(named if len(named) == 1 else [variable for _, variable in same]))
-        return cls(found, saved.path)
+        return cls(found, saved.path, {_name(weight): _content(weight) for weight in weights})
 
     @property
     def handles(self) -> set[int]:
@@ -52,8 +54,14 @@ class Twins:
 
         Raises:
           ModelError: for a weight that no variable holds, or where several weights were the same and no longer are.
+            One that is not trained and has not changed may be missing: exporting makes constants of some.
         """
-        if missing := [name for name, (_, variables) in self.weights.items() if not variables]:
+        lacking = {name: weight for name, (weight, variables) in self.weights.items() if not variables}
+        if missing := [
+            name
+            for name, weight in lacking.items()
+            if weight.trainable or len(lacking) == len(self.weights) or _content(weight) != self.contents[name]
+        ]:
             raise ModelError(
                 f"The SavedModel in {self.place} is not of the Keras model beside it: no variable holds the weights "
                 f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}. {_REMEDY}"

@@ -79,7 +79,7 @@ def prune(
 ) -> Pruned:
     """Prunes a model as `plan` says: single weights become zero, or channels are removed.
 
-    With a schedule, the first step is taken; `SparsityFineTuner` takes the others.
+    With a schedule, the first step is taken.
 
     Args:
       model: a Keras 2 or Keras 3 model, the path of one or of a SavedModel, or what `models.trained.load` returned. By
@@ -234,7 +234,7 @@ def _schedule_note(plan: PruningPlan) -> list[str]:
         return []
     return [
         f"Schedule {plan.schedule!r}: this is its first step, to {plan.first_step():.3g} of {plan.sparsity:.3g}; "
-        "SparsityFineTuner takes the others."
+        "the plan tells the rest to what trains the model."
     ]
 
 
