@@ -194,3 +194,22 @@ def test_multiply_accumulates_of_weights_that_are_not_zero_are_counted_by_layer(
     model = helpers.small_dense()
     keep = helpers.zero_smallest(model, "hidden", 0.5)
     assert layers.measure(model).nonzero_macs == keep.sum() + 16 * 2
+
+
+@pytest.mark.parametrize("library", [tf_keras, keras])
+def test_a_stateful_model_is_measured_for_one_row(library):
+    layers_of = library.layers
+    x = library.Input(batch_shape=(3, 5, 4))
+    lstm = layers_of.LSTM(8, stateful=True, name="lstm")(x)
+    fixed = library.Input((5, 4))
+    free = library.Model(fixed, layers_of.Dense(2)(layers_of.LSTM(8, name="lstm")(fixed)))
+    measured = layers.measure(library.Model(x, layers_of.Dense(2)(lstm)))
+    assert measured.macs == layers.measure(free).macs > 0
+
+
+def test_the_vocabulary_of_a_lookup_is_no_weight():
+    x = tf_keras.Input((1,), dtype=tf.string)
+    lookup = tf_keras.layers.StringLookup(output_mode="one_hot")
+    lookup.adapt(tf.constant([["a"], ["b"]]))
+    model = tf_keras.Model(x, tf_keras.layers.Dense(2)(lookup(x)))
+    assert layers.measure(model).parameters == 3 * 2 + 2

@@ -130,3 +130,91 @@ def test_a_saved_model_without_signatures_is_refused(tmp_path):
     tf.saved_model.save(tf.Module(), str(tmp_path / "model"))
     with pytest.raises(ModelError, match="no signatures"):
         saved_model.load(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("how", ["relative", "link", "linked variables"])
+def test_no_spelling_of_the_path_destroys_the_model_that_is_read(tmp_path, how, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = saved_model.load(kinds.module(tmp_path / "model"))
+    target = "model" if how == "relative" else "other"
+    if how == "link":
+        (tmp_path / "other").symlink_to(tmp_path / "model")
+    if how == "linked variables":
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "variables").symlink_to(tmp_path / "model" / "variables")
+    with pytest.raises(ModelError, match="another path"):
+        model.save(target)
+    assert list(saved_model.load(str(tmp_path / "model")).kernels) == ["first", "second"]
+
+
+def test_a_file_is_never_copied_onto_itself(tmp_path):
+    model = saved_model.load(kinds.module(tmp_path / "model"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "saved_model.pb").symlink_to(tmp_path / "model" / "saved_model.pb")
+    model.save(str(tmp_path / "other"))
+    for name in ("model", "other"):
+        assert list(saved_model.load(str(tmp_path / name)).kernels) == ["first", "second"]
+
+
+def test_kernels_in_a_branch_before_a_loop_are_found_or_left_alone(tmp_path):
+    def function(x, a, b, c):
+        x = tf.cond(tf.reduce_sum(x) > 0, lambda: x @ a, lambda: x @ b)
+        return tf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y @ c[i]), (0, x))[1]
+
+    model = saved(tmp_path, function, [None, 8], a=(8, 8), b=(8, 8), c=(3, 8, 8))
+    assert list(model.kernels) == ["a", "b"]
+    assert model.left_alone == ("c",)
+
+
+def test_whole_numbers_that_multiply_are_left_alone_and_named(tmp_path):
+    quantized, table = (tf.Variable(np.ones([4, 4]), dtype=tf.int32, name=name) for name in ("quantized", "table"))
+    scaled = tf.Variable(np.ones([4, 4]), dtype=tf.uint8, name="scaled")
+
+    def serve(x):
+        y = x @ tf.cast(quantized, tf.float32) @ (tf.cast(scaled, tf.float32) / 255.0)
+        return {"y": y, "found": tf.gather(table, tf.cast(x, tf.int32))}
+
+    specs = [tf.TensorSpec([None, 4], tf.float32, name="x")]
+    path = helpers.save_function(serve, specs, tmp_path / "model", made=[quantized, table, scaled])
+    assert set(saved_model.load(path).left_alone) == {"quantized", "scaled"}
+
+
+def test_a_saved_model_of_tensorflow_1_is_refused_when_saving(tmp_path):
+    path = str(tmp_path / "model")
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        x = tf.compat.v1.placeholder(tf.float32, [None, 4], name="x")
+        y = tf.matmul(x, tf.compat.v1.get_variable("w", [4, 4]))
+        session.run(tf.compat.v1.global_variables_initializer())
+        tf.compat.v1.saved_model.simple_save(session, path, {"x": x}, {"y": y})
+    model = saved_model.load(path)
+    with pytest.raises(ModelError, match=r"TensorFlow 1.*\. Remedy"):
+        model.save(str(tmp_path / "pruned"))
+
+
+def test_the_ends_are_told_by_the_data_not_by_the_order_of_reading(tmp_path):
+    def function(x, last, middle, first):
+        read = tf.transpose(tf.transpose(last))
+        return tf.nn.relu(x @ first) @ middle @ read
+
+    model = saved(tmp_path, function, [None, 4], last=(8, 2), middle=(8, 8), first=(4, 8))
+    assert model.ends == (("first",), ("last",))
+
+
+def test_every_tower_and_every_head_has_its_ends(tmp_path):
+    sizes = {"a1": (2, 8), "a2": (8, 8), "b1": (2, 8), "b2": (8, 8), "mid": (16, 8), "one": (8, 2), "two": (8, 3)}
+
+    def function(x, a1, a2, b1, b2, mid, one, two):
+        towers = tf.concat([tf.nn.relu(x[:, :2] @ a1) @ a2, tf.nn.relu(x[:, 2:] @ b1) @ b2], 1)
+        hidden = tf.nn.relu(towers @ mid)
+        return tf.concat([hidden @ one, tf.nn.softmax(hidden @ two)], 1)
+
+    first, last = saved(tmp_path, function, [None, 4], **sizes).ends
+    assert (set(first), set(last)) == ({"a1", "b1"}, {"one", "two"})
+
+
+def test_a_kernel_in_a_loop_is_between_the_ends(tmp_path):
+    def function(x, into, again, out):
+        hidden = tf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y @ again), (0, x @ into))[1]
+        return hidden @ out
+
+    assert saved(tmp_path, function, [None, 4], into=(4, 8), again=(8, 8), out=(8, 2)).ends == (("into",), ("out",))

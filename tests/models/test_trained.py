@@ -1,12 +1,14 @@
 """Every kind of model that a Trainer writes is told apart, and answers as before once it is pruned and saved."""
 
 import os
+import zipfile
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+import tfx_compression
 from tfx_compression.models import kernels, trained
 from tfx_compression.models.errors import ModelError
 
@@ -239,3 +241,130 @@ def test_custom_layers_of_keras_3_load_where_they_are_named(tmp_path, x):
     assert list(kernels.of_keras(model.network)) == ["doubled"]
     with pytest.raises(ModelError, match="custom_objects"):
         trained.load(str(tmp_path / "model.keras"))
+
+
+@pytest.mark.parametrize("kind", ["saved_model", "keras3"])
+def test_a_folder_with_another_keras_file_is_refused(tmp_path, kind):
+    made = trained.load(kinds.module(tmp_path / "model")) if kind == "saved_model" else trained.of(kinds.keras3_dense())
+    target = tmp_path / "target"
+    target.mkdir()
+    kinds.keras3_dense(seed=2).save(target / "other.keras")
+    with pytest.raises(ModelError, match=r"other\.keras\. Remedy: an empty folder"):
+        made.save(str(target))
+    (target / "other.keras").unlink()
+    made.save(str(target))
+    made.save(str(target))  # over what it wrote itself
+
+
+@pytest.mark.parametrize("kind", ["saved_model", "keras2", "keras3"])
+def test_a_place_that_can_not_be_written_is_named(tmp_path, kind):
+    (tmp_path / "file").write_text("in the way")
+    model = {
+        "saved_model": lambda: kinds.module(tmp_path / "model"),
+        "keras2": helpers.small_dense,
+        "keras3": kinds.keras3_dense,
+    }[kind]()
+    with pytest.raises(ModelError, match=rf"can't be written to {tmp_path / 'file'}.*\. Remedy"):
+        trained.of(model).save(str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("technique", ["weight", "neuron"])
+def test_an_adapted_normalization_beside_an_export_may_be_constant(tmp_path, technique):
+    numbers = np.random.default_rng(0).normal(3, 2, (50, 4)).astype(np.float32)
+    normalization = keras.layers.Normalization(name="norm")
+    normalization.adapt(numbers)
+    layers = [keras.layers.Dense(16, name="hidden"), keras.layers.Dense(16, name="more"), keras.layers.Dense(2)]
+    made = keras.Sequential([keras.Input((4,), name="x"), normalization, *layers])
+    made.export(str(tmp_path / "model"), verbose=False)
+    made.save(tmp_path / "model" / "net.keras")
+    pruned = tfx_compression.prune(
+        str(tmp_path / "model"), tfx_compression.PruningPlan(technique=technique, protect=())
+    )
+    pruned.save(str(tmp_path / "pruned"))
+    (feed,) = tf.saved_model.load(str(tmp_path / "pruned")).signatures["serving_default"].structured_input_signature[1]
+    (answer,) = helpers.answers(str(tmp_path / "pruned"), **{feed: numbers}).values()
+    np.testing.assert_allclose(answer, pruned.model(numbers), atol=1e-5)
+
+
+def test_losses_and_metrics_of_the_users_own_go_over_to_a_keras_3_network(x):
+    class Own(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            return 2 * keras.ops.mean((y_true - y_pred) ** 2, -1)
+
+    def metric(y_true, y_pred):
+        return keras.ops.mean(y_pred, -1)
+
+    class Descent(keras.optimizers.SGD):
+        pass
+
+    made, network = kinds.keras3_dense(), kinds.keras3_dense(units=3)
+    made.compile(Descent(0.5), Own(), loss_weights=[2.0], metrics=[metric, "mae"])
+    y = np.ones((len(x), 2), np.float32)
+    made.fit(x, y, verbose=0)
+    trained.compile_as(made, network)
+    assert (type(network.optimizer), float(network.optimizer.learning_rate)) == (Descent, 0.5)
+    expected = 2 * 2 * np.mean((np.asarray(network(x)) - y) ** 2)
+    found = network.evaluate(x, y, verbose=0, return_dict=True)
+    assert found["loss"] == pytest.approx(expected, rel=1e-4)
+    assert {"metric", "mae"} <= set(found)
+
+
+@pytest.mark.parametrize("library", [tf_keras, keras])
+def test_the_network_takes_and_returns_the_structures_of_the_model(tmp_path, library, x):
+    inputs = {"x": library.Input((4,), name="x")}
+    heads = {
+        "score": library.layers.Dense(1, name="b")(inputs["x"]),
+        "kind": library.layers.Dense(3, name="a")(inputs["x"]),
+    }
+    model = library.Model(inputs, heads)
+    found = trained.of(model).network({"x": x})
+    expected = model({"x": x})
+    assert set(found) == {"score", "kind"}
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+    assert trained.of(model).measure().macs == 4 * 4
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("saved_model.pb", b""),
+        ("saved_model.pb", b"garbage"),
+        ("variables/variables.data-00000-of-00001", b"zz"),
+        ("variables/variables.index", b"zz"),
+    ],
+)
+@pytest.mark.parametrize("layers", [True, False])
+def test_a_damaged_saved_model_is_refused_by_its_path(tmp_path, file, content, layers):
+    model = helpers.small_dense()
+    if layers:
+        model.save(tmp_path / "m", save_format="tf")
+    else:
+        model.export(str(tmp_path / "m"))
+    (tmp_path / "m" / file).write_bytes(content)
+    with pytest.raises(ModelError, match=rf"(?s){tmp_path / 'm'}.*\. Remedy"):
+        trained.load(str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize(
+    "metadata", ["[]", '{"keras_version": null}', '{"keras_version": "2.1"}', '{"keras_version": "3.1"}']
+)
+def test_a_damaged_keras_file_is_refused_by_its_path(tmp_path, metadata):
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
+        archive.writestr("metadata.json", metadata)
+    with pytest.raises(ModelError, match=r"m\.keras.*\. Remedy"):
+        trained.load(str(tmp_path / "m.keras"))
+
+
+def test_a_file_system_that_is_not_known_is_named():
+    with pytest.raises(ModelError, match=r"foo://x/y.*\. Remedy"):
+        trained.load("foo://x/y")
+
+
+def test_the_table_of_a_lookup_layer_comes_with_a_keras_3_network(tmp_path):
+    word = keras.Input((1,), dtype="string", name="word")
+    found = keras.layers.StringLookup(vocabulary=["red", "green"], output_mode="one_hot")(word)
+    model = keras.Model(word, keras.layers.Dense(2, name="y")(found))
+    trained.of(model).save(str(tmp_path / "model"))
+    words = tf.constant([["red"], ["green"], ["none"]])
+    np.testing.assert_allclose(helpers.answers(str(tmp_path / "model"), word=words)["y"], model(words), atol=1e-6)

@@ -44,8 +44,9 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> tf_keras
             return tf_keras.models.load_model(path)
         except LOADING_FAILURES as error:
             raise ModelError(
-                f"The Keras model in {path} can't be loaded: {str(error).rstrip(' .')}. Remedy: for classes and functions of your own, a "
-                "custom_objects() in the module file; otherwise the file is damaged."
+                f"The Keras model in {path} can't be loaded: {str(error).rstrip(' .')}. "
+                "Remedy: for classes and functions of your own, a custom_objects() in the module file; "
+                "otherwise the file is damaged."
             ) from error
 
 

@@ -48,7 +48,8 @@ def written_by(path: str) -> int:
         major = int(version.split(".")[0])
     except LOADING_FAILURES as error:
         raise ModelError(
-            f"{path} is no model of Keras: {str(error).rstrip(' .')}. Remedy: write it with model.save(path); otherwise it is damaged."
+            f"{path} is no model of Keras: {str(error).rstrip(' .')}. "
+            "Remedy: write it with model.save(path); otherwise it is damaged."
         ) from error
     return 2 if major < 3 else 3
 
@@ -67,8 +68,9 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> Any:
             return keras.saving.load_model(local, custom_objects=dict(custom_objects or {}), safe_mode=True)
     except LOADING_FAILURES as error:
         raise ModelError(
-            f"The Keras 3 model in {path} can't be loaded: {str(error).rstrip(' .')}. Remedy: for classes and functions of your own, a "
-            "custom_objects() in the module file; otherwise the file is damaged."
+            f"The Keras 3 model in {path} can't be loaded: {str(error).rstrip(' .')}. "
+            "Remedy: for classes and functions of your own, a custom_objects() in the module file; "
+            "otherwise the file is damaged."
         ) from error
 
 

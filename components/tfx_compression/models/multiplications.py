@@ -89,9 +89,7 @@ def ends(function: Any, kernels: set[int]) -> tuple[set[int], set[int]]:
         flat = flatten(function)
     except (ValueError, tf.errors.OpError):
         return set(), set()
-    sites: dict[
-        str, dict[int, set[int]]
-    ] = {}  # by operation, the kernels it multiplies with, and which inputs they are
+    sites: dict[str, dict[int, set[int]]] = {}  # by operation, its kernels, and which of its inputs they are
     for captured, tensor in flat.handles.items():
         for op, index, use in _uses(flat.graph, tensor):
             if captured in kernels and use.kind is not None:

@@ -22,6 +22,7 @@ SERVING_FOLDER = "Format-Serving"  # TFX's, in a Model artifact
 KERAS_FILE = "model.keras"
 _METADATA = "keras_metadata.pb"
 _ENDINGS = (".keras", ".h5")
+_RESOURCES = (tf.lookup.StaticHashTable, tf.lookup.StaticVocabularyTable, tf.lookup.experimental.MutableHashTable)
 
 
 @dataclasses.dataclass
@@ -301,6 +302,9 @@ def _write(network: Any, rebuilt: Rebuilt, path: str) -> None:
         return
     module = tf.Module()
     module.weights = [weight._value for weight in network.variables]
+    module.resources = [  # the tables of lookup layers
+        thing for layer in network._flatten_layers() for thing in vars(layer).values() if isinstance(thing, _RESOURCES)
+    ]
     for name, thing in rebuilt.tracked.items():
         setattr(module, name, thing)
     tf.saved_model.save(module, path, signatures=rebuilt.signatures)

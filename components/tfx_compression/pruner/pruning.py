@@ -240,14 +240,15 @@ def _schedule_note(plan: PruningPlan) -> list[str]:
 
 def _require_finite(trained: Trained) -> None:
     if trained.kind == "saved_model":
-        weights = dict(trained.model.variables)
+        weights = list(trained.model.variables.values())
     else:
-        weights = {weight.path if hasattr(weight, "path") else weight.name: weight for weight in trained.model.weights}
-    for name, weight in weights.items():
-        values = weight.numpy() if hasattr(weight, "numpy") else None
-        if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
+        weights = [weight for weight in trained.model.weights if hasattr(weight, "numpy")]  # a vocabulary is one too
+    for weight in weights:
+        values = weight.numpy()
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ModelError(
-                f"A weight of {name!r} is not finite. Remedy: look at the Trainer's loss, this model diverged."
+                f"A weight of {getattr(weight, 'path', weight.name)!r} is not finite. "
+                "Remedy: look at the Trainer's loss, this model diverged."
             )
 
 
