@@ -11,6 +11,8 @@ from tfx_compression.models.errors import ModelError
 from tests import helpers  # first: sets which Keras tf.keras is
 from tests.models import kinds
 
+pytestmark = pytest.mark.slow  # Transform, and a SavedModel in almost every test
+
 
 def serve_and_compare(path: str, network, output: str = "outputs") -> None:
     """The signature's answers on tf.Examples are those of the network on the same numbers, divided by 4."""

@@ -188,6 +188,7 @@ def test_as_little_more_than_asked_goes_as_elements_allow(lengths, seed, sparsit
         assert found <= sparsity + len(lengths) / total
 
 
+@pytest.mark.slow
 def test_25_million_weights_take_seconds():
     parts = random_parts([2_500_000] * 10)
     started = time.monotonic()

@@ -163,6 +163,7 @@ def test_nothing_to_choose_is_no_problem_where_rules_do_all():
     assert solve([], lambda name, level: 0.0, 0.5, lambda sparsities: 0.6, False) == {}
 
 
+@pytest.mark.slow
 def test_sixty_parts_are_solved_in_seconds():
     generator = np.random.default_rng(0)
     curves = [curve(str(i), np.sort(generator.random(3)).tolist()) for i in range(60)]

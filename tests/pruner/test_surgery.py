@@ -42,7 +42,9 @@ def _halved(structure: Structure) -> dict[str, np.ndarray]:
     return {name: np.arange(group.size) % 2 == 0 for name, group in groups if not group.blocked}
 
 
-@both_keras
+@pytest.mark.parametrize(
+    "K", [pytest.param(tf_keras, marks=many_graphs, id="keras2"), pytest.param(keras, id="keras3")]
+)
 @every_graph
 def test_the_network_without_channels_answers_as_with_their_weights_zero(graph, K):
     model = exactness.trained(GRAPHS[graph](K))

@@ -86,7 +86,10 @@ def test_removal_leaves_the_original_as_it_was_and_keeps_inputs_outputs_and_comp
 
 @pytest.mark.parametrize("target", ["parameters", "macs", "bytes"])
 @pytest.mark.parametrize("technique", ["weight", "filter"])
-@pytest.mark.parametrize("allocation", ["uniform", "global", "erdos_renyi", "lamp"])
+@pytest.mark.parametrize(
+    "allocation",
+    ["global", *(pytest.param(name, marks=pytest.mark.slow) for name in ("uniform", "erdos_renyi", "lamp"))],
+)
 def test_a_target_is_reached_and_not_by_far_exceeded(technique, allocation, target):
     plan = PruningPlan(technique=technique, allocation=allocation, target=target, sparsity=0.4, protect=())
     pruned = prune(residual_net(), plan)
@@ -321,7 +324,9 @@ def test_a_kernel_too_small_for_the_pattern_stays_dense_with_a_note_and_a_rule_f
 
 
 @pytest.mark.parametrize("criterion", [name for name in criteria.NAMES if name != "scores"])
-@pytest.mark.parametrize("technique", ["weight", "filter", "neuron"])
+@pytest.mark.parametrize(
+    "technique", ["filter", *(pytest.param(name, marks=pytest.mark.slow) for name in ("weight", "neuron"))]
+)
 def test_every_criterion_prunes_or_says_why_not(technique, criterion):
     plan = PruningPlan(technique=technique, criterion=criterion, sparsity=0.5, protect=())
     known = criteria.get(criterion)

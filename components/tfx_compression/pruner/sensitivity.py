@@ -20,6 +20,7 @@ from tfx_compression.pruner.record import Curve
 
 STEPS = 20  # levels that are solved over, between 0 and the highest that was measured
 _SCALES = 2**20  # how closely the savings that are asked of the solver are searched
+_LEAST_SAVING = 1e-7  # beside the losses: among equal ones, the choice that prunes least
 
 
 def measure(
@@ -194,7 +195,7 @@ def _least_loss(losses: Sequence[np.ndarray], savings: Sequence[np.ndarray], nee
     owners = np.repeat(np.arange(len(losses)), np.diff(starts))
     one_each = sparse.csr_matrix((np.ones(len(cost)), (owners, np.arange(len(cost)))))
     result = optimize.milp(
-        cost,
+        cost + _LEAST_SAVING * gain,
         integrality=np.ones(len(cost)),
         bounds=optimize.Bounds(0, 1),
         constraints=[
