@@ -32,7 +32,14 @@ def components(settings: Settings, input_base: str) -> list[BaseNode]:
         module_file=settings.module_file,
         train_args=tfx.proto.TrainArgs(num_steps=settings.train_steps),
     )
-    pruner = tfc.Pruner(model=trainer.outputs["model"], plan=settings.plan, sparsity=settings.sparsity)
+    pruner = tfc.Pruner(
+        model=trainer.outputs["model"],
+        plan=settings.plan,
+        examples=transform.outputs["transformed_examples"],  # for plans that look at data
+        schema=transform.outputs["post_transform_schema"],
+        transform_graph=transform.outputs["transform_graph"],
+        sparsity=settings.sparsity,
+    )
     tuner = tfc.SparsityFineTuner(
         model=pruner.outputs["pruned_model"],
         pruning_plan=pruner.outputs["pruning_plan"],

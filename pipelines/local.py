@@ -8,7 +8,8 @@ import contextlib
 import fcntl
 import gc
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,16 +20,30 @@ from tfx_compression.terminal import output_to, working
 
 from pipelines.digits import settings
 from pipelines.quiet import Progress
+from pipelines.settings import Settings
 
 HERE = Path(__file__).parent
 
 app = typer.Typer(add_completion=False)
 
 
+class Technique(str, Enum):
+    """What is pruned."""
+
+    weight = "weight"
+    filter = "filter"
+    neuron = "neuron"
+
+
 @app.command()
 def main(
     folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/digits"),
-    sparsity: Annotated[float | None, typer.Option(help="Fraction of each kernel's weights to prune.")] = None,
+    technique: Annotated[
+        Technique, typer.Option(help="Prune single weights, or remove filters or neurons.")
+    ] = Technique.weight,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Fraction of the weights, filters or neurons to prune.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Largest drop in accuracy, absolute.")] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Largest TFLite file.")] = None,
@@ -42,7 +57,13 @@ def main(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder), output_to(log) as console:
-            released = _run(console, folder, module_file.resolve(), sparsity, epochs, max_drop, max_bytes)
+            released = _run(
+                console,
+                folder,
+                lambda: settings.settings(
+                    folder, module_file.resolve(), sparsity, epochs, max_drop, max_bytes, technique.value
+                ),
+            )
     except OSError as error:
         message = (
             f"[bold red]error:[/] {folder}: {error}. Remedy: --folder with another one, that this user may write to."
@@ -63,25 +84,18 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _run(
-    console: Console,
-    folder: Path,
-    module_file: Path,
-    sparsity: float | None,
-    epochs: int | None,
-    max_drop: float | None,
-    max_bytes: int | None,
-) -> bool:
+def _run(console: Console, folder: Path, choose: Callable[[], Settings]) -> bool:
     """Runs, and shows what came of it; False where a component failed."""
     progress = Progress(console)
     try:
         for old in (
             "summary.json",
             "report.html",
+            "pruning.html",
         ):  # what a run that is broken off leaves must not look like its result
             (folder / old).unlink(missing_ok=True)
         # What can be wrong with the settings is told at once, before TFX has loaded.
-        chosen = settings.settings(folder, module_file, sparsity, epochs, max_drop, max_bytes)
+        chosen = choose()
         store.open(chosen.store).require_writable()
         with working(console, "Loading TFX …"):
             from absl import logging as absl_logging
@@ -118,6 +132,7 @@ def _run(
         return False
     found.print(console, summary)
     console.print(f"Report              {_shown(folder / 'report.html')}", highlight=False)
+    console.print(f"What was pruned     {_shown(folder / 'pruning.html')}", highlight=False)
     console.print(f"Log                 {_shown(folder / 'pipeline.log')}", highlight=False)
     return True
 

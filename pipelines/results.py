@@ -78,6 +78,11 @@ class Results:
             ),
         }
 
+    @property
+    def pruning_report(self) -> Path:
+        """Pruner's own report."""
+        return Path(self._outputs["Pruner"]["pruning_plan"].uri) / "report.html"
+
     def report(self) -> str:
         """Both evaluations in one HTML file."""
         return report.render(
@@ -129,10 +134,11 @@ class Results:
 
 
 def write(results: Results, folder: Path) -> dict[str, Any]:
-    """Writes `summary.json` and `report.html`; returns the summary."""
+    """Writes `summary.json`, `report.html` and Pruner's own, `pruning.html`; returns the summary."""
     summary = results.summary()
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     (folder / "report.html").write_text(results.report())
+    (folder / "pruning.html").write_bytes(results.pruning_report.read_bytes())
     return summary
 
 

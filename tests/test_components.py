@@ -71,6 +71,34 @@ def test_a_bad_override_is_refused_when_the_pipeline_is_made(sparsity):
         tfc.Pruner(model=channel(standard_artifacts.Model), sparsity=sparsity)
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        tfc.PruningPlan(criterion="taylor"),
+        tfc.PruningPlan(technique="filter", criterion="apoz"),
+        tfc.PruningPlan(allocation="sensitivity"),
+    ],
+)
+def test_a_plan_that_looks_at_data_needs_examples_when_the_pipeline_is_made(plan):
+    with pytest.raises(ConfigError, match=r"looks at data\. Remedy: Pruner\(examples=…, schema=…\)"):
+        tfc.Pruner(model=channel(standard_artifacts.Model), plan=plan)
+    tfc.Pruner(
+        model=channel(standard_artifacts.Model),
+        plan=plan,
+        examples=channel(standard_artifacts.Examples),
+        schema=channel(standard_artifacts.Schema),
+    )
+
+
+def test_an_unknown_criterion_is_refused_unless_a_module_could_register_it(tmp_path):
+    plan = tfc.PruningPlan(criterion="movement")
+    with pytest.raises(ConfigError, match=r"criterion = 'movement' is unknown\. There are: magnitude, l1"):
+        tfc.Pruner(model=channel(standard_artifacts.Model), plan=plan)
+    module = tmp_path / "module.py"
+    module.write_text("")
+    tfc.Pruner(model=channel(standard_artifacts.Model), plan=plan, module_file=str(module))
+
+
 def test_a_runtime_parameter_reaches_the_exec_properties():
     given = parameter("sparsity", 0.5)
     assert tfc.Pruner(model=channel(standard_artifacts.Model), sparsity=given).exec_properties["sparsity"] is given
@@ -135,7 +163,7 @@ def do(executor, inputs: dict, outputs: dict, **properties) -> None:
     executor.Do({name: [value] for name, value in inputs.items()}, {k: [v] for k, v in outputs.items()}, properties)
 
 
-def test_pruner_refuses_a_trainers_model_without_keras_metadata_and_leaves_nothing(tmp_path):
+def test_pruner_removes_nothing_from_a_model_without_layers_and_leaves_nothing(tmp_path):
     import tensorflow as tf
     from tfx_compression.pruner.executor import Executor
 
@@ -143,12 +171,12 @@ def test_pruner_refuses_a_trainers_model_without_keras_metadata_and_leaves_nothi
     (tmp_path / "trained/Format-Serving/keras_metadata.pb").unlink(missing_ok=True)
     pruned = artifact(standard_artifacts.Model, tmp_path / "pruned")
     plan = artifact(tfc.PruningPlanArtifact, tmp_path / "plan")
-    with pytest.raises(ModelError, match=r"has no Keras metadata .*Remedy: in Trainer's run_fn"):
+    with pytest.raises(ModelError, match=r"a SavedModel without one\. Remedy: in Trainer's run_fn"):
         do(
             Executor(),
             {"model": artifact(standard_artifacts.Model, tmp_path / "trained")},
             {"pruned_model": pruned, "pruning_plan": plan},
-            plan=tfc.PruningPlan().to_json(),
+            plan=tfc.PruningPlan(technique="filter").to_json(),
         )
     assert not (tmp_path / "pruned").exists()
     assert not (tmp_path / "plan").exists()

@@ -42,7 +42,7 @@ def test_an_unknown_field_is_refused_with_the_fields_there_are(config):
         (tfc.PruningPlan, "sparsity", -0.1),
         (tfc.PruningPlan, "sparsity", float("nan")),
         (tfc.PruningPlan, "sparsity", "half"),
-        (tfc.PruningPlan, "technique", "neuron"),
+        (tfc.PruningPlan, "technique", "quantize"),
         (tfc.LayerRule, "sparsity", 1.5),
         (tfc.LayerRule, "layers", "dense["),
         (tfc.FineTuning, "epochs", 0),
@@ -234,34 +234,94 @@ def plan(*rules: tuple[str, float], sparsity: float = 0.5) -> tfc.PruningPlan:
     )
 
 
+def sparsities(made: tfc.PruningPlan) -> dict[str, float]:
+    return {**dict.fromkeys(_LAYERS, made.sparsity), **made.exceptions({name: (name,) for name in _LAYERS})}
+
+
 def test_without_rules_every_layer_has_the_plans_sparsity():
-    assert plan(sparsity=0.75).sparsities(_LAYERS) == dict.fromkeys(_LAYERS, 0.75)
+    assert sparsities(plan(sparsity=0.75)) == dict.fromkeys(_LAYERS, 0.75)
 
 
 def test_the_last_rule_that_matches_a_layer_wins():
     rules = plan((".*", 0.9), ("conv.*", 0.3), ("conv_2", 0.6))
-    assert rules.sparsities(_LAYERS) == {"conv_1": 0.3, "conv_2": 0.6, "dense": 0.9, "dense_1": 0.9}
+    assert sparsities(rules) == {"conv_1": 0.3, "conv_2": 0.6, "dense": 0.9, "dense_1": 0.9}
     backwards = plan(("conv_2", 0.6), ("conv.*", 0.3), (".*", 0.9))
-    assert backwards.sparsities(_LAYERS) == dict.fromkeys(_LAYERS, 0.9)
+    assert sparsities(backwards) == dict.fromkeys(_LAYERS, 0.9)
 
 
 def test_sparsity_zero_leaves_a_layer_alone():
-    assert plan(("dense_1", 0.0)).sparsities(_LAYERS) == {"conv_1": 0.5, "conv_2": 0.5, "dense": 0.5, "dense_1": 0.0}
+    assert sparsities(plan(("dense_1", 0.0))) == {"conv_1": 0.5, "conv_2": 0.5, "dense": 0.5, "dense_1": 0.0}
 
 
 def test_a_pattern_is_for_the_whole_name():
-    assert plan(("dense", 0.0)).sparsities(_LAYERS)["dense_1"] == 0.5
+    assert sparsities(plan(("dense", 0.0)))["dense_1"] == 0.5
     with pytest.raises(ConfigError, match="'ense'"):
-        plan(("ense", 0.0)).sparsities(_LAYERS)
+        sparsities(plan(("ense", 0.0)))
 
 
 def test_a_pattern_that_matches_nothing_is_refused_with_the_models_layers():
     with pytest.raises(ConfigError, match=r"pattern 'dnse\.\*' matches no layer.*: conv_1, conv_2, dense, dense_1\."):
-        plan(("conv.*", 0.1), ("dnse.*", 0.9)).sparsities(_LAYERS)
+        sparsities(plan(("conv.*", 0.1), ("dnse.*", 0.9)))
 
 
 def test_layers_come_in_the_order_that_they_were_given_in():
-    assert list(plan(("dense", 0.1)).sparsities(reversed(_LAYERS))) == _LAYERS[::-1]
+    layers = dict.fromkeys(reversed(_LAYERS), ())
+    assert list(plan((".*", 0.1), ("conv_2", 0.2)).exceptions(layers)) == _LAYERS[::-1]
+
+
+def test_a_rule_matches_a_group_by_its_name_or_one_of_its_layers():
+    groups = {"stem": ("stem", "block/conv", "block/project"), "side": ("side",)}
+    assert plan(("block/.*", 0.3)).exceptions(groups) == {"stem": 0.3}
+    assert plan((".*", 0.3), ("stem", 0.0)).exceptions(groups) == {"stem": 0.0, "side": 0.3}
+
+
+# Patterns, schedules and what does not go together
+
+
+@pytest.mark.parametrize(("pattern", "sparsity"), [("2:4", 0.5), ("1:4", 0.75), ("3:4", 0.25), ("4:8", 0.5)])
+def test_n_of_m_sets_the_sparsity(pattern, sparsity):
+    made = tfc.PruningPlan(pattern=pattern)
+    assert made.sparsity == sparsity
+    assert tfc.PruningPlan.merged(made.to_json(), {}) == made
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"pattern": "2:4", "sparsity": 0.8}, "sparsity=0.8 with pattern '2:4', which makes it 0.5"),
+        ({"pattern": "4:4"}, "PruningPlan.pattern = '4:4'.*RxC"),
+        ({"pattern": "0x4"}, "PruningPlan.pattern = '0x4'"),
+        ({"pattern": "sparse"}, "PruningPlan.pattern = 'sparse'"),
+        ({"pattern": "2:4", "allocation": "global"}, "prunes every layer alike"),
+        ({"pattern": "2:4", "rules": [{"layers": "a", "sparsity": 0.9}]}, "rule's sparsity must be 0"),
+        ({"technique": "filter", "pattern": "2:4"}, "pattern '2:4' is of technique 'weight'"),
+        ({"technique": "filter", "schedule": "cubic"}, "filters are removed for good"),
+        ({"round_to": 8}, "round_to=8 is for the techniques"),
+        ({"criterion": "scores"}, "criterion 'scores' and the path"),
+        ({"scores": "scores.npz"}, "criterion 'scores' and the path"),
+        ({"schedule": "cubic", "sparsity": 0.5, "initial_sparsity": 0.6}, "initial_sparsity=0.6 is above"),
+        ({"begin_step": 10, "end_step": 10}, "end_step=10 is not after"),
+        ({"sensitivity_levels": (0.5, 0.25)}, "ascending fractions"),
+        ({"sensitivity_levels": (0.5, 1.0)}, "ascending fractions"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        tfc.PruningPlan(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "first"),
+    [
+        ({}, 0.8),
+        ({"schedule": "constant"}, 0.8),
+        ({"schedule": "cubic"}, 0.0),
+        ({"schedule": "polynomial", "initial_sparsity": 0.3}, 0.3),
+        ({"schedule": "iterative", "iterations": 3}, 1 - 0.2 ** (1 / 3)),
+    ],
+)
+def test_the_first_step_of_a_schedule(fields, first):
+    assert tfc.PruningPlan(sparsity=0.8, **fields).first_step() == pytest.approx(first)
 
 
 # Importing

@@ -4,31 +4,32 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfx_compression.models import files, keras2, layers, tflite, weights
+from tfx_compression.models import files, tflite, trained, weights
 
 
 def describe(path: str) -> dict[str, Any]:
-    """A model in numbers: bytes and kernels; parameters and MACs of a Keras model, operators of a TFLite one.
+    """A model in numbers: its kind, bytes and kernels; parameters and MACs, or operators of a TFLite model.
 
     Args:
-      path: of a TFLite model, a SavedModel with Keras metadata, a `.keras` or `.h5` file.
+      path: of a TFLite model, a SavedModel, a `.keras` or `.h5` file.
 
     Raises:
       ModelError: where it is none of these.
     """
     path = weights.locate(path)
-    kind = weights.kind(path)
     size = files.size(path)
-    found: dict[str, Any] = {"kind": kind, "bytes": size.raw, "bytes_gzip": size.gzip}
-    if kind == "tflite":
+    found: dict[str, Any] = {"kind": weights.kind(path), "bytes": size.raw, "bytes_gzip": size.gzip}
+    if found["kind"] == "tflite":
         with tf.io.gfile.GFile(path, "rb") as file:
             contents = tflite.contents(file.read())
         found |= {"sparsity": contents.sparsity, "ops": contents.ops, "float_ops": contents.float_ops}
+        kernels = contents.weights
     else:
-        measured = layers.measure(keras2.network(keras2.load(path)))
-        found |= measured.model_dump(include={"parameters", "sparsity", "macs"})
+        model = trained.load(path)
+        found |= {"kind": model.kind, "notes": list(model.notes)}
+        found |= model.measure().model_dump(include={"parameters", "sparsity", "macs"})
+        kernels = {name: kernel.values for name, kernel in model.kernels.items()}
     found["layers"] = [
-        {"name": name, "size": kernel.size, "sparsity": weights.sparsity(kernel)}
-        for name, kernel in weights.kernels(path).items()
+        {"name": name, "size": kernel.size, "sparsity": weights.sparsity(kernel)} for name, kernel in kernels.items()
     ]
     return found

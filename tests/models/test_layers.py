@@ -2,12 +2,13 @@
 
 import gzip
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-from tfx_compression.models import layers
+from tfx_compression.models import kernels, layers
 
 from tests import helpers
 
@@ -126,8 +127,8 @@ def test_zeros_are_those_of_kernels_not_of_biases_or_normalisation():
     assert rows["dense"].zeros == zeros
     assert rows["dense"].sparsity == zeros / keep.size
     assert {name for name, row in rows.items() if row.zeros} == {"dense"}
-    kernels = 3 * 3 * 1 * 8 + 3 * 3 * 8 + 8 * 16 + 256 * 32 + 32 * 3
-    assert layers.measure(model).sparsity == pytest.approx(zeros / kernels)
+    weights = 3 * 3 * 1 * 8 + 3 * 3 * 8 + 8 * 16 + 256 * 32 + 32 * 3
+    assert layers.measure(model).sparsity == pytest.approx(zeros / weights)
 
 
 def test_a_layer_with_two_kernels_has_a_row_for_each():
@@ -149,7 +150,7 @@ def test_a_layer_without_a_kernel_counts_its_parameters_only():
 def test_layers_of_a_model_in_a_model_are_found():
     inner = tf_keras.Sequential([tf_keras.Input((4,)), L.Dense(3, name="inside")], name="inner")
     model = tf_keras.Sequential([tf_keras.Input((4,)), inner, L.Dense(2, name="outside")])
-    assert list(layers.kernels(model)) == ["inner/inside", "outside"]
+    assert list(kernels.of_keras(model)) == ["inner/inside", "outside"]
     assert layers.measure(model).macs == 4 * 3 + 3 * 2
 
 
@@ -157,7 +158,7 @@ def test_layers_of_the_same_name_in_two_inner_models_are_both_found():
     inner = [tf_keras.Sequential([tf_keras.Input((4,)), L.Dense(4, name="same")], name=name) for name in ("one", "two")]
     model = tf_keras.Sequential([tf_keras.Input((4,)), *inner])
     inner[0].get_layer("same").kernel.assign(np.zeros([4, 4]))
-    assert len(layers.kernels(model)) == 2
+    assert len(kernels.of_keras(model)) == 2
     assert layers.measure(model).sparsity == 0.5
 
 
@@ -168,4 +169,47 @@ def test_the_parameters_of_a_layer_that_is_called_twice_are_counted_once():
     model = tf_keras.Model(inputs, L.Concatenate()(pooled))
     size = layers.measure(model)
     assert size.parameters == 3 * 3 * 3 + 3
-    assert list(layers.kernels(model)) == ["shared"]
+    assert list(kernels.of_keras(model)) == ["shared"]
+
+
+@pytest.mark.parametrize("library", [tf_keras, keras])
+def test_recurrent_layers_and_attention_count_every_step(library):
+    layer = library.layers
+    x = library.Input((6, 4))
+    attended = layer.MultiHeadAttention(2, 3, name="attention")(x, x)
+    last = layer.LSTM(5, name="lstm")(x)
+    every = layer.Bidirectional(layer.GRU(2, name="gru", return_sequences=True), name="both")(x)
+    model = library.Model(x, [attended, last, every])
+    rows = {row.name: row.macs for row in layers.measure(model).layers}
+    assert rows == {
+        **{f"attention/{name}": 6 * 4 * 2 * 3 for name in ("query", "key", "value", "attention_output")},
+        "lstm/lstm_cell/kernel": 6 * 4 * 20,
+        "lstm/lstm_cell/recurrent_kernel": 6 * 5 * 20,
+        **{f"both/{way}_gru/gru_cell/kernel": 6 * 4 * 6 for way in ("forward", "backward")},
+        **{f"both/{way}_gru/gru_cell/recurrent_kernel": 6 * 2 * 6 for way in ("forward", "backward")},
+    }
+
+
+def test_multiply_accumulates_of_weights_that_are_not_zero_are_counted_by_layer():
+    model = helpers.small_dense()
+    keep = helpers.zero_smallest(model, "hidden", 0.5)
+    assert layers.measure(model).nonzero_macs == keep.sum() + 16 * 2
+
+
+@pytest.mark.parametrize("library", [tf_keras, keras])
+def test_a_stateful_model_is_measured_for_one_row(library):
+    layers_of = library.layers
+    x = library.Input(batch_shape=(3, 5, 4))
+    lstm = layers_of.LSTM(8, stateful=True, name="lstm")(x)
+    fixed = library.Input((5, 4))
+    free = library.Model(fixed, layers_of.Dense(2)(layers_of.LSTM(8, name="lstm")(fixed)))
+    measured = layers.measure(library.Model(x, layers_of.Dense(2)(lstm)))
+    assert measured.macs == layers.measure(free).macs > 0
+
+
+def test_the_vocabulary_of_a_lookup_is_no_weight():
+    x = tf_keras.Input((1,), dtype=tf.string)
+    lookup = tf_keras.layers.StringLookup(output_mode="one_hot")
+    lookup.adapt(tf.constant([["a"], ["b"]]))
+    model = tf_keras.Model(x, tf_keras.layers.Dense(2)(lookup(x)))
+    assert layers.measure(model).parameters == 3 * 2 + 2

@@ -25,7 +25,7 @@ def pruned_dense(optimizer="adam", loss="mse", dropout: float = 0.0, run_eagerly
     """A compiled model of which half is pruned; it runs eagerly, as tracing takes longer than so little training."""
     model = helpers.small_dense(dropout=dropout)
     model.compile(optimizer, loss, run_eagerly=run_eagerly)
-    return prune(model, PruningPlan(sparsity=0.5)).model
+    return prune(model, PruningPlan(protect=(), sparsity=0.5)).model
 
 
 def points(rows: int = 64) -> tf.data.Dataset:
@@ -88,7 +88,7 @@ def test_a_pruned_network_learns_an_easy_problem_again():
     data = helpers.batches(images / helpers.LARGEST, labels, size=32)
     model = helpers.small_cnn()
     model.compile(tf_keras.optimizers.Adam(0.005), "sparse_categorical_crossentropy", ["accuracy"])
-    compressed = prune(model, PruningPlan(sparsity=0.8))
+    compressed = prune(model, PruningPlan(protect=(), sparsity=0.8))
     before = model.evaluate(data, verbose=0, return_dict=True)
     tuned = fine_tune(model, data, FineTuning(epochs=4, learning_rate=0.005), masks=compressed.masks)
     after = model.evaluate(data, verbose=0, return_dict=True)
@@ -134,7 +134,7 @@ def test_a_model_that_was_never_compiled_is_refused_with_the_remedy(compile_fn):
 
 
 def test_the_compile_fn_compiles_and_the_configuration_sets_the_learning_rate():
-    model = prune(helpers.small_dense(), PruningPlan(sparsity=0.5)).model
+    model = prune(helpers.small_dense(), PruningPlan(protect=(), sparsity=0.5)).model
     pruned, compiled = zeros(model), []
 
     def compile_fn(network):

@@ -8,43 +8,7 @@ import pydantic
 from pydantic import Field
 
 from tfx_compression.models.config import Config, ConfigError
-
-# Metrics of Keras and TFMA that are better when they are smaller, as `_plain` writes their names: the ones that the
-# pattern below doesn't tell. (recall_at_false_positive_rate, say, is better when larger.)
-_SMALLER_IS_BETTER = frozenset(
-    [
-        "falsenegatives",
-        "falsenegativerate",
-        "falsepositives",
-        "falsepositiverate",
-        "falsediscoveryrate",
-        "falseomissionrate",
-        "fn",
-        "fnr",
-        "fp",
-        "fpr",
-        "fdr",
-        "for",
-        "fallout",
-        "missrate",
-        "minlabelposition",
-        "symmetricpredictiondifference",
-        "flipcount",
-        "mse",
-        "mae",
-        "mape",
-        "msle",
-        "rmse",
-        "logcosh",
-        "poisson",
-        "hinge",
-        "squaredhinge",
-        "categoricalhinge",
-        "brierscore",
-        "perplexity",
-    ]
-)
-_SMALLER_IS_BETTER_ENDING = re.compile(r"(loss|error|entropy|divergence|deviation)$")
+from tfx_compression.models.metric_names import plain_name, smaller_is_better
 
 # The budget's limits on drops of metrics.
 DROPS = ("max_metric_drop", "max_relative_metric_drop", "max_slice_metric_drop")
@@ -133,20 +97,21 @@ class Budget(Config):
         Raises:
           ConfigError: where a limited metric is none of `names`.
         """
-        known = {_plain(name): name for name in names}
+        known = {plain_name(name): name for name in names}
         for metric in self.limited_metrics:
-            if _plain(metric) not in known:
+            if plain_name(metric) not in known:
                 raise ConfigError(
                     f"The budget limits the drop of {metric!r}, which the evaluation doesn't compute; it computes: "
                     f"{', '.join(known.values()) or 'none'}. Remedy: add it to the eval_config's metrics_specs."
                 )
         for name in DROPS:
-            plain = [_plain(metric) for metric in getattr(self, name)]
+            plain = [plain_name(metric) for metric in getattr(self, name)]
             if len(set(plain)) < len(plain):
                 raise ConfigError(f"Budget.{name} limits one metric twice: {', '.join(getattr(self, name))}.")
         return self.model_copy(
             update={
-                name: {known[_plain(metric)]: drop for metric, drop in getattr(self, name).items()} for name in DROPS
+                name: {known[plain_name(metric)]: drop for metric, drop in getattr(self, name).items()}
+                for name in DROPS
             }
         )
 
@@ -185,23 +150,9 @@ def metric_drop(metric: str, baseline: float, candidate: float) -> float:
     return candidate - baseline if smaller_is_better(metric) else baseline - candidate
 
 
-def smaller_is_better(metric: str) -> bool:
-    """Whether a metric measures something bad.
-
-    That is known by name for Keras' and TFMA's metrics and for names that end in loss, error, entropy, divergence or
-    deviation; any other metric is better when larger.
-    """
-    plain = _plain(re.sub(r".*/|@.*", "", metric))
-    return plain in _SMALLER_IS_BETTER or bool(_SMALLER_IS_BETTER_ENDING.search(plain))
-
-
 def counts_examples(metric: str) -> bool:
     """Whether a metric, perhaps of an output or weighted, is no quality of a model but the number of examples."""
     return re.sub(r".*/|@.*", "", metric) in ("example_count", "weighted_example_count")
-
-
-def _plain(metric: str) -> str:
-    return metric.replace("_", "").lower()
 
 
 def at_most(

@@ -20,12 +20,13 @@ from tensorflow_model_analysis.proto import config_pb2  # tfma 0.52 has these at
 from tfx_compression.compressed_evaluator import gate, measuring, predictors, results, trial
 from tfx_compression.compressed_evaluator.analysis import Planned, analyse
 from tfx_compression.compressed_evaluator.behaviour import Observed
-from tfx_compression.compressed_evaluator.budget import Budget, Verdict, smaller_is_better
+from tfx_compression.compressed_evaluator.budget import Budget, Verdict
 from tfx_compression.compressed_evaluator.record import FILE, Comparison, Evaluation, Measured
 from tfx_compression.models import examples, tflite, weights
 from tfx_compression.models.compressed import write_text
 from tfx_compression.models.config import ConfigError
 from tfx_compression.models.errors import ModelError
+from tfx_compression.models.metric_names import smaller_is_better
 
 BASELINE = "baseline"
 

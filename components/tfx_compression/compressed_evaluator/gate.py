@@ -11,9 +11,9 @@ from tfx_compression.compressed_evaluator.budget import (
     at_most,
     counts_examples,
     metric_drop,
-    smaller_is_better,
 )
 from tfx_compression.compressed_evaluator.record import Comparison, Drop, Evaluation, Measured
+from tfx_compression.models.metric_names import smaller_is_better
 
 _LEAST_ROWS = 20  # one in each part of the jackknife
 _NO_BASELINE = "there is no baseline"

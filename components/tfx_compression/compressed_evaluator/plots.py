@@ -1,11 +1,12 @@
-"""The report's plots, as Vega-Lite's specifications, and the script that draws them."""
+"""The report's plots, as Vega-Lite's specifications."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
+
+from tfx_compression.page import plots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ def scatter(points: Sequence[Point], metric: str) -> dict[str, Any]:
     if all(point.latency_ms for point in points):
         marks = marks.encode(size=alt.Size("latency_ms:Q", scale=alt.Scale(type="log", range=[60, 600]), legend=None))
     front = base.mark_line(color="currentColor", opacity=0.5, strokeDash=[4, 4]).transform_filter("datum.front")
-    return _themed((front.encode(order="kilobytes:Q") + marks).properties(width="container", height=300))
+    return plots.themed((front.encode(order="kilobytes:Q") + marks).properties(width="container", height=300))
 
 
 def _by_model(names: Sequence[str]) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def boxes(times: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
     )
     middle = base.mark_bar(color="#3578c6", height=16).encode(x=alt.X("q25:Q", scale=scale), x2="q75:Q")
     median = base.mark_tick(color="currentColor", thickness=2, height=22).encode(x="q50:Q")
-    return _themed((whole + middle + median).properties(width="container", height=alt.Step(38)))
+    return plots.themed((whole + middle + median).properties(width="container", height=alt.Step(38)))
 
 
 def _scale(values: Sequence[float]) -> tuple[alt.Scale, str]:
@@ -86,35 +87,3 @@ def _scale(values: Sequence[float]) -> tuple[alt.Scale, str]:
     if min(values) > 0 and max(values) > 10 * min(values):
         return alt.Scale(type="log", nice=False, padding=20), ", logarithmic"
     return alt.Scale(zero=True), ""
-
-
-def _themed(chart: alt.LayerChart) -> dict[str, Any]:
-    """The specification in the page's colours: as SVG it takes them from CSS, in the dark and on paper too."""
-    text = {"labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12, "titleFontSize": 12}
-    spec: dict[str, Any] = (
-        chart.properties(background="transparent", autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
-        .configure(font="system-ui, sans-serif")
-        .configure_view(stroke=None)
-        .configure_axis(
-            **text,
-            titleFontWeight="normal",
-            gridColor="currentColor",
-            gridOpacity=0.12,
-            domainColor="currentColor",
-            tickColor="currentColor",
-            labelLimit=150,
-        )
-        .configure_legend(**text, orient="bottom", labelLimit=300)
-        .to_dict()
-    )
-    return spec
-
-
-@functools.cache
-def bundle() -> str:
-    """Vega-Embed, Vega-Lite and Vega as one script, in the version that Altair's charts are written for."""
-    import vl_convert
-
-    version = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
-    script = vl_convert.javascript_bundle(vl_version=version)  # type: ignore[call-arg]  # its stub lacks the default
-    return str(script).replace("</script", "<\\/script")

@@ -3,17 +3,14 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import jinja2
 
 from tfx_compression.compressed_evaluator import gate, latency, plots
 from tfx_compression.compressed_evaluator.budget import Verdict
 from tfx_compression.compressed_evaluator.record import Behaviour, Change, Comparison, Drop, Evaluation, Layer, Measured
-
-# How many lines a table has at most; the JSON has them all.
-_LONGEST = 20
+from tfx_compression.page import numbers, tables, template
+from tfx_compression.page.tables import Cell, Column
 
 
 def render(
@@ -31,19 +28,10 @@ def render(
     Returns:
       HTML with style, scripts and data inside.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tfx_compression.compressed_evaluator", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(script=_script)
     sections = [
         _section(heading, evaluation, (origins or {}).get(heading, {})) for heading, evaluation in evaluations.items()
     ]
-    template = environment.get_template("report.html.jinja")
-    return template.render(title=title, sections=sections, bundle=plots.bundle())
+    return template.render(__package__, title, sections=sections)
 
 
 def metric_of(evaluation: Evaluation) -> str:
@@ -113,39 +101,6 @@ def _verdict(evaluation: Evaluation, name: str) -> str:
     return "chosen" if name == evaluation.chosen else "held" if evaluation.held(name) else "refused"
 
 
-# Tables
-
-
-@dataclasses.dataclass(frozen=True)
-class _Cell:
-    """`note` is a second, smaller line, `tone` one of good, bad and muted, `share` the length of a bar, from 0 to 1."""
-
-    text: str = ""
-    note: str = ""
-    tone: str = ""
-    share: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Column:
-    heading: str
-    cells: Sequence[_Cell]
-    words: bool = False
-
-
-def _columns(*columns: _Column) -> list[_Column]:
-    """Those that hold anything."""
-    return [column for column in columns if any(cell.text or cell.note for cell in column.cells)]
-
-
-def _words(heading: str, texts: Iterable[str]) -> _Column:
-    return _Column(heading, [_Cell(text) for text in texts], words=True)
-
-
-def _numbers(heading: str, texts: Iterable[str]) -> _Column:
-    return _Column(heading, [_Cell(text) for text in texts])
-
-
 # Sections
 
 
@@ -206,47 +161,47 @@ def _explained(evaluation: Evaluation, table: Sequence[Row]) -> list[str]:
     return [sentence for sentence, said in sentences.items() if said]
 
 
-def _overview(evaluation: Evaluation, metric: str, table: Sequence[Row]) -> list[_Column]:
+def _overview(evaluation: Evaluation, metric: str, table: Sequence[Row]) -> list[Column]:
     """Every model in one line, with its differences from the baseline."""
 
-    def sizes(heading: str, field: str) -> _Column:
-        return _Column(heading, [_with_delta(row, field, _bytes) for row in table])
+    def sizes(heading: str, field: str) -> Column:
+        return Column(heading, [_with_delta(row, field, numbers.size) for row in table])
 
-    return _columns(
-        _Column(
+    return tables.columns(
+        Column(
             "model",
             [
-                _Cell(row.name, f"NaN in {row.model.not_finite:,} rows", "bad")
+                Cell(row.name, f"NaN in {row.model.not_finite:,} rows", "bad")
                 if row.model.not_finite
-                else _Cell(row.name)
+                else Cell(row.name)
                 for row in table
             ],
             words=True,
         ),
-        _Column("verdict", [_verdict_cell(evaluation, row) for row in table], words=True),
-        _numbers(metric.replace("_", " "), [_metric(row.metric) for row in table]),
-        _Column("drop", [_drop(row.drop) for row in table]),
+        Column("verdict", [_verdict_cell(evaluation, row) for row in table], words=True),
+        tables.numbers(metric.replace("_", " "), [numbers.metric(row.metric) for row in table]),
+        Column("drop", [_drop(row.drop) for row in table]),
         sizes("size", "bytes"),
         sizes("gzipped", "bytes_gzip"),
-        _Column("ms per row", [_with_delta(row, "latency_ms", _milliseconds) for row in table]),
-        _numbers("speed-up", ["" if row.speedup is None else f"{row.speedup:.2f}×" for row in table]),
-        _numbers("zeros", [_percent(row.model.sparsity) for row in table]),
+        Column("ms per row", [_with_delta(row, "latency_ms", _milliseconds) for row in table]),
+        tables.numbers("speed-up", ["" if row.speedup is None else f"{row.speedup:.2f}×" for row in table]),
+        tables.numbers("zeros", [numbers.percent(row.model.sparsity) for row in table]),
         sizes("memory", "arena_bytes"),
-        _numbers("same answer", [_percent(row.agreement) for row in table]),
+        tables.numbers("same answer", [numbers.percent(row.agreement) for row in table]),
     )
 
 
-def _with_delta(row: Row, field: str, form: Any) -> _Cell:
+def _with_delta(row: Row, field: str, form: Any) -> Cell:
     value, against = getattr(row.model, field), getattr(row.reference, field, None)
-    return _Cell("" if value is None else form(value), _delta(value, against))
+    return Cell("" if value is None else form(value), numbers.delta(value, against))
 
 
-def _verdict_word(row: Row) -> _Cell:
+def _verdict_word(row: Row) -> Cell:
     tones = {"chosen": "good", "held": "good", "refused": "bad", "failed": "bad"}
-    return _Cell({"failed": "did not run"}.get(row.verdict, row.verdict), tone=tones.get(row.verdict, ""))
+    return Cell({"failed": "did not run"}.get(row.verdict, row.verdict), tone=tones.get(row.verdict, ""))
 
 
-def _verdict_cell(evaluation: Evaluation, row: Row) -> _Cell:
+def _verdict_cell(evaluation: Evaluation, row: Row) -> Cell:
     """A refused candidate's first missed limit stands beside it."""
     word = _verdict_word(row)
     if row.verdict != "refused":
@@ -256,47 +211,47 @@ def _verdict_cell(evaluation: Evaluation, row: Row) -> _Cell:
     return dataclasses.replace(word, note=f"{gate.describe(first)}{more}")
 
 
-def _verdicts(evaluation: Evaluation, table: Sequence[Row]) -> dict[str, tuple[_Cell, list[_Column]]]:
+def _verdicts(evaluation: Evaluation, table: Sequence[Row]) -> dict[str, tuple[Cell, list[Column]]]:
     """By candidate, the verdict in a word and a line for each limit, those that are missed first."""
     lines = {name: sorted(found, key=lambda limit: limit.held) for name, found in evaluation.verdicts.items()}
     return {row.name: (_verdict_word(row), _limits(lines[row.name])) for row in table if row.name in lines}
 
 
-def _limits(verdicts: Sequence[Verdict]) -> list[_Column]:
-    held = [_Cell("✓ held", tone="good") if verdict.held else _Cell("✗ not held", tone="bad") for verdict in verdicts]
-    return _columns(
-        _Column("", held),
-        _Column("limit", [_Cell(verdict.limit, verdict.note) for verdict in verdicts], words=True),
-        _numbers("bound", [_number(verdict.bound) for verdict in verdicts]),
-        _numbers("measured", [_number(verdict.measured) or "–" for verdict in verdicts]),
-        _numbers("margin", [_number(verdict.margin, "+") for verdict in verdicts]),
+def _limits(verdicts: Sequence[Verdict]) -> list[Column]:
+    held = [Cell("✓ held", tone="good") if verdict.held else Cell("✗ not held", tone="bad") for verdict in verdicts]
+    return tables.columns(
+        Column("", held),
+        Column("limit", [Cell(verdict.limit, verdict.note) for verdict in verdicts], words=True),
+        tables.numbers("bound", [numbers.number(verdict.bound) for verdict in verdicts]),
+        tables.numbers("measured", [numbers.number(verdict.measured) or "–" for verdict in verdicts]),
+        tables.numbers("margin", [numbers.number(verdict.margin, "+") for verdict in verdicts]),
     )
 
 
-def _metrics(evaluation: Evaluation, shown: str, table: Sequence[Row]) -> list[_Column]:
+def _metrics(evaluation: Evaluation, shown: str, table: Sequence[Row]) -> list[Column]:
     """The metrics that the table doesn't show, a column for each model."""
     found = dict.fromkeys(name for row in table for name in row.model.metrics if name not in (shown, "example_count"))
 
-    def cell(row: Row, metric: str) -> _Cell:
+    def cell(row: Row, metric: str) -> Cell:
         drop = _drop_words(evaluation.comparisons.get(row.name, Comparison()).drops.get(metric))
-        return _Cell(_metric(row.model.metrics.get(metric)), drop and f"drop\u00a0{drop}")
+        return Cell(numbers.metric(row.model.metrics.get(metric)), drop and f"drop\u00a0{drop}")
 
-    return _columns(
-        _words("metric", found), *(_Column(row.name, [cell(row, metric) for metric in found]) for row in table)
+    return tables.columns(
+        tables.words("metric", found), *(Column(row.name, [cell(row, metric) for metric in found]) for row in table)
     )
 
 
-def _slices(evaluation: Evaluation, shown: str) -> dict[tuple[str, str], list[_Column]]:
+def _slices(evaluation: Evaluation, shown: str) -> dict[tuple[str, str], list[Column]]:
     """By candidate and metric, the slices where it drops most: the judged ones first, of each the worst first."""
-    tables = {}
+    worst_of = {}
     for name, comparison in evaluation.comparisons.items():
         for metric in dict.fromkeys([shown, *evaluation.budget.max_slice_metric_drop]):
             drops = {key: found[metric] for key, found in comparison.slice_drops.items() if metric in found}
             few = {key for key, drop in drops.items() if drop.rows < evaluation.budget.min_slice_rows}
             worst = sorted(drops, key=lambda key: (key in few, -_badness(drops[key])))
             if worst:
-                tables[name, metric] = _slice_table(evaluation, name, metric, worst[:_LONGEST], drops, few)
-    return tables
+                worst_of[name, metric] = _slice_table(evaluation, name, metric, worst[: tables.LONGEST], drops, few)
+    return worst_of
 
 
 def _badness(drop: Drop) -> float:
@@ -306,30 +261,30 @@ def _badness(drop: Drop) -> float:
 
 def _slice_table(
     evaluation: Evaluation, name: str, metric: str, keys: Sequence[str], drops: Mapping[str, Drop], few: set[str]
-) -> list[_Column]:
+) -> list[Column]:
     def values(model: Measured | None) -> list[str]:
-        return [_metric(model.slices.get(key, {}).get(metric) if model else None) for key in keys]
+        return [numbers.metric(model.slices.get(key, {}).get(metric) if model else None) for key in keys]
 
-    return _columns(
-        _Column("slice", [_Cell(key, "not judged: too few rows" if key in few else "") for key in keys], words=True),
-        _numbers("rows", [f"{drops[key].rows:,}" for key in keys]),
-        _numbers("baseline", values(evaluation.baseline)),
-        _numbers(name, values(evaluation.candidates[name])),
-        _Column("drop", [_Cell(_metric(drops[key].value), tone="muted" if key in few else "") for key in keys]),
-        _Column("up to", [_Cell(_metric(drops[key].upper), tone="muted" if key in few else "") for key in keys]),
+    return tables.columns(
+        Column("slice", [Cell(key, "not judged: too few rows" if key in few else "") for key in keys], words=True),
+        tables.numbers("rows", [f"{drops[key].rows:,}" for key in keys]),
+        tables.numbers("baseline", values(evaluation.baseline)),
+        tables.numbers(name, values(evaluation.candidates[name])),
+        Column("drop", [Cell(numbers.metric(drops[key].value), tone="muted" if key in few else "") for key in keys]),
+        Column("up to", [Cell(numbers.metric(drops[key].upper), tone="muted" if key in few else "") for key in keys]),
     )
 
 
-def _answers(evaluation: Evaluation) -> list[_Column]:
+def _answers(evaluation: Evaluation) -> list[Column]:
     """How the candidates' answers differ from the baseline's: a line for each candidate and output."""
     lines = _behaviours(evaluation)
-    return _columns(
-        _words("candidate", [name for name, _, _ in lines]),
-        _words("output", [output for _, output, _ in lines]),
-        _Column("broken", [_Cell(_number(of.broken), tone="bad" if of.broken else "") for _, _, of in lines]),
-        _Column("mended", [_Cell(_number(of.mended), tone="good" if of.mended else "") for _, _, of in lines]),
-        _numbers("same answer", [_percent(of.agreement) for _, _, of in lines]),
-        _numbers("outputs differ by", [_percent(of.divergence) for _, _, of in lines]),
+    return tables.columns(
+        tables.words("candidate", [name for name, _, _ in lines]),
+        tables.words("output", [output for _, output, _ in lines]),
+        Column("broken", [Cell(numbers.number(of.broken), tone="bad" if of.broken else "") for _, _, of in lines]),
+        Column("mended", [Cell(numbers.number(of.mended), tone="good" if of.mended else "") for _, _, of in lines]),
+        tables.numbers("same answer", [numbers.percent(of.agreement) for _, _, of in lines]),
+        tables.numbers("outputs differ by", [numbers.percent(of.divergence) for _, _, of in lines]),
     )
 
 
@@ -341,7 +296,7 @@ def _behaviours(evaluation: Evaluation) -> list[tuple[str, str, Behaviour]]:
     ]
 
 
-def _changes(evaluation: Evaluation) -> dict[tuple[str, str], list[_Column]]:
+def _changes(evaluation: Evaluation) -> dict[tuple[str, str], list[Column]]:
     """By candidate and output, the answers that changed: what was broken first, of that the most frequent first."""
 
     def outcome(change: Change) -> tuple[str, str]:
@@ -349,55 +304,55 @@ def _changes(evaluation: Evaluation) -> dict[tuple[str, str], list[_Column]]:
             return "broken", "bad"
         return ("mended", "good") if change.candidate == change.label else ("wrong before and after", "muted")
 
-    tables = {}
+    by_output = {}
     for name, output, behaviour in _behaviours(evaluation):
         order = ["broken", "mended", "wrong before and after"]
         found = sorted(behaviour.changes, key=lambda change: (order.index(outcome(change)[0]), -change.count))
-        most, found = max((change.count for change in found), default=0), found[:_LONGEST]
+        most, found = max((change.count for change in found), default=0), found[: tables.LONGEST]
         if found:
-            tables[name, output] = _columns(
-                _numbers("true class", [str(change.label) for change in found]),
-                _numbers("baseline said", [str(change.baseline) for change in found]),
-                _numbers(f"{name} said", [str(change.candidate) for change in found]),
-                _Column("rows", [_Cell(f"{change.count:,}", share=change.count / most) for change in found]),
-                _Column("", [_Cell(words, tone=tone) for words, tone in map(outcome, found)], words=True),
+            by_output[name, output] = tables.columns(
+                tables.numbers("true class", [str(change.label) for change in found]),
+                tables.numbers("baseline said", [str(change.baseline) for change in found]),
+                tables.numbers(f"{name} said", [str(change.candidate) for change in found]),
+                Column("rows", [Cell(f"{change.count:,}", share=change.count / most) for change in found]),
+                Column("", [Cell(words, tone=tone) for words, tone in map(outcome, found)], words=True),
             )
-    return tables
+    return by_output
 
 
 def _layer_summary(model: Measured) -> str:
     parts = [f"{sum(layer.size for layer in model.layers):,} weights"]
     if model.sparsity is not None:
-        parts.append(f"{_percent(model.sparsity)} zeros")
+        parts.append(f"{numbers.percent(model.sparsity)} zeros")
     known = [layer.snr_db for layer in model.layers if layer.snr_db is not None]
     if known:
         parts.append("equal to the baseline's" if min(known) == math.inf else f"worst {_decibels(min(known))}")
     return ", ".join(parts)
 
 
-def _layers(layers: Sequence[Layer]) -> list[_Column]:
-    return _columns(
-        _words("kernel", [layer.name for layer in layers]),
-        _numbers("weights", [f"{layer.size:,}" for layer in layers]),
-        _Column("zeros", [_Cell(_percent(layer.sparsity), share=layer.sparsity) for layer in layers]),
-        _numbers("signal to error", [_decibels(layer.snr_db) for layer in layers]),
+def _layers(layers: Sequence[Layer]) -> list[Column]:
+    return tables.columns(
+        tables.words("kernel", [layer.name for layer in layers]),
+        tables.numbers("weights", [f"{layer.size:,}" for layer in layers]),
+        Column("zeros", [Cell(numbers.percent(layer.sparsity), share=layer.sparsity) for layer in layers]),
+        tables.numbers("signal to error", [_decibels(layer.snr_db) for layer in layers]),
     )
 
 
-def _latency(table: Sequence[Row]) -> list[_Column]:
+def _latency(table: Sequence[Row]) -> list[Column]:
     """The times that the plot shows, and what they were taken with."""
     timed = [row for row in table if row.model.latency_ms is not None]
 
     def quantile(row: Row, percent: int) -> str:
         return _milliseconds(_quantiles(row).get(percent))
 
-    return _columns(
-        _words("model", [row.name for row in timed]),
-        _numbers("median", [_milliseconds(row.model.latency_ms) for row in timed]),
-        *(_numbers(f"{percent} %", [quantile(row, percent) for row in timed]) for percent in (5, 25, 75, 95)),
-        _numbers("slowest", [quantile(row, 100) for row in timed]),
-        _numbers("times run", [_number(row.model.latency_repeats or None) for row in timed]),
-        _words("with", [row.model.runtime for row in timed]),
+    return tables.columns(
+        tables.words("model", [row.name for row in timed]),
+        tables.numbers("median", [_milliseconds(row.model.latency_ms) for row in timed]),
+        *(tables.numbers(f"{percent} %", [quantile(row, percent) for row in timed]) for percent in (5, 25, 75, 95)),
+        tables.numbers("slowest", [quantile(row, 100) for row in timed]),
+        tables.numbers("times run", [numbers.number(row.model.latency_repeats or None) for row in timed]),
+        tables.words("with", [row.model.runtime for row in timed]),
     )
 
 
@@ -446,60 +401,24 @@ def _boxes(table: Sequence[Row]) -> dict[str, Any] | None:
     return plots.boxes(times) if times else None
 
 
-def _script(value: object) -> str:
-    """JSON in which nothing ends a script element: `</script>` in a model's name is no tag."""
-    return json.dumps(value).replace("<", "\\u003c")
-
-
 # Numbers in words
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def _milliseconds(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}" if value < 10 else f"{value:,.1f}"
 
 
-def _percent(fraction: float | None) -> str:
-    return "" if fraction is None else f"{100 * fraction:.1f} %"
-
-
 def _decibels(value: float | None) -> str:
     return "" if value is None else "equal" if value == math.inf else f"{value:.1f} dB"
 
 
-def _number(value: float | None, sign: str = "") -> str:
-    if value is None:
-        return ""
-    return _minus(f"{value:{sign},.0f}" if float(value).is_integer() else f"{value:{sign}.4g}")
-
-
-def _metric(value: float | None) -> str:
-    if value is None:
-        return ""
-    return _minus("NaN" if math.isnan(value) else f"{value:.4f}" if abs(value) < 1000 else f"{value:,.1f}")
-
-
-def _drop(drop: Drop | None) -> _Cell:
+def _drop(drop: Drop | None) -> Cell:
     if drop is None:
-        return _Cell()
-    return _Cell(_metric(drop.value), f"up\u00a0to\u00a0{_metric(drop.upper)}" if drop.upper is not None else "")
+        return Cell()
+    note = "" if drop.upper is None else f"up\u00a0to\u00a0{numbers.metric(drop.upper)}"
+    return Cell(numbers.metric(drop.value), note)
 
 
 def _drop_words(drop: Drop | None) -> str:
     cell = _drop(drop)
     return ", ".join(filter(None, [cell.text, cell.note]))
-
-
-def _delta(value: float | None, against: float | None) -> str:
-    """How much more or less, in per cent."""
-    if value is None or not against or math.isnan(value):
-        return ""
-    change = round(100 * (value / against - 1))
-    return _minus(f"{change:+,d}\u00a0%") if change else "same"
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")

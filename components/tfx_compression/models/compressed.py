@@ -5,13 +5,13 @@ import io
 import json
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pydantic
 import tensorflow as tf
-import tf_keras
 
-from tfx_compression.models import keras2, layers
+from tfx_compression.models import trained
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.layers import ModelSize
 
@@ -31,21 +31,21 @@ class Summary(pydantic.BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class Compressed:
-    """A compressed Keras model.
+    """A compressed model.
 
     Attributes:
-      model: the model, with the signatures it was loaded with.
+      model: a Keras model, or a SavedModel without a graph of layers.
       summary: parameters, sparsity, multiply-accumulates and bytes before and after, whole and per layer.
       masks: by kernel name (the layer's, mostly), an array of 0 and 1 in the kernel's shape: 0 where it was pruned.
     """
 
-    model: tf_keras.Model
+    model: Any
     summary: Summary
     masks: Masks
 
     def save(self, path: str) -> None:
         """Writes a SavedModel that answers the same signatures."""
-        keras2.save(self.model, path)
+        trained.of(self.model).save(path)
 
 
 def write_text(path: str, text: str) -> None:
@@ -76,18 +76,17 @@ def read_masks(path: str) -> dict[str, np.ndarray]:
         return {name.removeprefix("mask/"): stored[name] for name in stored.files}
 
 
-def require_zeros(model: tf_keras.Model, masks: Masks, place: str) -> None:
-    """Checks that every weight of `model` that a mask prunes is zero.
+def require_zeros(model: Any, masks: Masks, place: str) -> None:
+    """Checks that every weight of a model, or of what `trained.load` gave, that a mask prunes is zero.
 
     Raises:
       ModelError: naming `place`, the first layer where one is not, and how many there are.
     """
-    kernels = layers.kernels(keras2.network(model))
+    kernels = trained.of(model).kernels
     for name, mask in masks.items():
         if name not in kernels:
             raise ModelError(f"{place} has no layer {name!r} that the masks name; its kernels: {', '.join(kernels)}.")
-        layer, attribute = kernels[name]
-        kernel = np.asarray(getattr(layer, attribute))
+        kernel = kernels[name].values
         if kernel.shape != mask.shape:
             raise ModelError(f"{place}: layer {name!r} has a kernel of {kernel.shape}, its mask is {mask.shape}.")
         revived = np.count_nonzero(kernel[~mask.astype(bool)])

@@ -54,5 +54,7 @@ def _explain(config: type[Config], error: pydantic.ValidationError) -> str:
             known = ", ".join(sorted(config.model_fields))
             lines.append(f"{config.__name__} has no field {place!r}; its fields are: {known}")
         else:
-            lines.append(f"{config.__name__}.{place} = {problem['input']!r}: {problem['msg']}")
+            message = problem["msg"].removeprefix("Value error, ")
+            where = f"{config.__name__}.{place} = {problem['input']!r}" if problem["loc"] else config.__name__
+            lines.append(f"{where}: {message}")
     return "; ".join(lines)

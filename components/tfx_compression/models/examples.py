@@ -82,7 +82,13 @@ def label_of(schema: schema_pb2.Schema, inputs: Sequence[str], label_key: str | 
 
 
 def labelled(
-    files: Sequence[str], schema: schema_pb2.Schema, inputs: Sequence[str], label: str, batch_size: int, shuffle: bool
+    files: Sequence[str],
+    schema: schema_pb2.Schema,
+    inputs: Sequence[str],
+    label: str,
+    batch_size: int,
+    shuffle: bool,
+    seed: int | None = None,
 ) -> tf.data.Dataset:
     """Batches of (features, label) for a Keras model whose inputs are called `inputs`.
 
@@ -92,7 +98,8 @@ def labelled(
       inputs: feature names; the features of a batch are a dict of [batch, …] tensors.
       label: feature name; the label is a [batch, …] tensor, shaped as in the schema.
       batch_size: rows in a batch.
-      shuffle: in a buffer of 10,000 rows, in another order each epoch, with TensorFlow's global seed.
+      shuffle: in a buffer of 10,000 rows, in another order each epoch.
+      seed: of shuffling; by default TensorFlow's global one.
 
     Raises:
       ExamplesError: where an input of the model is no feature of fixed shape in the schema.
@@ -109,7 +116,7 @@ def labelled(
     wanted = {name: spec[name] for name in [*inputs, label]}
     rows = records(files)
     if shuffle:
-        rows = rows.shuffle(10_000)
+        rows = rows.shuffle(10_000, seed)
 
     def split(batch: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         features = tf.io.parse_example(batch, wanted)
@@ -117,6 +124,31 @@ def labelled(
         return features, target
 
     return rows.batch(batch_size).map(split, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def serialized_and_labels(
+    files: Sequence[str], schema: schema_pb2.Schema, label: str, batch_size: int, seed: int | None = None
+) -> tf.data.Dataset:
+    """Shuffled batches of (serialized tf.Examples, label), for a signature that parses them itself.
+
+    Args:
+      files: TFRecord files of tf.Examples.
+      schema: theirs.
+      label: feature name; the label is a [batch, …] tensor, shaped as in the schema.
+      batch_size: rows in a batch.
+      seed: of shuffling; by default TensorFlow's global one.
+
+    Raises:
+      ExamplesError: where the label is no feature of fixed shape in the schema.
+    """
+    spec = feature_spec(schema)
+    if label not in spec:
+        raise ExamplesError(
+            f"The schema has no label {label!r} of a fixed shape; it has: {', '.join(spec) or 'none'}. "
+            "Remedy: give it a shape in the schema, or an input_fn in the module file."
+        )
+    rows = records(files).shuffle(10_000, seed).batch(batch_size)
+    return rows.map(lambda batch: (batch, tf.io.parse_example(batch, {label: spec[label]})[label]))
 
 
 def sample(

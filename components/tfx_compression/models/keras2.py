@@ -13,7 +13,9 @@ import tensorflow as tf
 import tf_keras
 from tensorflow.python.autograph.core import config as autograph
 
+from tfx_compression.models import graph
 from tfx_compression.models.errors import ModelError
+from tfx_compression.models.keras3 import LOADING_FAILURES
 
 # AutoGraph passes over Keras' own source, but knows it as `keras` only: without this rule it rewrites all of tf_keras,
 # 20 s in every process that trains. User code is converted as before.
@@ -40,15 +42,16 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> tf_keras
     with tf_keras.utils.custom_object_scope(dict(custom_objects or {})):
         try:
             return tf_keras.models.load_model(path)
-        except (OSError, ValueError, TypeError, tf.errors.OpError) as error:
+        except LOADING_FAILURES as error:
             raise ModelError(
-                f"The Keras model in {path} can't be loaded: {error} Remedy: for classes and functions of your own, a "
-                "custom_objects() in the module file; otherwise the file is damaged."
+                f"The Keras model in {path} can't be loaded: {str(error).rstrip(' .')}. "
+                "Remedy: for classes and functions of your own, a custom_objects() in the module file; "
+                "otherwise the file is damaged."
             ) from error
 
 
 def network(model: tf_keras.Model) -> tf_keras.Model:
-    """The layers between the model's inputs and outputs, sharing its weights.
+    """The layers between the model's inputs and outputs, in their structures (dicts, lists), sharing its weights.
 
     What else hangs on the model, such as Transform's layer, which the serving signatures use, is left out.
 
@@ -60,7 +63,7 @@ def network(model: tf_keras.Model) -> tf_keras.Model:
             f"The model {model.name!r} is subclassed: it has no graph of layers. "
             "Remedy: build it with tf_keras.Sequential or the functional API."
         )
-    return tf_keras.Model(model.inputs, model.outputs, name=model.name)
+    return tf_keras.Model(*graph.arguments(model), name=model.name)
 
 
 def compile_arguments(model: tf_keras.Model) -> dict[str, Any]:

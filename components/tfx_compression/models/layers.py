@@ -1,33 +1,24 @@
 """What a Keras model is made of: its kernels, their zeros and the multiply-accumulates they take."""
 
-import math
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pydantic
-import tf_keras
+import tensorflow as tf
 
+from tfx_compression.models import graph, keras2, keras3, kernels, multiplications
 from tfx_compression.models.gzipped import gzipped
-
-_TRANSPOSED = (tf_keras.layers.Conv1DTranspose, tf_keras.layers.Conv2DTranspose, tf_keras.layers.Conv3DTranspose)
-_SLIDING = (
-    tf_keras.layers.Dense,
-    tf_keras.layers.Conv1D,
-    tf_keras.layers.Conv2D,
-    tf_keras.layers.Conv3D,
-    tf_keras.layers.DepthwiseConv1D,
-    tf_keras.layers.DepthwiseConv2D,
-    tf_keras.layers.SeparableConv1D,
-    tf_keras.layers.SeparableConv2D,
-)
-KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel")
+from tfx_compression.models.kernels import Kernel
 
 
 class LayerSize(pydantic.BaseModel):
     """One kernel, or the weights of one layer that has none.
 
     Attributes:
-      name: layer name, with the kernel's where it has several.
-      type: Keras class.
+      name: layer name, with the kernel's where it has several; of a SavedModel without layers, the variable's.
+      type: Keras class; of a SavedModel without layers, the TensorFlow operation.
       parameters: number of weights, biases included.
       zeros: how many of the kernel's weights are zero.
       sparsity: zeros as a fraction of the kernel.
@@ -51,6 +42,7 @@ class ModelSize(pydantic.BaseModel):
       parameters: number of weights, in all layers.
       sparsity: fraction of zeros in all kernels (convolution and dense weights; not biases or normalisation).
       macs: multiply-accumulates for one row, over the layers where they are known.
+      nonzero_macs: those of them whose weight is not zero.
       bytes: size of the weights as they are in memory.
       bytes_gzip: the same, gzipped.
       layers: one entry per layer with weights.
@@ -61,96 +53,105 @@ class ModelSize(pydantic.BaseModel):
     parameters: int
     sparsity: float
     macs: int
+    nonzero_macs: int
     bytes: int
     bytes_gzip: int
     layers: tuple[LayerSize, ...]
 
 
-def kernels(model: tf_keras.Model) -> dict[str, tuple[tf_keras.layers.Layer, str]]:
-    """The layers that have kernels of rank 2 or more, as `{name: (layer, attribute)}`, in the model's order.
+def measure(model: Any) -> ModelSize:
+    """Counts parameters, zeros and multiply-accumulates of a Keras 2 or Keras 3 model, per layer and whole.
 
-    The name is the layer's, behind those of the models that it is nested in (`encoder/dense`); a layer with several
-    kernels (separable convolution) gives `layer/attribute` for each.
+    Multiply-accumulates are those of the kernels, as the model's graph uses them: of a layer that is called several
+    times or in a loop, all of them. Products of activations with each other are not counted.
     """
-    found = {}
-    for name, layer in leaves(model).items():
-        own = [attribute for attribute in KERNELS if _rank(layer, attribute) >= 2]
-        for attribute in own:
-            found[name if len(own) == 1 else f"{name}/{attribute}"] = (layer, attribute)
-    return found
-
-
-def leaves(model: tf_keras.Model) -> dict[str, tf_keras.layers.Layer]:
-    """The layers of a model and of the models nested in it, each once, by name as in `kernels`."""
-    found: dict[str, tf_keras.layers.Layer] = {}
-    seen: set[int] = set()
-
-    def visit(layers: list[tf_keras.layers.Layer], scope: str) -> None:
-        for layer in layers:
-            if isinstance(layer, tf_keras.Model):
-                visit(layer.layers, f"{scope}{layer.name}/")
-            elif id(layer) not in seen:
-                seen.add(id(layer))
-                found[f"{scope}{layer.name}"] = layer
-
-    visit(model.layers, "")
-    return found
-
-
-def measure(model: tf_keras.Model) -> ModelSize:
-    """Counts parameters, zeros and multiply-accumulates of a Keras model, per layer and whole."""
+    macs = _macs(model)
+    by_layer: dict[int, list[Kernel]] = {}
+    for kernel in kernels.of_keras(model).values():
+        by_layer.setdefault(id(kernel.layer), []).append(kernel)
     rows: list[LayerSize] = []
-    size = zeros = 0
-    by_layer: dict[int, list[tuple[str, str]]] = {}
-    for name, (layer, attribute) in kernels(model).items():
-        by_layer.setdefault(id(layer), []).append((name, attribute))
-    for leaf, layer in leaves(model).items():
-        others = layer.count_params()
-        for name, attribute in by_layer.get(id(layer), ()):
-            kernel = np.asarray(getattr(layer, attribute))
-            found = int(kernel.size - np.count_nonzero(kernel))
-            size, zeros, others = size + kernel.size, zeros + found, others - kernel.size
-            rows.append(_row(name, layer, kernel.size, found, kernel.size, _macs(layer, kernel.size)))
-        if others and id(layer) in by_layer:  # the bias is counted with the layer's last kernel
+    for leaf, layer in kernels.leaves(model).items():
+        own = by_layer.get(id(layer), [])
+        rows += [row(kernel, type(layer).__name__, macs.pop(_key(kernel.variable), None)) for kernel in own]
+        weights = {id(weight): weight for weight in kernels.own_weights(layer) if _is_numbers(weight)}
+        others = sum(_size(weight) for weight in weights.values()) - sum(_size(kernel.variable) for kernel in own)
+        if others > 0 and own:  # the bias is counted with the layer's last kernel
             rows[-1] = rows[-1].model_copy(update={"parameters": rows[-1].parameters + others})
-        elif others:
-            rows.append(_row(leaf, layer, others, 0, 0, None))
-    weights = [np.asarray(weight) for weight in model.weights]
+        elif others > 0:
+            rows.append(other_row(leaf, type(layer).__name__, others))
+    size = sum(_size(kernel.variable) for own in by_layer.values() for kernel in own)
+    return whole(rows, size, (np.asarray(weight) for weight in model.weights if _is_numbers(weight)))
+
+
+def row(kernel: Kernel, kind: str, macs: int | None) -> LayerSize:
+    """The entry of a kernel."""
+    values = kernel.values
+    zeros = int(values.size - np.count_nonzero(values))
+    sparsity = zeros / values.size if values.size else 0.0
+    return LayerSize(
+        name=kernel.name, type=kind, parameters=int(values.size), zeros=zeros, sparsity=sparsity, macs=macs
+    )
+
+
+def other_row(name: str, kind: str, parameters: int) -> LayerSize:
+    """The entry of weights that are no kernel."""
+    return LayerSize(name=name, type=kind, parameters=parameters, zeros=0, sparsity=0.0, macs=None)
+
+
+def whole(rows: list[LayerSize], size: int, weights: Iterable[np.ndarray]) -> ModelSize:
+    """The sums over a model's entries, its kernels of `size` numbers, and all its weights, of which one is held."""
+    parameters = raw = packed = 0
+    for weight in weights:
+        parameters += weight.size
+        raw += weight.nbytes
+        packed += gzipped(weight.tobytes())
     return ModelSize(
-        parameters=sum(weight.size for weight in weights),
-        sparsity=zeros / size if size else 0.0,
+        parameters=parameters,
+        sparsity=sum(row.zeros for row in rows) / size if size else 0.0,
         macs=sum(row.macs or 0 for row in rows),
-        bytes=sum(weight.nbytes for weight in weights),
-        bytes_gzip=sum(gzipped(weight.tobytes()) for weight in weights),
+        nonzero_macs=round(sum((row.macs or 0) * (1 - row.sparsity) for row in rows)),
+        bytes=raw,
+        bytes_gzip=packed,
         layers=tuple(rows),
     )
 
 
-def _row(
-    name: str, layer: tf_keras.layers.Layer, parameters: int, zeros: int, kernel: int, macs: int | None
-) -> LayerSize:
-    sparsity = zeros / kernel if kernel else 0.0
-    return LayerSize(
-        name=name,
-        type=type(layer).__name__,
-        parameters=int(parameters),
-        zeros=zeros,
-        sparsity=sparsity,
-        macs=macs,
-    )
+def _macs(model: Any) -> dict[int, int | None]:
+    """Multiply-accumulates by the handle of the kernel's variable; none of a model whose graph can't be seen."""
+    if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
+        return {}
+    rows = model.inputs[0].shape[0] or 1  # of a stateful model, the size of its batches
+    specs = [tf.TensorSpec([rows, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
+    network = keras3.network(model) if keras3.is_model(model) else keras2.network(model)
+    taken = graph.arguments(network)[0]
+
+    def call(*inputs: tf.Tensor) -> Any:
+        return network(tf.nest.pack_sequence_as(taken, inputs), training=False)
+
+    try:
+        function = tf.function(call).get_concrete_function(*specs)
+    except (ValueError, TypeError, tf.errors.OpError):  # of inputs that no such tensors are, or of layers of the user's
+        return {}
+    return {
+        key: multiplications.total([_of_one_row(use, rows) for use in uses])
+        for key, uses in multiplications.of_function(function).items()
+    }
 
 
-def _rank(layer: tf_keras.layers.Layer, attribute: str) -> int:
-    return len(getattr(getattr(layer, attribute, None), "shape", ()))
+def _of_one_row(use: multiplications.Use, rows: int) -> multiplications.Use:
+    if use.macs is None or use.kind == "recurrent":  # a loop's are those of one row
+        return use
+    return dataclasses.replace(use, macs=use.macs // rows)
 
 
-def _macs(layer: tf_keras.layers.Layer, kernel_size: int) -> int | None:
-    """Each weight of a dense or convolution kernel is used once per place of the output (transposed: of the input)."""
-    transposed = isinstance(layer, _TRANSPOSED)
-    if (not transposed and not isinstance(layer, _SLIDING)) or len(layer.inbound_nodes) > 1:  # several calls add up
-        return None
-    shape = layer.input_shape if transposed else layer.output_shape
-    if not isinstance(shape, tuple):
-        return None
-    places = shape[2:] if getattr(layer, "data_format", None) == "channels_first" else shape[1:-1]
-    return None if None in places else int(kernel_size) * math.prod(places)
+def _key(variable: Any) -> int:
+    return id(multiplications.handle(variable))
+
+
+def _is_numbers(weight: Any) -> bool:
+    """Whether a weight is one: Keras 2 counts the vocabulary of a lookup layer among them."""
+    return hasattr(weight, "shape")
+
+
+def _size(variable: Any) -> int:
+    return int(np.prod(variable.shape))

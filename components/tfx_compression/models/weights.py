@@ -5,7 +5,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from tfx_compression.models import keras2, layers, tflite
+from tfx_compression.models import saved_model, tflite, trained
 from tfx_compression.models.errors import ModelError
 
 
@@ -31,14 +31,15 @@ def kind(path: str) -> str:
 
 
 def kernels(path: str) -> dict[str, np.ndarray]:
-    """The kernels of a model that `locate` found, by layer; none of a SavedModel without Keras metadata."""
+    """The kernels of a model that `locate` found: by layer; of a SavedModel without Keras metadata, by variable."""
     if kind(path) == "tflite":
         with tf.io.gfile.GFile(path, "rb") as file:
             return tflite.contents(file.read()).weights
-    if kind(path) == "saved_model" and not tf.io.gfile.exists(os.path.join(path, "keras_metadata.pb")):
-        return {}
-    found = layers.kernels(keras2.network(keras2.load(path)))
-    return {name: np.asarray(getattr(layer, attribute)) for name, (layer, attribute) in found.items()}
+    if kind(path) == "keras" or tf.io.gfile.exists(os.path.join(path, "keras_metadata.pb")):
+        found = trained.load(path).kernels
+    else:
+        found = saved_model.load(path).kernels
+    return {name: kernel.values for name, kernel in found.items()}
 
 
 def sparsity(kernel: np.ndarray) -> float:

@@ -6,8 +6,9 @@ from tfx.orchestration import data_types
 from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
+from tfx_compression.models.config import ConfigError
 from tfx_compression.models.plan import PruningPlan
-from tfx_compression.pruner import executor
+from tfx_compression.pruner import criteria, executor
 from tfx_compression.tfx_support import artifacts, declaration
 
 
@@ -17,10 +18,18 @@ class PrunerSpec(ComponentSpec):
     PARAMETERS = {
         "plan": ExecutionParameter(type=str),
         "sparsity": ExecutionParameter(type=float, optional=True),
+        "technique": ExecutionParameter(type=str, optional=True),
+        "split": ExecutionParameter(type=str),
+        "checkpoint_uri": ExecutionParameter(type=str, optional=True),
         declaration.CODE_VERSION: ExecutionParameter(type=str),
         **declaration.MODULE_PARAMETERS,
     }
-    INPUTS = {"model": ChannelParameter(type=standard_artifacts.Model)}
+    INPUTS = {
+        "model": ChannelParameter(type=standard_artifacts.Model),
+        "examples": ChannelParameter(type=standard_artifacts.Examples, optional=True),
+        "schema": ChannelParameter(type=standard_artifacts.Schema, optional=True),
+        "transform_graph": ChannelParameter(type=standard_artifacts.TransformGraph, optional=True),
+    }
     OUTPUTS = {
         "pruned_model": ChannelParameter(type=standard_artifacts.Model),
         "pruning_plan": ChannelParameter(type=artifacts.PruningPlanArtifact),
@@ -28,15 +37,21 @@ class PrunerSpec(ComponentSpec):
 
 
 class Pruner(base_component.BaseComponent):
-    """Sets the least important weights of a trained model to zero.
+    """Prunes a trained model: weights become zero, or filters, units and heads are removed.
 
     ```python
-    pruner = tfc.Pruner(model=trainer.outputs["model"], plan=tfc.PruningPlan(sparsity=0.8))
+    pruner = tfc.Pruner(
+        model=trainer.outputs["model"],
+        plan=tfc.PruningPlan(technique="filter", criterion="taylor", allocation="global", sparsity=0.5),
+        examples=transform.outputs["transformed_examples"],
+        schema=transform.outputs["post_transform_schema"],
+    )
     ```
 
     Outputs:
       pruned_model: the Model, with the Trainer's signatures; `summary.json` (per layer, before and after) beside it.
-      pruning_plan: what was pruned, for SparsityFineTuner: `plan.json` and `masks.npz`.
+      pruning_plan: what was pruned: `plan.json` and `masks.npz` for SparsityFineTuner, `pruning.json` (all of it) and
+        `report.html` for people.
     """
 
     SPEC_CLASS = PrunerSpec
@@ -47,29 +62,69 @@ class Pruner(base_component.BaseComponent):
         model: types.BaseChannel,
         plan: PruningPlan | None = None,
         *,
+        examples: types.BaseChannel | None = None,
+        schema: types.BaseChannel | None = None,
+        transform_graph: types.BaseChannel | None = None,
+        split: str = "train",
         sparsity: float | data_types.RuntimeParameter | None = None,
+        technique: str | data_types.RuntimeParameter | None = None,
+        checkpoint_uri: str | None = None,
         module_file: str | None = None,
     ):
         """Declares the pruning of `model`.
 
         Args:
-          model: a Model channel: a Keras 2 model saved with its metadata.
+          model: a Model channel. A Keras 2 SavedModel with its metadata, a Keras 3 model (`.keras` beside or instead of
+            the SavedModel), or, for the technique `weight`, any SavedModel.
           plan: what to prune; the default plan otherwise.
+          examples: what the network was trained on (behind Transform: `transformed_examples`), for the criteria
+            taylor, fisher, activation_mean and apoz, and for the allocation sensitivity.
+            Of a SavedModel without layers, what its signature takes: mostly ExampleGen's.
+          schema: theirs (behind Transform: `post_transform_schema`).
+          transform_graph: what a user's `input_fn` gets instead of the schema; also for signatures that apply
+            Transform, where channels are removed and the model doesn't hold its Transform layer.
+          split: of the examples, whose rows are looked at.
           sparsity: overrides the plan's, also at run time.
-          module_file: the user's module; its `custom_objects()` is used to load the model.
+          technique: the same.
+          checkpoint_uri: where sensitivity keeps its values for a second attempt; by default beside the node's outputs,
+            which a cluster doesn't keep.
+          module_file: the user's module. Used of it, all optional: `custom_objects()`, `compile_fn(model)`,
+            `loss_fn(labels, outputs)` (of a SavedModel without layers, whose `outputs` are by name),
+            `input_fn(files, data_accessor, tf_transform_output_or_schema, batch_size)`, `signatures_fn(model,
+            tf_transform_output)`; it may register criteria.
 
         Raises:
-          ConfigError: where `sparsity` is no value for the plan.
+          ConfigError: where `sparsity` or `technique` is no value for the plan, the criterion is unknown and no module
+            file could register it, or the plan looks at data and there is none.
         """
-        properties = declaration.config_properties("plan", plan or PruningPlan(), {"sparsity": sparsity})
+        plan = plan or PruningPlan()
+        properties = declaration.config_properties("plan", plan, {"sparsity": sparsity, "technique": technique})
+        _require_inputs(plan, examples is not None and schema is not None, bool(module_file))
         super().__init__(
             PrunerSpec(
                 model=model,
+                examples=examples,
+                schema=schema,
+                transform_graph=transform_graph,
                 pruned_model=types.Channel(type=standard_artifacts.Model),
                 pruning_plan=types.Channel(type=artifacts.PruningPlanArtifact),
+                split=split,
+                checkpoint_uri=checkpoint_uri,
                 module_file=module_file,
                 code_version=declaration.code_version(__name__),
                 **properties,
             )
         )
         declaration.package_module(self)
+
+
+def _require_inputs(plan: PruningPlan, data: bool, module: bool) -> None:
+    """Raises ConfigError where the plan's criterion is unknown, or data is missing that it or the allocation needs."""
+    if plan.criterion not in criteria.NAMES and module:
+        return  # the module registers it, and says what it needs
+    needs = "nothing" if plan.criterion == "scores" else criteria.get(plan.criterion).needs
+    if not data and (needs not in ("nothing", "scale") or plan.allocation == "sensitivity"):
+        raise ConfigError(
+            f"Pruner(plan=…): criterion {plan.criterion!r} with allocation {plan.allocation!r} looks at data. "
+            "Remedy: Pruner(examples=…, schema=…), those that the Trainer got."
+        )

@@ -1,16 +1,23 @@
-"""Runs the Pruner: reads the Model, prunes it, writes the Model and the plan."""
+"""Runs the Pruner: reads the Model, prunes it, writes the Model, the plan and the report."""
 
+import logging
 import os
 from typing import Any
 
+import tensorflow as tf
 from tfx import types
 from tfx.dsl.components.base import base_executor
 
-from tfx_compression.models import keras2
+from tfx_compression.models import examples, serving, trained
 from tfx_compression.models.compressed import SUMMARY_FILE, write_masks, write_text
+from tfx_compression.models.errors import ModelError
 from tfx_compression.models.plan import PruningPlan
-from tfx_compression.pruner.pruning import prune
-from tfx_compression.tfx_support import artifacts, inputs
+from tfx_compression.pruner import report
+from tfx_compression.pruner.pruning import Sensitivities, prune
+from tfx_compression.pruner.record import RECORD_FILE
+from tfx_compression.tfx_support import artifacts, checkpoints, inputs
+
+_log = logging.getLogger(__name__)
 
 
 class Executor(base_executor.BaseExecutor):
@@ -25,27 +32,110 @@ class Executor(base_executor.BaseExecutor):
         """Prunes.
 
         Args:
-          input_dict: `model`.
+          input_dict: `model`; `examples`, `schema` and `transform_graph`, all optional.
           output_dict: `pruned_model`, `pruning_plan`.
-          exec_properties: `plan` (JSON), `sparsity` (overrides the plan's), `module_path` or `module_file`.
+          exec_properties: `plan` (JSON), `sparsity` and `technique` (override the plan's), `split`, `checkpoint_uri`,
+            `module_path` or `module_file`.
         """
         model = artifacts.single(input_dict, "model")
         pruned = artifacts.single(output_dict, "pruned_model")
         plan_output = artifacts.single(output_dict, "pruning_plan")
-        plan = PruningPlan.merged(exec_properties["plan"], {"sparsity": exec_properties.get("sparsity")})
-        loaded = keras2.load(artifacts.model_path(model), inputs.UserModule(exec_properties).custom_objects())
-        compressed = prune(loaded, plan)
-        compressed.save(artifacts.model_path(pruned))
+        overrides = {name: exec_properties.get(name) for name in ("sparsity", "technique")}
+        plan = PruningPlan.merged(exec_properties["plan"], overrides)
+        module = inputs.UserModule(exec_properties)
+        loaded = trained.load(artifacts.model_path(model), module.custom_objects())
+        if compile_fn := module.function("compile_fn"):
+            _compile(loaded, compile_fn)
+        key = checkpoints.fingerprint(input_dict, exec_properties)
+        folder = checkpoints.folder(pruned, key, exec_properties.get("checkpoint_uri"))
+        store = os.path.join(folder, "sensitivity.json") if plan.allocation == "sensitivity" else None
+        if store:
+            tf.io.gfile.makedirs(folder)
+        compressed = prune(
+            loaded,
+            plan,
+            self._data(loaded, plan, input_dict, module, exec_properties),
+            loss_fn=module.function("loss_fn"),
+            sensitivities=Sensitivities(store, key),
+        )
+        page = report.render(compressed.record)
+        graph = artifacts.optional(input_dict, "transform_graph")
+        compressed.save(
+            artifacts.model_path(pruned), module.function("signatures_fn"), None if graph is None else graph.uri
+        )
         write_text(os.path.join(pruned.uri, SUMMARY_FILE), compressed.summary.model_dump_json(indent=1))
         write_text(os.path.join(plan_output.uri, artifacts.PLAN_FILE), plan.model_dump_json(indent=1))
+        write_text(os.path.join(plan_output.uri, RECORD_FILE), compressed.record.model_dump_json(indent=1))
+        write_text(os.path.join(plan_output.uri, artifacts.REPORT_FILE), page)
         write_masks(os.path.join(plan_output.uri, artifacts.MASKS_FILE), compressed.masks)
-        after = compressed.summary.after
+        before, after = compressed.summary.before, compressed.summary.after
         artifacts.describe_model(
             pruned,
             model,
+            kind=loaded.kind,
             technique=plan.technique,
+            criterion=plan.criterion,
+            allocation=plan.allocation,
             sparsity=after.sparsity,
             parameters=after.parameters,
+            parameters_before=before.parameters,
             macs=after.macs,
+            macs_before=before.macs,
         )
-        artifacts.set_properties(plan_output, plan=plan.to_json(), sparsity=plan.sparsity)
+        artifacts.set_properties(plan_output, plan=plan.to_json(), sparsity=plan.sparsity, schedule=plan.schedule)
+        checkpoints.remove(folder)
+        for note in compressed.record.notes:
+            _log.warning("Pruner: %s", note)
+
+    def _data(
+        self,
+        loaded: trained.Trained,
+        plan: PruningPlan,
+        input_dict: dict[str, list[types.Artifact]],
+        module: inputs.UserModule,
+        exec_properties: dict[str, Any],
+    ) -> tf.data.Dataset | None:
+        """Batches of (features, label), where examples are connected.
+
+        Of a SavedModel without layers, the features are what its signature takes.
+        """
+        if not input_dict.get("examples"):
+            return None
+        if loaded.kind == "saved_model":
+            signature = next(iter(loaded.model.signatures.values()))
+            specs = signature.structured_input_signature[1]
+            names = list(specs)
+            if len(specs) == 1 and specs[names[0]].dtype == tf.string and not module.function("input_fn"):
+                return self._serialized(loaded, plan, input_dict, exec_properties)
+        else:
+            network = loaded.network if loaded.network is not None else loaded.model
+            names = list(getattr(network, "input_names", None) or [tensor.name for tensor in network.inputs])
+        split = exec_properties["split"]
+        return inputs.training_batches(
+            input_dict, module, names, split, plan.label_key, plan.batch_size, shuffle=True, seed=plan.seed
+        )
+
+    def _serialized(
+        self,
+        loaded: trained.Trained,
+        plan: PruningPlan,
+        input_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> tf.data.Dataset:
+        """Batches of (serialized tf.Examples, label)."""
+        source = artifacts.single(input_dict, "examples")
+        files = inputs.example_files(source, exec_properties["split"])
+        examples.require_rows(files, f"split {exec_properties['split']!r} of {source.uri}")
+        schema = inputs.read_schema(input_dict)
+        parsed = list(serving.feature_signature(loaded.model.path).features) if plan.label_key is None else []
+        label = examples.label_of(schema, parsed, plan.label_key)
+        return examples.serialized_and_labels(files, schema, label, plan.batch_size, plan.seed)
+
+
+def _compile(loaded: trained.Trained, compile_fn: Any) -> None:
+    if loaded.network is None:
+        raise ModelError(
+            "The module file has a compile_fn, and the model is a SavedModel without layers, which can't be compiled. "
+            "Remedy: leave it out, or save the Keras model with its layers."
+        )
+    compile_fn(loaded.model)

@@ -1,69 +1,263 @@
-"""Pruning of a Keras model, without a pipeline."""
+"""Pruning of a model, without a pipeline."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tf_keras
 
-from tfx_compression.models import keras2, layers
+from tfx_compression.models import layers
 from tfx_compression.models.compressed import Compressed, Summary
+from tfx_compression.models.config import ConfigError
 from tfx_compression.models.errors import ModelError
+from tfx_compression.models.metric_names import smaller_is_better
 from tfx_compression.models.plan import PruningPlan
+from tfx_compression.models.trained import Trained, compile_as, of
+from tfx_compression.pruner import criteria, sensitivity
+from tfx_compression.pruner.allocation import allocate
+from tfx_compression.pruner.criteria import Evidence
+from tfx_compression.pruner.probe import KerasProbe
+from tfx_compression.pruner.record import Curve, Record
+from tfx_compression.pruner.record import Pruned as Part
+from tfx_compression.pruner.removal import Removal
+from tfx_compression.pruner.signature_probe import Loss, SignatureProbe
+from tfx_compression.pruner.surgery import channels_left
+from tfx_compression.pruner.technique import Technique
+from tfx_compression.pruner.zeroing import Zeroing
+
+Progress = Callable[[int, int, str], None]
+_log = logging.getLogger(__name__)
 
 
-def prune(model: tf_keras.Model | str, plan: PruningPlan, data: tf.data.Dataset | None = None) -> Compressed:
-    """Sets the least important weights of a model to zero, as `plan` says.
+@dataclasses.dataclass(frozen=True)
+class Pruned(Compressed):
+    """A pruned model.
 
-    Magnitude pruning as tfmot does it (Zhu & Gupta 2017, arXiv:1710.01878): of each kernel, the weights of the largest
-    absolute values stay. Done at once, without training.
+    Attributes:
+      record: what was done, for the report.
+      trained: where the model came from, for its signatures.
+    """
+
+    record: Record
+    trained: Trained
+
+    def save(self, path: str, signatures_fn: Callable | None = None, transform_graph: str | None = None) -> None:
+        """Writes a SavedModel that answers the same signatures, and a `.keras` beside it where there was one.
+
+        Args:
+          path: of the SavedModel.
+          signatures_fn: makes the signatures of a network whose channels were removed; by default they are made like
+            the old ones, and that is proven.
+          transform_graph: URI of the TransformGraph, where the signatures use one that the model doesn't hold.
+        """
+        network = self.model if self.record.plan.structured else None
+        self.trained.save(path, network=network, signatures_fn=signatures_fn, transform_graph_uri=transform_graph)
+
+
+def _log_progress(done: int, total: int, name: str) -> None:
+    _log.info("Sensitivity: %d of %d measured (%s)", done, total, name or "the whole model")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivities:
+    """How `sensitivity` is measured: where values are kept for a second attempt, under which key, who is told."""
+
+    store_path: str | None = None
+    fingerprint: str = ""
+    progress: Progress = _log_progress
+
+
+def prune(
+    model: Any,
+    plan: PruningPlan,
+    data: tf.data.Dataset | None = None,
+    *,
+    loss_fn: Loss | None = None,
+    sensitivities: Sensitivities | None = None,
+) -> Pruned:
+    """Prunes a model as `plan` says: single weights become zero, or channels are removed.
+
+    With a schedule, the first step is taken.
 
     Args:
-      model: a Keras 2 model, which is changed in place, or the path of one.
+      model: a Keras 2 or Keras 3 model, the path of one or of a SavedModel, or what `models.trained.load` returned. By
+        technique `weight` a model in memory is changed in place; the others build a new one.
       plan: what to prune.
-      data: not used by magnitude pruning, which looks at the weights alone.
+      data: batches of (features, labels), as Keras' `fit` takes them, for criteria and allocations that look at data.
+        Of a SavedModel without layers, the features are what its signature takes: by argument, or serialized examples.
+      loss_fn: for a SavedModel without layers, which knows none: `loss_fn(labels, outputs)`, outputs by name, to the
+        batch's mean loss or one of each row.
+      sensitivities: for the allocation `sensitivity`, where its values are kept and who is told of its progress.
 
     Raises:
-      ConfigError: where a rule of the plan matches no layer.
-      ModelError: for a model that has no layers to prune, or a weight that is not a number.
+      ConfigError: where the plan doesn't fit the model, or can't be reached, with the most that can.
+      ModelError: for a model that can't be pruned so, or a weight that is not a number.
     """
-    loaded = keras2.load(model) if isinstance(model, str) else model
-    network = keras2.network(loaded)
-    kernels = layers.kernels(network)
-    prunable = [name for name, (layer, attribute) in kernels.items() if attribute in _prunable_attributes(layer)]
-    if not prunable:
-        raise ModelError(f"The model {network.name!r} has no convolution or dense kernel that tfmot can prune.")
-    sparsities = plan.sparsities(prunable)
-    for name, (layer, attribute) in kernels.items():
-        if not np.isfinite(getattr(layer, attribute).numpy()).all():
-            raise ModelError(
-                f"A weight of layer {name!r} is not finite. Remedy: look at the Trainer's loss, this model diverged."
+    trained = model if isinstance(model, Trained) else of(model)
+    _require_finite(trained)
+    _require_batches(data)
+    before = trained.measure()
+    technique: Removal | Zeroing = (Removal if plan.structured else Zeroing)(trained, before, plan)
+    evidence = _evidence(trained, plan, data, loss_fn)
+    technique.rate(evidence)
+    curves = _curves(technique, evidence, sensitivities or Sensitivities())
+    asked = plan.first_step()
+    sparsities = _shared(technique, asked, curves)
+    targets = sparsities if asked == plan.sparsity else _shared(technique, plan.sparsity, curves)
+    result, masks, left = trained.model, {}, {}
+    if isinstance(technique, Removal):
+        choices = technique.choices(sparsities)
+        kept = {name: int(stays.sum()) for name, stays in choices.items()}
+        left = channels_left(technique.structure, choices)
+        result = technique.carry_out(choices)
+        compile_as(trained.model, result)
+        after = layers.measure(result)
+    else:
+        masks = technique.masks(sparsities)
+        kept = {name: int(stays.sum()) for name, stays in masks.items()}
+        technique.carry_out(masks)
+        after = trained.measure()
+    technique.require_reached(asked, kept)
+    record = Record(
+        plan=plan,
+        kind=trained.kind,
+        summary=Summary(before=before, after=after),
+        parts=_parts(technique, kept, targets),
+        channels=left,
+        notes=(*trained.notes, *technique.notes, *_schedule_note(plan)),
+        sensitivity=curves,
+        metric=plan.sensitivity_metric if curves else "",
+        asked=asked,
+        reached=technique.reached(kept),
+    )
+    return Pruned(result, record.summary, masks, record, trained)
+
+
+def _shared(technique: Technique, asked: float, curves: tuple[Curve, ...]) -> dict[str, float]:
+    """The sparsity of each part that is pruned."""
+    plan, fixed = technique.plan, {name: technique.fixed[name] for name in technique.names if name in technique.fixed}
+    scale = asked / plan.sparsity if plan.sparsity else 0.0
+    fixed = {name: value * scale for name, value in fixed.items()}  # a schedule's first step is the rules' too
+    if not technique.free or not asked:
+        return {name: fixed.get(name, 0.0) for name in technique.names}
+    if curves:
+        chosen = sensitivity.solve(
+            curves,
+            lambda name, level: technique.achieved({name: level}),
+            asked,
+            lambda sparsities: technique.achieved({**fixed, **sparsities}),
+            higher_is_better=not smaller_is_better(plan.sensitivity_metric),
+            target=plan.target,
+        )
+        return {name: fixed.get(name, chosen.get(name, 0.0)) for name in technique.names}
+    parts = [technique.parts[name] for name in technique.names]
+    achieved = None if plan.target == "sparsity" else technique.achieved
+    return allocate(parts, plan.allocation, asked, fixed, achieved, plan.target)  # type: ignore[arg-type]
+
+
+def _evidence(
+    trained: Trained, plan: PruningPlan, data: tf.data.Dataset | None, loss_fn: Loss | None
+) -> KerasProbe | SignatureProbe | None:
+    """What tells criteria and allocation of the data, where the plan looks at more than weights."""
+    needs = "nothing" if plan.criterion == "scores" else criteria.get(plan.criterion).needs
+    if needs == "nothing" and plan.allocation != "sensitivity":
+        return None
+    looks = f"Criterion {plan.criterion!r} with allocation {plan.allocation!r} looks at data"
+    if data is None and needs != "scale":
+        raise ConfigError(
+            f"{looks}, and there is none. Remedy: connect examples and schema to Pruner (prune(model, plan, data)), or "
+            "a plan of the weights alone."
+        )
+    if trained.kind != "saved_model":
+        return KerasProbe(trained.model, data, trained.kernels, plan)
+    if loss_fn is None or data is None:
+        raise ModelError(
+            f"{looks}, and the SavedModel in {trained.path} doesn't say what its loss is. Remedy: a "
+            "loss_fn(labels, outputs) in the module file (prune(…, loss_fn=…)), or a plan of the weights alone."
+        )
+    return SignatureProbe(trained.model, data, trained.kernels, plan, loss_fn)
+
+
+def _curves(technique: Technique, evidence: Evidence | None, how: Sensitivities) -> tuple[Curve, ...]:
+    plan = technique.plan
+    if plan.allocation != "sensitivity" or evidence is None or not technique.free:
+        return ()
+
+    def metric() -> float:
+        found = evidence.metrics()
+        if plan.sensitivity_metric not in found:
+            raise ConfigError(
+                f"PruningPlan.sensitivity_metric = {plan.sensitivity_metric!r}: the model was not compiled with it. "
+                f"Remedy: one of {', '.join(found)}, or a compile_fn(model) in the module file."
             )
-    before = layers.measure(network)
-    masks = {name: _prune_layer(*kernels[name], sparsity) for name, sparsity in sparsities.items() if sparsity}
-    return Compressed(loaded, Summary(before=before, after=layers.measure(network)), masks)
+        return found[plan.sensitivity_metric]
+
+    return tuple(
+        sensitivity.measure(
+            technique.free,
+            plan.sensitivity_levels,
+            technique.without,
+            metric,
+            how.store_path,
+            how.fingerprint,
+            how.progress,
+        )
+    )
 
 
-def _prunable_attributes(layer: tf_keras.layers.Layer) -> list[str]:
-    """The kernels of `layer` that tfmot prunes: none where it refuses the layer."""
-    try:
-        wrapper = _wrap(layer, 0.5)
-    except ValueError:  # tfmot's answer for a layer that it doesn't know
+def _parts(technique: Technique, kept: Mapping[str, int], targets: Mapping[str, float]) -> tuple[Part, ...]:
+    found = []
+    for name, concerned in technique.layers.items():
+        part = technique.parts.get(name)
+        size = technique.size(name)
+        scores = None
+        if part is not None:
+            scores = float(part.scores.min()), float(np.median(part.scores)), float(part.scores.max())
+        found.append(
+            Part(
+                name=name,
+                layers=concerned,
+                elements=size,
+                kept=kept.get(name, size),
+                target=targets.get(name, 0.0),
+                protected=technique.protected.get(name, ""),
+                scores=scores,
+            )
+        )
+    return tuple(found)
+
+
+def _schedule_note(plan: PruningPlan) -> list[str]:
+    if plan.schedule == "one_shot":
         return []
-    prunable = [id(weight) for weight in wrapper.layer.get_prunable_weights()]
-    return [name for name in layers.KERNELS if id(getattr(layer, name, None)) in prunable]
+    return [
+        f"Schedule {plan.schedule!r}: this is its first step, to {plan.first_step():.3g} of {plan.sparsity:.3g}; "
+        "the plan tells the rest to what trains the model."
+    ]
 
 
-def _prune_layer(layer: tf_keras.layers.Layer, attribute: str, sparsity: float) -> np.ndarray:
-    """Zeroes the kernel in place, through tfmot's wrapper at its first step; returns the mask of what is left."""
-    wrapper = _wrap(layer, sparsity)
-    wrapper.build(layer.get_input_shape_at(0))
-    wrapper.pruning_step.assign(0)
-    wrapper.pruning_obj.conditional_mask_update()
-    wrapper.pruning_obj.weight_mask_op()
-    return np.asarray(getattr(layer, attribute).numpy() != 0)  # also what was zero before stays so
+def _require_finite(trained: Trained) -> None:
+    if trained.kind == "saved_model":
+        weights = list(trained.model.variables.values())
+    else:
+        weights = [weight for weight in trained.model.weights if hasattr(weight, "numpy")]  # a vocabulary is one too
+    for weight in weights:
+        values = weight.numpy()
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ModelError(
+                f"A weight of {getattr(weight, 'path', weight.name)!r} is not finite. "
+                "Remedy: look at the Trainer's loss, this model diverged."
+            )
 
 
-def _wrap(layer: tf_keras.layers.Layer, sparsity: float) -> tf_keras.layers.Layer:
-    import tensorflow_model_optimization as tfmot
-
-    schedule = tfmot.sparsity.keras.ConstantSparsity(sparsity, begin_step=0, frequency=1)
-    return tfmot.sparsity.keras.prune_low_magnitude(layer, pruning_schedule=schedule)
+def _require_batches(data: Any) -> None:
+    """Raises ConfigError for data that is no batches of (features, labels)."""
+    if data is None or (isinstance(data, tf.data.Dataset) and isinstance(data.element_spec, tuple)):
+        return
+    what = f"a dataset of {data.element_spec}" if isinstance(data, tf.data.Dataset) else f"a {type(data).__name__}"
+    raise ConfigError(
+        f"prune(…, data): {what} is no batches of (features, labels). Remedy: "
+        "tf.data.Dataset.from_tensor_slices((features, labels)).batch(32)."
+    )

@@ -3,16 +3,14 @@
 import os
 from typing import Any
 
-import tensorflow as tf
-import tensorflow_transform as tft
 import tf_keras
 from tfx import types
-from tfx.components.trainer import fn_args_utils
-from tfx.components.util import tfxio_utils
 from tfx.dsl.components.base import base_executor
 
-from tfx_compression.models import examples, keras2
-from tfx_compression.models.compressed import SUMMARY_FILE, read_masks, require_zeros, write_text
+from tfx_compression.models import keras2
+from tfx_compression.models.compressed import SUMMARY_FILE, read_json, read_masks, require_zeros, write_text
+from tfx_compression.models.config import ConfigError
+from tfx_compression.models.plan import PruningPlan
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.sparsity_fine_tuner.training import fine_tune
 from tfx_compression.tfx_support import artifacts, inputs
@@ -40,13 +38,17 @@ class Executor(base_executor.BaseExecutor):
         logs = artifacts.single(output_dict, "model_run")
         overrides = {name: exec_properties.get(name) for name in ("epochs", "learning_rate")}
         config = FineTuning.merged(exec_properties["config"], overrides)
-        masks = read_masks(os.path.join(artifacts.single(input_dict, "pruning_plan").uri, artifacts.MASKS_FILE))
+        masks = read_masks(_plan_file(input_dict, artifacts.MASKS_FILE))
+        _require_finished(PruningPlan(**read_json(_plan_file(input_dict, artifacts.PLAN_FILE))), config)
         module = inputs.UserModule(exec_properties)
         objects = module.custom_objects()
         loaded = keras2.load(artifacts.model_path(model), objects)
+        names = list(keras2.network(loaded).input_names)
         train, evaluation = (
-            self._data(loaded, input_dict, module, exec_properties[split], config, shuffle=split == "train_split")
-            for split in ("train_split", "eval_split")
+            inputs.training_batches(
+                input_dict, module, names, exec_properties[split], config.label_key, config.batch_size, shuffle
+            )
+            for split, shuffle in (("train_split", True), ("eval_split", False))
         )
         compressed = fine_tune(
             loaded,
@@ -65,32 +67,15 @@ class Executor(base_executor.BaseExecutor):
             tuned, model, mode=config.mode, sparsity=after.sparsity, parameters=after.parameters, macs=after.macs
         )
 
-    def _data(
-        self,
-        model: tf_keras.Model,
-        input_dict: dict[str, list[types.Artifact]],
-        module: inputs.UserModule,
-        split: str,
-        config: FineTuning,
-        shuffle: bool,
-    ) -> tf.data.Dataset:
-        """Batches of (features, label) of a split, from the user's `input_fn` or the schema."""
-        artifact = artifacts.single(input_dict, "examples")
-        schema = inputs.read_schema(input_dict)
-        input_fn = module.function("input_fn")
-        if input_fn:
-            telemetry = ["SparsityFineTuner"]
-            accessor = fn_args_utils.DataAccessor(
-                tf_dataset_factory=tfxio_utils.get_tf_dataset_factory_from_artifact([artifact], telemetry),
-                record_batch_factory=tfxio_utils.get_record_batch_factory_from_artifact([artifact], telemetry),
-                data_view_decode_fn=tfxio_utils.get_data_view_decode_fn_from_artifact([artifact], telemetry),
-            )
-            pattern = inputs.example_pattern(artifact, split)
-            graph = artifacts.optional(input_dict, "transform_graph")
-            described = tft.TFTransformOutput(graph.uri) if graph is not None else schema
-            return input_fn([pattern], accessor, described, config.batch_size)
-        files = inputs.example_files(artifact, split)
-        examples.require_rows(files, f"split {split!r} of {artifact.uri}")
-        names = list(keras2.network(model).input_names)
-        label = examples.label_of(schema, names, config.label_key)
-        return examples.labelled(files, schema, names, label, config.batch_size, shuffle)
+
+def _plan_file(input_dict: dict[str, list[types.Artifact]], name: str) -> str:
+    return os.path.join(artifacts.single(input_dict, "pruning_plan").uri, name)
+
+
+def _require_finished(plan: PruningPlan, config: FineTuning) -> None:
+    """Raises ConfigError for a schedule whose later steps the mode doesn't take: the target would never be reached."""
+    if plan.schedule != "one_shot":
+        raise ConfigError(
+            f"PruningPlan.schedule = {plan.schedule!r}: FineTuning(mode={config.mode!r}) holds what is pruned now and "
+            f"would never reach the sparsity of {plan.sparsity:g}. Remedy: schedule 'one_shot'."
+        )

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfx_compression.models import keras2, layers
+from tfx_compression.models import keras2, kernels, layers
 from tfx_compression.models.compressed import Compressed, Masks, Summary, require_zeros
 from tfx_compression.models.errors import ModelError
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
@@ -85,11 +85,10 @@ class _Masked(tf_keras.Model):
     """A functional model whose pruned weights are zero again after each step."""
 
     def keep_zero(self, masks: Masks) -> None:
-        kernels = layers.kernels(self)
+        found = kernels.of_keras(self)
         self._pruned = []
         for name, mask in masks.items():
-            layer, attribute = kernels[name]
-            variable = getattr(layer, attribute)
+            variable = found[name].variable
             self._pruned.append((variable, tf.constant(mask, variable.dtype)))
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -114,7 +113,5 @@ def _compile(
 
 
 def _zeros_of(network: tf_keras.Model) -> dict[str, np.ndarray]:
-    found = {
-        name: getattr(layer, attribute).numpy() != 0 for name, (layer, attribute) in layers.kernels(network).items()
-    }
+    found = {name: kernel.values != 0 for name, kernel in kernels.of_keras(network).items()}
     return {name: mask for name, mask in found.items() if not mask.all()}

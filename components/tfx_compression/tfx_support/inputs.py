@@ -5,19 +5,21 @@ import importlib
 import importlib.machinery
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import tensorflow as tf
+import tensorflow_transform as tft
 from tensorflow_metadata.proto.v0 import schema_pb2
-from tfx.components.util import examples_utils, udf_utils
+from tfx.components.trainer import fn_args_utils
+from tfx.components.util import examples_utils, tfxio_utils, udf_utils
 from tfx.proto import example_gen_pb2
 from tfx.types import artifact, artifact_utils
 from tfx.utils import io_utils
 
-from tfx_compression.models.examples import ExamplesError
-from tfx_compression.tfx_support.artifacts import Artifacts, single
+from tfx_compression.models.examples import ExamplesError, label_of, labelled, require_rows
+from tfx_compression.tfx_support.artifacts import Artifacts, optional, single
 
 
 def example_pattern(examples: artifact.Artifact, split: str) -> str:
@@ -47,6 +49,49 @@ def example_files(examples: artifact.Artifact, split: str) -> list[str]:
 def read_schema(inputs: Artifacts, key: str = "schema") -> schema_pb2.Schema:
     """The schema of an input."""
     return io_utils.SchemaReader().read(os.path.join(single(inputs, key).uri, "schema.pbtxt"))
+
+
+def training_batches(
+    input_dict: Artifacts,
+    module: "UserModule",
+    names: Sequence[str],
+    split: str,
+    label_key: str | None,
+    batch_size: int,
+    shuffle: bool,
+    seed: int | None = None,
+) -> tf.data.Dataset:
+    """Batches of (features, label) of a split, from the user's `input_fn` or the schema.
+
+    Args:
+      input_dict: with `examples`, `schema` and, optionally, `transform_graph`.
+      module: the user's.
+      names: of the network's inputs.
+      split: of the examples.
+      label_key: the label's feature, or None where the schema tells.
+      batch_size: rows in a batch.
+      shuffle: in another order each epoch; a user's `input_fn` does as it likes.
+      seed: of shuffling; by default TensorFlow's global one.
+
+    Raises:
+      ExamplesError: where there are no such examples, or they are not what the network takes.
+    """
+    examples = single(input_dict, "examples")
+    schema = read_schema(input_dict)
+    input_fn = module.function("input_fn")
+    if input_fn:
+        telemetry = ["tfx_compression"]
+        accessor = fn_args_utils.DataAccessor(
+            tf_dataset_factory=tfxio_utils.get_tf_dataset_factory_from_artifact([examples], telemetry),
+            record_batch_factory=tfxio_utils.get_record_batch_factory_from_artifact([examples], telemetry),
+            data_view_decode_fn=tfxio_utils.get_data_view_decode_fn_from_artifact([examples], telemetry),
+        )
+        graph = optional(input_dict, "transform_graph")
+        described = tft.TFTransformOutput(graph.uri) if graph is not None else schema
+        return input_fn([example_pattern(examples, split)], accessor, described, batch_size)
+    files = example_files(examples, split)
+    require_rows(files, f"split {split!r} of {examples.uri}")
+    return labelled(files, schema, names, label_of(schema, names, label_key), batch_size, shuffle, seed)
 
 
 class UserModule:

@@ -1,0 +1,114 @@
+"""The nets that `pruning.py` prunes, and Fashion-MNIST. Importing this file imports TensorFlow and tf_keras."""
+
+import gzip
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tf_keras
+
+IDX = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+RESNET = (32, 64, 128)
+MOBILENET = (32, 16, 32, 64, 96, 512)  # the stem, the blocks of each stage, the last convolution
+
+_layers = tf_keras.layers
+
+
+def resnet(widths: Sequence[int] = RESNET, blocks: int = 2, stem_strides: int = 1) -> tf_keras.Model:
+    """Stages of basic blocks, one for each width (He et al. 2016, arXiv:1512.03385), on 28x28 grey images.
+
+    The first stage is as wide as the stem, whose output its sums take in: they are one group of coupled channels.
+    """
+    inputs = flow = tf_keras.Input((28, 28, 1), name="image")
+    flow = _convolution(flow, widths[0], 3, stem_strides, "stem")
+    for stage, width in enumerate(widths):
+        for block in range(blocks):
+            name, strides = f"stage{stage}_block{block}", 2 if stage and not block else 1
+            short = flow
+            if flow.shape[-1] != width or strides > 1:
+                short = _convolution(flow, width, 1, strides, f"{name}_short", activation=None)
+            flow = _convolution(flow, width, 3, strides, f"{name}_a")
+            flow = _convolution(flow, width, 3, 1, f"{name}_b", activation=None)
+            flow = _layers.ReLU(name=f"{name}_relu")(_layers.Add(name=f"{name}_add")([flow, short]))
+    return _classified(inputs, flow, "resnet")
+
+
+def mobilenet(widths: Sequence[int] = MOBILENET, expansion: int = 6) -> tf_keras.Model:
+    """Inverted residuals with depthwise convolutions (Sandler et al. 2018, arXiv:1801.04381), on 28x28 grey images."""
+    stem, *stages, last = widths
+    inputs = flow = tf_keras.Input((28, 28, 1), name="image")
+    flow = _convolution(flow, stem, 3, 1, "stem", "relu6")
+    for stage, (width, blocks, strides) in enumerate(zip(stages, (1, 2, 3, 3), (1, 1, 2, 2), strict=True)):
+        for block in range(blocks):
+            name = f"stage{stage}_block{block}"
+            flow = _inverted_residual(flow, width, expansion if stage else 1, 1 if block else strides, name)
+    flow = _convolution(flow, last, 1, 1, "last", "relu6")
+    return _classified(inputs, flow, "mobilenet")
+
+
+def halved(widths: Sequence[int]) -> tuple[int, ...]:
+    """The widths of the net that one would build by hand instead of pruning."""
+    return tuple(width // 2 for width in widths)
+
+
+def fashion_mnist(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images [rows, 28, 28, 1] in 0..1 and labels [rows] of `train` or `test`, from idx files, gzipped or not."""
+    images, labels = (_read(idx_file(folder, name)) for name in IDX[split])
+    return images[..., None].astype(np.float32) / 255, labels.astype(np.int32)
+
+
+def idx_file(folder: Path, name: str) -> Path:
+    """Where a file of the data set is.
+
+    Raises:
+      FileNotFoundError: with the remedy.
+    """
+    for path in (folder / f"{name}.gz", folder / name):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"There is no {name} or {name}.gz in the folder {folder}. Remedy: apt-get install dataset-fashion-mnist, or "
+        "--data FOLDER with (Fashion-)MNIST's four idx files."
+    )
+
+
+def _read(path: Path) -> np.ndarray:
+    """The array in an idx file (yann.lecun.com/exdb/mnist)."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        content = file.read()
+    dimensions = content[3]
+    shape = np.frombuffer(content, ">i4", dimensions, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def _convolution(flow: Any, width: int, size: int, strides: int, name: str, activation: str | None = "relu") -> Any:
+    flow = _layers.Conv2D(width, size, strides, "same", use_bias=False, name=name)(flow)
+    return _normalised(flow, name, activation)
+
+
+def _normalised(flow: Any, name: str, activation: str | None) -> Any:
+    flow = _layers.BatchNormalization(name=f"{name}_bn")(flow)
+    if activation is None:
+        return flow
+    return _layers.ReLU(6.0 if activation == "relu6" else None, name=f"{name}_{activation}")(flow)
+
+
+def _inverted_residual(flow: Any, width: int, expansion: int, strides: int, name: str) -> Any:
+    before = flow
+    if expansion > 1:
+        flow = _convolution(flow, expansion * flow.shape[-1], 1, 1, f"{name}_expand", "relu6")
+    flow = _layers.DepthwiseConv2D(3, strides, "same", use_bias=False, name=f"{name}_depthwise")(flow)
+    flow = _normalised(flow, f"{name}_depthwise", "relu6")
+    flow = _convolution(flow, width, 1, 1, f"{name}_project", None)
+    if strides > 1 or before.shape[-1] != width:
+        return flow
+    return _layers.Add(name=f"{name}_add")([before, flow])
+
+
+def _classified(inputs: Any, flow: Any, name: str) -> tf_keras.Model:
+    flow = _layers.GlobalAveragePooling2D(name="pool")(flow)
+    return tf_keras.Model(inputs, _layers.Dense(10, activation="softmax", name="classifier")(flow), name=name)

@@ -1,0 +1,431 @@
+"""What Pruner makes of a ResNet and a MobileNet, what it costs in accuracy, and how long 25 million weights take.
+
+Four parts, each chosen by its letter in `--only`:
+
+  a  sizes: half of the filters removed, beside the net built by hand at half the width and weights that only are zero:
+     parameters, multiply-accumulates, bytes of the float TFLite file, its latency on one thread
+  b  accuracy on Fashion-MNIST by criterion, allocation and sparsity, at once and after a short fine-tuning
+  c  resnet50: time and peak memory of pruning half of the filters of ResNet-50
+  d  weights: the same for four fifths of its weights, beside tfmot; and that the zeros are tfmot's
+
+Prints one JSON object; `--out FOLDER` also writes each part to `pruning-<part>.json` there, from which
+`pruning_figures.py` makes the table and the plots of docs/pruning.md. Every run is a process of its own.
+"""
+
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+CACHE = Path(__file__).parents[1] / ".cache" / "benchmarks" / "pruning"
+DATA = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
+PARTS = {"a": "sizes", "b": "accuracy", "c": "resnet50", "d": "weights"}
+PACKAGES = ("tensorflow", "tf-keras", "tensorflow-model-optimization", "ai-edge-litert", "tfx-compression")
+NETS = ("resnet", "mobilenet")
+
+# Part b: a ResNet that trains in minutes.
+SMALL = {"widths": (16, 32, 64), "stem_strides": 2}
+CRITERIA = ("l1", "geometric_median", "bn_scale", "taylor", "random")
+ALLOCATIONS = ("uniform", "global", "lamp")
+SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+TUNED = (0.3, 0.5, 0.7)  # those of them that are fine-tuned
+TUNING_ROWS = 20_000  # a third of an epoch
+BATCH = 128
+WEIGHT_DECAY = 0.2  # without it all filters keep the size that they started with, and no norm tells them apart
+
+app = typer.Typer(add_completion=False)
+
+
+@app.callback(invoke_without_command=True, help=__doc__.splitlines()[0])
+def main(
+    context: typer.Context,
+    repeats: Annotated[int, typer.Option(min=1, help="Of everything that is timed.")] = 3,
+    only: Annotated[str, typer.Option(help="The letters of the parts to run.")] = "abcd",
+    data: Annotated[Path, typer.Option(help="The folder with Fashion-MNIST's idx files, gzipped or not.")] = DATA,
+    epochs: Annotated[int, typer.Option(min=1, help="Of the training before part b.")] = 6,
+    rows: Annotated[int, typer.Option(min=BATCH, help="Of the data in part b.")] = 60_000,
+    cache: Annotated[Path, typer.Option(help="Where the trained net and the log are kept.")] = CACHE,
+    out: Annotated[Path | None, typer.Option(help="The folder for pruning-<part>.json.")] = None,
+) -> None:
+    """Measure and print."""
+    if context.invoked_subcommand:
+        return
+    if not only or set(only) - set(PARTS):
+        raise typer.BadParameter(f"{only!r}: the parts are a, b, c and d.")
+    if "b" in only and not any((data / f"train-images-idx3-ubyte{end}").is_file() for end in ("", ".gz")):
+        raise typer.BadParameter(
+            f"There is no train-images-idx3-ubyte or .gz in the folder {data}. Remedy: apt-get install "
+            "dataset-fashion-mnist, or --data FOLDER with (Fashion-)MNIST's four idx files."
+        )
+    cache.mkdir(parents=True, exist_ok=True)
+    run = _Children(cache / "log.txt")
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "a": lambda: _sizes(run, repeats),
+        "b": lambda: run("accuracy", str(cache), str(data.resolve()), str(epochs), str(rows)),
+        "c": lambda: {each: _resnet50(run, repeats, "filter", each, "0.5") for each in ("global", "uniform")},
+        "d": lambda: _weights(run, repeats),
+    }
+    report: dict[str, Any] = {}
+    for letter in sorted(set(only)):
+        report[PARTS[letter]] = parts[letter]()
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            content = {**report[PARTS[letter]], **_machine()}
+            (out / f"pruning-{PARTS[letter]}.json").write_text(json.dumps(content, indent=1) + "\n")
+    print(json.dumps({**report, **_machine()}, indent=1))
+
+
+class _Children:
+    """Runs this file's commands in processes of their own: a peak of memory, or a failure, is then theirs alone."""
+
+    def __init__(self, log: Path):
+        self._log = log
+
+    def __call__(self, *arguments: str) -> dict[str, Any]:
+        """What the command prints as its last line."""
+        print(f"{time.strftime('%H:%M:%S')} {' '.join(arguments)}", file=sys.stderr)
+        environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+        command = [sys.executable, __file__, *arguments]
+        with self._log.open("a") as file:
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=file, env=environment, text=True, check=False)
+        if done.returncode:
+            message = f"`{' '.join(arguments)}` failed with {done.returncode}; why is at the end of {self._log}"
+            raise SystemExit(message)
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
+# What the runs say.
+
+
+def _sizes(run: _Children, repeats: int) -> dict[str, Any]:
+    return {net: _ratios(run("sizes", net, str(repeats))) for net in NETS}
+
+
+def _ratios(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Each model's figures, and how many times smaller or faster than the whole net it is."""
+    whole = measured["whole"]
+    return {
+        name: {
+            **model,
+            "latency_ms": round(statistics.median(model["latency_ms"]), 4),
+            "latencies_ms": model["latency_ms"],
+            "times_smaller": {
+                what: round(whole[what] / model[what], 3) for what in ("parameters", "macs", "tflite_bytes")
+            },
+            # Of each repeat, in which all models took turns; then their median.
+            "times_faster": round(
+                statistics.median(
+                    before / after for before, after in zip(whole["latency_ms"], model["latency_ms"], strict=True)
+                ),
+                3,
+            ),
+        }
+        for name, model in measured.items()
+    }
+
+
+def _resnet50(run: _Children, repeats: int, *plan: str) -> dict[str, Any]:
+    runs = [run("resnet50", *plan) for _ in range(repeats)]
+    return {
+        **runs[0],
+        "seconds": statistics.median(each["seconds"] for each in runs),
+        "memory_times_weights": max(each["memory_times_weights"] for each in runs),
+        "runs": [{name: each[name] for name in ("seconds", "memory_times_weights")} for each in runs],
+    }
+
+
+def _weights(run: _Children, repeats: int) -> dict[str, Any]:
+    ours = {each: _resnet50(run, repeats, "weight", each, "0.8") for each in ("global", "uniform")}
+    tfmot = _resnet50(run, repeats, "tfmot", "uniform", "0.8")
+    return {
+        **ours,
+        "tfmot_uniform": tfmot,
+        "tfmot_over_ours": round(tfmot["seconds"] / ours["uniform"]["seconds"], 3),
+        "same_zeros": run("same-zeros"),
+    }
+
+
+# What runs in the children. The parent imports nothing large: a child's peak memory starts at its parent's.
+
+
+@app.command(hidden=True)
+def sizes(net: str, repeats: int) -> None:
+    """Part a for one net: its five models, and their latency in turn."""
+    import numpy as np
+    from tfx_compression.compressed_evaluator import latency
+    from tfx_compression.models.interpreter import Interpreter
+
+    rows = {"image": np.random.default_rng(0).random((1, 28, 28, 1), np.float32)}
+    found: dict[str, dict[str, Any]] = {}
+    calls = {}
+    for name, (model, size) in _variants(net).items():
+        content = _tflite(model)
+        found[name] = {
+            "parameters": size.parameters,
+            "macs": size.macs,
+            "nonzero_macs": size.nonzero_macs,
+            "tflite_bytes": len(content),
+            "latency_ms": [],
+        }
+        interpreter = Interpreter(content)
+        calls[name] = interpreter.prepare(rows)
+        found[name]["runtime"] = interpreter.runtime
+    for _ in range(repeats):
+        for name, measured in latency.measure(calls).items():
+            found[name]["latency_ms"].append(round(measured.median, 4))
+    print(json.dumps(found))
+
+
+def _variants(net: str) -> dict[str, tuple[Any, Any]]:
+    """The whole net, what Pruner makes of it in three ways, and the one built by hand; each with its size."""
+    import nets
+    import tf_keras
+    import tfx_compression as tfc
+    from tfx_compression.models import layers
+
+    def built(halve: bool = False) -> Any:
+        tf_keras.utils.set_random_seed(1)
+        widths = getattr(nets, net.upper())
+        return getattr(nets, net)(nets.halved(widths) if halve else widths)
+
+    def pruned(**plan: Any) -> tuple[Any, Any]:
+        result = tfc.prune(built(), tfc.PruningPlan(criterion="l1", **plan))
+        for note in result.record.notes:
+            print(note, file=sys.stderr)
+        return result.model, result.summary.after
+
+    whole, half = built(), built(halve=True)
+    removed = pruned(technique="filter", sparsity=0.5, protect=("last",))
+    zeros = 1 - removed[1].parameters / layers.measure(whole).parameters  # as many as removal takes away
+    return {
+        "whole": (whole, layers.measure(whole)),
+        "classifier_protected": removed,
+        "default_protection": pruned(technique="filter", sparsity=0.5),
+        "half_width_by_hand": (half, layers.measure(half)),
+        "only_zeroed": pruned(technique="weight", sparsity=round(zeros, 3), protect=("last",)),
+    }
+
+
+def _tflite(model: Any) -> bytes:
+    import tfx_compression as tfc
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(folder, save_format="tf")
+        return bytes(tfc.quantize(folder, tfc.Quantization(mode="float32")))
+
+
+@app.command(hidden=True)
+def accuracy(cache: Path, data: Path, epochs: int, rows: int) -> None:
+    """Part b: trains a small net, then prunes it in every way."""
+    import nets
+
+    train, test = (tuple(column[:rows] for column in nets.fashion_mnist(data, split)) for split in nets.IDX)
+    path = _trained(cache / f"small-{epochs}-{rows}.keras", train, epochs)
+    whole = _load(path)
+    before = _accuracy(whole, test)
+    longer = _tuned(whole, train, test)
+    table = []
+    for criterion, allocation in _recipes():
+        for sparsity in SPARSITIES:
+            table.append(_pruned_accuracy(path, train, test, criterion, allocation, sparsity))
+            print(table[-1], file=sys.stderr, flush=True)
+    report = {
+        "net": {"builder": "nets.resnet", **SMALL, "epochs": epochs, "rows": rows, "test_rows": len(test[1])},
+        "fine_tuning": {"epochs": 1, "rows": min(rows, TUNING_ROWS), "batch_normalization_momentum": 0.9},
+        "whole": {"accuracy": before, "fine_tuned": longer},
+        "table": table,
+    }
+    print(json.dumps(report))
+
+
+def _recipes() -> list[tuple[str, str]]:
+    """Criteria and allocations; what `sensitivity` takes is measured, so it stands for one criterion only."""
+    return [*itertools.product(CRITERIA, ALLOCATIONS), ("l1", "sensitivity")]
+
+
+def _trained(path: Path, train: Sequence[Any], epochs: int) -> Path:
+    import nets
+    import tf_keras
+
+    if not path.exists():
+        tf_keras.utils.set_random_seed(1)
+        model = nets.resnet(**SMALL)
+        _fit(model, train, epochs, 2e-3)
+        unfinished = path.with_name(f"unfinished-{path.name}")
+        model.save(unfinished)
+        unfinished.rename(path)
+    return path
+
+
+def _fit(model: Any, train: Sequence[Any], epochs: int, learning_rate: float) -> None:
+    """AdamW, its learning rate falling to zero along a cosine."""
+    import tf_keras
+
+    steps = epochs * -(-len(train[0]) // BATCH)
+    schedule = tf_keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    optimizer = tf_keras.optimizers.AdamW(schedule, weight_decay=WEIGHT_DECAY)
+    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.fit(*train, batch_size=BATCH, epochs=epochs, verbose=2)
+
+
+def _load(path: Path) -> Any:
+    import tf_keras
+
+    return tf_keras.models.load_model(path)
+
+
+def _accuracy(model: Any, test: Sequence[Any]) -> float:
+    answers = model.predict(test[0], batch_size=500, verbose=0).argmax(axis=1)
+    return round(float((answers == test[1]).mean()), 4)
+
+
+def _tuned(model: Any, train: Sequence[Any], test: Sequence[Any]) -> float:
+    """The accuracy after a little more training."""
+    import tf_keras
+
+    tf_keras.utils.set_random_seed(1)
+    for layer in model.layers:
+        if isinstance(layer, tf_keras.layers.BatchNormalization):
+            layer.momentum = 0.9  # by default its averages would still be those of the whole net after so few steps
+    _fit(model, [column[:TUNING_ROWS] for column in train], 1, 1e-3)
+    return _accuracy(model, test)
+
+
+def _pruned_accuracy(
+    path: Path, train: Sequence[Any], test: Sequence[Any], criterion: str, allocation: str, sparsity: float
+) -> dict[str, Any]:
+    import tensorflow as tf
+    import tf_keras
+    import tfx_compression as tfc
+    from tfx_compression.pruner.pruning import Sensitivities
+
+    tf_keras.backend.clear_session()
+    plan = tfc.PruningPlan(technique="filter", criterion=criterion, allocation=allocation, sparsity=sparsity)
+    rows = tf.data.Dataset.from_tensor_slices(tuple(column[: plan.sample_rows] for column in train)).batch(BATCH)
+    kept = Sensitivities(str(path.with_suffix(".sensitivity.json")), path.stem)  # the same at every sparsity
+    started = time.perf_counter()
+    pruned = tfc.prune(_load(path), plan, rows, sensitivities=kept)
+    seconds = time.perf_counter() - started
+    before, after = pruned.summary.before, pruned.summary.after
+    return {
+        "criterion": criterion,
+        "allocation": allocation,
+        "sparsity": sparsity,
+        "parameters_left": round(after.parameters / before.parameters, 4),
+        "macs_left": round(after.macs / before.macs, 4),
+        "accuracy": _accuracy(pruned.model, test),
+        "fine_tuned": _tuned(pruned.model, train, test) if sparsity in TUNED else None,
+        "seconds": round(seconds, 2),
+    }
+
+
+@app.command(hidden=True)
+def resnet50(technique: str, allocation: str, sparsity: float) -> None:
+    """Parts c and d: plan and surgery on ResNet-50, or the masks of its weights, ours or tfmot's."""
+    import tf_keras
+    import tfx_compression as tfc
+
+    tf_keras.utils.set_random_seed(1)
+    model = tf_keras.applications.ResNet50(weights=None)
+    weights = sum(weight.numpy().nbytes for weight in model.weights)
+    kind = "weight" if technique == "tfmot" else technique
+    plan = tfc.PruningPlan(technique=kind, criterion="l1", allocation=allocation, sparsity=sparsity)
+    prune = _prune_with_tfmot if technique == "tfmot" else tfc.prune  # loads on first use
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory is now what is used (proc(5))
+    loaded = _memory("VmRSS")
+    started = time.perf_counter()
+    result = prune(model, plan)
+    seconds = time.perf_counter() - started
+    report = {
+        "seconds": round(seconds, 2),
+        "memory_times_weights": round((_memory("VmHWM") - loaded) / weights, 3),
+        "weights_bytes": weights,
+    }
+    if result is not None:
+        before, after = result.summary.before, result.summary.after
+        report |= {
+            "parameters": [before.parameters, after.parameters],
+            "macs": [before.macs, after.macs],
+            "sparsity": round(after.sparsity, 4),
+        }
+    print(json.dumps(report))
+
+
+def _memory(what: str) -> int:
+    """Bytes of memory that this process has (VmRSS), or had at most (VmHWM)."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(lines[what].split()[0])
+
+
+def _prune_with_tfmot(model: Any, plan: Any) -> None:
+    """Each layer through tfmot's wrapper, at its first step."""
+    for layer in model.layers:
+        if hasattr(layer, "kernel"):
+            _masked_by_tfmot(layer, plan.sparsity)
+
+
+def _masked_by_tfmot(layer: Any, sparsity: float, pattern: str = "unstructured") -> None:
+    import tensorflow_model_optimization as tfmot
+
+    schedule = tfmot.sparsity.keras.ConstantSparsity(sparsity, begin_step=0, frequency=1)
+    n_of_m = {} if pattern == "unstructured" else {"sparsity_m_by_n": (2, 4)}
+    wrapper = tfmot.sparsity.keras.prune_low_magnitude(layer, pruning_schedule=schedule, **n_of_m)
+    wrapper.build(layer.get_input_shape_at(0))
+    wrapper.pruning_step.assign(1 if n_of_m else 0)
+    wrapper.pruning_obj.conditional_mask_update()
+    wrapper.pruning_obj.weight_mask_op()
+
+
+@app.command(hidden=True)
+def same_zeros() -> None:
+    """Part d: on the small net, how many of tfmot's zeros and of ours are at the same places."""
+    import nets
+    import numpy as np
+    import tf_keras
+    import tfx_compression as tfc
+
+    report = {}
+    for pattern in ("unstructured", "2:4"):
+        tf_keras.utils.set_random_seed(1)
+        model = nets.resnet(**SMALL)
+        other = tf_keras.models.clone_model(model)
+        other.set_weights(model.get_weights())
+        plan = {"sparsity": 0.8} if pattern == "unstructured" else {"pattern": pattern}
+        masks = tfc.prune(model, tfc.PruningPlan(technique="weight", protect=(), **plan)).masks
+        different = 0
+        for name, mask in masks.items():
+            layer = other.get_layer(name)
+            _masked_by_tfmot(layer, 0.8, pattern)
+            different += int(np.count_nonzero((layer.kernel.numpy() != 0) != mask))
+        report[pattern] = {"kernels": len(masks), "zeros": sum(int((~m).sum()) for m in masks.values())}
+        report[pattern]["at_other_places"] = different
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,140 @@
+"""Writes what `pruning.py` measured into docs/pruning.md: the tables between its marks, and the plot beside it."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import altair as alt
+import typer
+
+DOCS = Path(__file__).parents[1] / "docs"
+MODELS = {
+    "whole": "whole",
+    "classifier_protected": '`filter` at 0.5, `protect=("last",)`',
+    "default_protection": "`filter` at 0.5, default protection",
+    "half_width_by_hand": "half the width, built by hand",
+    "only_zeroed": "as many weights only set to zero",
+}
+NETS = {"resnet": "ResNet", "mobilenet": "MobileNet"}
+
+
+def main(docs: Annotated[Path, typer.Option(help="The folder with pruning.md and benchmarks/.")] = DOCS) -> None:
+    """Write the figures."""
+    found = {
+        name: json.loads((docs / "benchmarks" / f"pruning-{name}.json").read_text())
+        for name in ("sizes", "accuracy", "resnet50", "weights")
+    }
+    page = docs / "pruning.md"
+    text = page.read_text()
+    for mark, table in {
+        "sizes": _sizes(found["sizes"]),
+        "accuracy": _accuracy(found["accuracy"]),
+        "times": _times(found["resnet50"], found["weights"]),
+    }.items():
+        text = _between(text, mark, table)
+    page.write_text(text)
+    _plot(found["accuracy"]).save(docs / "pruning-accuracy.svg")
+
+
+def _between(text: str, mark: str, content: str) -> str:
+    pattern = rf"(<!-- {mark} -->\n).*?(<!-- end -->)"
+    if not re.search(pattern, text, re.DOTALL):
+        raise SystemExit(f"pruning.md has no place for {mark!r}: <!-- {mark} --> … <!-- end -->.")
+    return re.sub(pattern, lambda found: f"{found[1]}{content}\n{found[2]}", text, flags=re.DOTALL)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["--:" for _ in columns[1:]]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, rule, *rows))
+
+
+def _sizes(found: Mapping[str, Any]) -> str:
+    rows = []
+    for net, title in NETS.items():
+        for name, model in found[net].items():
+            smaller = model["times_smaller"]
+            figures = [
+                (f"{model['parameters']:,}", smaller["parameters"]),
+                (f"{model['macs'] / 1e6:.1f} M", smaller["macs"]),
+                (f"{model['tflite_bytes'] / 1000:,.0f} kB", smaller["tflite_bytes"]),
+                (f"{model['latency_ms']:.3f} ms", model["times_faster"]),
+            ]
+            cells = [value if name == "whole" else f"{value} · **{times:.1f}x**" for value, times in figures]
+            rows.append([f"{title}, {MODELS[name]}", *cells])
+    return _table(["", "parameters", "MACs", "float TFLite", "one row, one thread"], rows)
+
+
+def _accuracy(found: Mapping[str, Any]) -> str:
+    by_recipe: dict[tuple[str, str], dict[float, Mapping[str, Any]]] = {}
+    for row in found["table"]:
+        by_recipe.setdefault((row["criterion"], row["allocation"]), {})[row["sparsity"]] = row
+    first = next(iter(by_recipe.values()))
+    tuned = [sparsity for sparsity, row in first.items() if row["fine_tuned"] is not None]
+    columns = ["criterion, allocation", *map(str, first), *(f"tuned {sparsity}" for sparsity in tuned)]
+    rows = []
+    for recipe, cells in by_recipe.items():
+        once = [_percent(cell["accuracy"]) for cell in cells.values()]
+        rows.append([", ".join(recipe), *once, *(_percent(cells[sparsity]["fine_tuned"]) for sparsity in tuned)])
+    return _table(columns, rows)
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"
+
+
+def _times(removal: Mapping[str, Any], zeroing: Mapping[str, Any]) -> str:
+    runs = {
+        "`filter`, l1, global, 0.5": removal["global"],
+        "`filter`, l1, uniform, 0.5": removal["uniform"],
+        "`weight`, l1, global, 0.8": zeroing["global"],
+        "`weight`, l1, uniform, 0.8": zeroing["uniform"],
+    }
+    rows = []
+    for name, run in runs.items():
+        (before, after), (macs, macs_after) = run["parameters"], run["macs"]
+        rows.append(
+            [
+                name,
+                f"{run['seconds']:.1f} s",
+                f"{run['memory_times_weights']:.1f}x",
+                f"{before / 1e6:.1f} → {after / 1e6:.1f} M",
+                f"{macs / 1e9:.2f} → {macs_after / 1e9:.2f} G",
+            ]
+        )
+    return _table(["ResNet-50", "time", "peak memory / weights", "parameters", "MACs"], rows)
+
+
+def _plot(found: Mapping[str, Any]) -> alt.TopLevelMixin:
+    """Accuracy by the multiply-accumulates that are left: a column for each allocation, at once and fine-tuned."""
+    table = [row for row in found["table"] if row["allocation"] != "sensitivity"]
+    columns = []
+    for allocation in dict.fromkeys(row["allocation"] for row in table):
+        panels = []
+        for when, field in (("at once", "accuracy"), ("fine-tuned", "fine_tuned")):
+            known = [row for row in table if row[field] is not None]
+            lowest = math.floor(min(row[field] for row in known) * 20) / 20
+            rows = [row for row in known if row["allocation"] == allocation]
+            panels.append(_panel(rows, field, f"accuracy {when}", [lowest, 0.95]))
+        title = alt.TitleParams(f"allocation {allocation}", anchor="middle")
+        columns.append(alt.vconcat(*panels, title=title))
+    return alt.hconcat(*columns).configure(background="white", font="sans-serif")
+
+
+def _panel(rows: Sequence[Mapping[str, Any]], field: str, title: str, domain: Sequence[float]) -> alt.Chart:
+    left = alt.X(
+        "macs_left:Q",
+        title="multiply-accumulates left",
+        scale=alt.Scale(domain=[0, 1], reverse=True),
+        axis=alt.Axis(format="%"),
+    )
+    accuracy = alt.Y(f"{field}:Q", title=title, scale=alt.Scale(domain=domain), axis=alt.Axis(format="%"))
+    criterion = alt.Color("criterion:N", sort=None, legend=alt.Legend(title=None, orient="bottom"))
+    chart = alt.Chart(alt.Data(values=list(rows))).mark_line(point=True)
+    return chart.encode(x=left, y=accuracy, color=criterion, order="sparsity:Q").properties(width=250, height=180)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,275 @@
+"""The report on a pruning: one HTML file that needs no network."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tfx_compression.models.layers import LayerSize
+from tfx_compression.models.plan import PruningPlan
+from tfx_compression.page import numbers, tables, template
+from tfx_compression.page.tables import Cell, Column
+from tfx_compression.pruner import plots
+from tfx_compression.pruner.plots import kept_fraction
+from tfx_compression.pruner.record import Curve, Pruned, Record
+
+# How many names of coupled layers stand in a line; the JSON has them all.
+_NAMES = 8
+# How many notes stand there without a click.
+_NOTES = 6
+
+_KINDS = {
+    "keras2": "Keras 2 model",
+    "keras3": "Keras 3 model",
+    "saved_model": "SavedModel without a layer graph",
+}
+_ELEMENTS = {"weight": "weights", "filter": "filters", "neuron": "units"}
+_TARGETS = {"parameters": "parameters", "macs": "multiply-accumulates", "bytes": "bytes"}
+# What the plan's reader looks for first, whether set or not.
+_MAIN_FIELDS = ("technique", "criterion", "allocation", "target", "sparsity", "schedule")
+
+
+def render(record: Record, title: str = "Pruning report") -> str:
+    """The report on a pruning.
+
+    Args:
+      record: what was done.
+      title: of the page.
+
+    Returns:
+      HTML with style, scripts and data inside.
+    """
+    curves = sorted(record.sensitivity, key=_damage, reverse=True)
+    metric, layers = record.metric.replace("_", " "), _layers(record)
+    set_fields, left_fields = _plan(record.plan)
+    return template.render(
+        __package__,
+        title,
+        headline=_headline(record),
+        statement=_statement(record),
+        fulfilled=record.reached > record.asked - 0.01,
+        figures=_figures(record),
+        notes=record.notes,
+        longest=tables.LONGEST,
+        most_notes=_NOTES,
+        model=_model(record),
+        kept_plot=plots.kept(record.parts) if record.parts else None,
+        parts=_parts(record),
+        parts_summary=_parts_summary(record.parts),
+        parts_classes=["muted" if part.protected else "" for part in record.parts],
+        layers=layers,
+        layers_summary=f"{_counted(len(layers[0].cells), 'layer')} with weights, before → after" if layers else "",
+        channels_summary=f"Output channels that stay, of {_counted(len(record.channels), 'layer')}",
+        metric=metric,
+        curves_left=max(0, len(curves) - plots.MOST_CURVES),
+        curves_plot=plots.curves(curves[: plots.MOST_CURVES], metric) if curves else None,
+        curves=_curves(curves),
+        channels={name: _ranges(stay) for name, stay in record.channels.items()},
+        plan_set=set_fields,
+        plan_left=left_fields,
+        json_text=record.model_dump_json(indent=1),
+    )
+
+
+# What was asked and reached
+
+
+def _headline(record: Record) -> str:
+    """What was done, in the plan's words."""
+    plan = record.plan
+    pattern = "" if plan.pattern == "unstructured" else f" in the pattern {plan.pattern}"
+    model = _KINDS.get(record.kind, record.kind)
+    return (
+        f"{plan.technique.capitalize()} pruning{pattern} of a {model} by {plan.criterion}, "
+        f"allocation {plan.allocation}, schedule {plan.schedule}"
+    )
+
+
+def _statement(record: Record) -> tuple[str, str]:
+    """How much went, and how that compares with what was asked for."""
+    plan = record.plan
+    if plan.target == "sparsity":
+        what, done = f"{_ELEMENTS[plan.technique]} that can be pruned", "removed" if plan.structured else "set to zero"
+    else:
+        what, done = f"model’s {_TARGETS[plan.target]}", "saved"
+    reached, asked = numbers.percent(record.reached), numbers.percent(record.asked)
+    unfinished = plan.first_step() < plan.sparsity
+    step = " at this step" if unfinished else ""
+    compared = f"as asked for{step}" if reached == asked else f"{asked} were asked for{step}"
+    end = f", {numbers.percent(plan.sparsity)} in the end" if unfinished else ""
+    return f"{reached} of the {what} are {done}", f"{compared}{end}."
+
+
+def _figures(record: Record) -> list[tuple[str, str, str]]:
+    """What counts of the whole model: its name, before and after, and the factor."""
+    before, after = record.summary.before, record.summary.after
+    pairs = [
+        ("parameters", before.parameters, after.parameters, _short),
+        ("multiply-accumulates", before.macs, after.macs, _short),
+        ("bytes, gzipped", before.bytes_gzip, after.bytes_gzip, numbers.size),
+    ]
+    figures = [(name, form(was), form(now), _factor(was, now)) for name, was, now, form in pairs if was or now]
+    if before.sparsity or after.sparsity:
+        figures.append(("zeros in kernels", numbers.percent(before.sparsity), numbers.percent(after.sparsity), ""))
+    return [
+        (name, f"{was}, the same" if was == now else _change(was, now), factor) for name, was, now, factor in figures
+    ]
+
+
+def _model(record: Record) -> list[Column]:
+    """The whole model before and after."""
+    before, after = record.summary.before, record.summary.after
+    counts: list[tuple[str, int, int, Callable[[int], str]]] = [
+        ("parameters", before.parameters, after.parameters, numbers.number),
+        ("multiply-accumulates", before.macs, after.macs, numbers.number),
+        ("those of weights that are not zero", before.nonzero_macs, after.nonzero_macs, numbers.number),
+        ("bytes of the weights", before.bytes, after.bytes, numbers.size),
+        ("the same, gzipped", before.bytes_gzip, after.bytes_gzip, numbers.size),
+    ]
+    if (before.nonzero_macs, after.nonzero_macs) == (before.macs, after.macs):
+        del counts[2]
+    counts = [count for count in counts if count[1] or count[2]]
+    return tables.columns(
+        tables.words("", [*(name for name, *_ in counts), "zeros in kernels"]),
+        tables.numbers("before", [*(form(was) for _, was, _, form in counts), numbers.percent(before.sparsity)]),
+        tables.numbers("after", [*(form(now) for _, _, now, form in counts), numbers.percent(after.sparsity)]),
+        tables.numbers("change", [*(numbers.delta(now, was) for _, was, now, _ in counts), ""]),
+    )
+
+
+# Parts and layers
+
+
+def _parts_summary(parts: Sequence[Pruned]) -> str:
+    alone = sum(bool(part.protected) for part in parts)
+    return _counted(len(parts), "part") + (f", {alone:,} of them left alone" if alone else "")
+
+
+def _parts(record: Record) -> list[Column]:
+    """A line for each part, in the model's order."""
+    parts = record.parts
+
+    def scores(position: int) -> list[str]:
+        return ["" if part.scores is None else numbers.minus(f"{part.scores[position]:.3g}") for part in parts]
+
+    return tables.columns(
+        Column("part", [Cell(part.name, _coupled(part)) for part in parts], words=True),
+        tables.numbers(
+            _ELEMENTS[record.plan.technique], [_change(f"{part.elements:,}", f"{part.kept:,}") for part in parts]
+        ),
+        Column("kept", [Cell(numbers.percent(kept_fraction(part)), share=kept_fraction(part)) for part in parts]),
+        tables.numbers("in the end", ["" if part.protected else numbers.percent(1 - part.target) for part in parts]),
+        tables.numbers("least importance", scores(0)),
+        tables.numbers("median", scores(1)),
+        tables.numbers("most", scores(2)),
+        tables.words("left alone", [part.protected for part in parts]),
+    )
+
+
+def _coupled(part: Pruned) -> str:
+    """The layers that go together, where there is more to say than the part's name."""
+    if part.layers in ((), (part.name,)):
+        return ""
+    more = f" and {len(part.layers) - _NAMES:,} more" if len(part.layers) > _NAMES else ""
+    return ", ".join(part.layers[:_NAMES]) + more
+
+
+def _layers(record: Record) -> list[Column]:
+    """A line for each layer, before and after; one that is on one side only has a dash on the other."""
+    before = {layer.name: layer for layer in record.summary.before.layers}
+    after = {layer.name: layer for layer in record.summary.after.layers}
+    names = list(dict.fromkeys([*before, *after]))
+    pairs = [(before.get(name), after.get(name)) for name in names]
+    zeros = any(layer is not None and layer.zeros for pair in pairs for layer in pair)
+
+    def counts(field: str) -> list[str]:
+        return [_change(*(_count(layer, field) for layer in pair)) for pair in pairs]
+
+    def zero_share(was: LayerSize | None, now: LayerSize | None) -> Cell:
+        sparsities = [numbers.percent(layer.sparsity) if layer else "–" for layer in (was, now)]
+        return Cell(_change(*sparsities), share=now.sparsity if now else None)
+
+    return tables.columns(
+        Column(
+            "layer", [Cell(name, next(filter(None, pair)).type) for name, pair in zip(names, pairs, strict=True)], True
+        ),
+        tables.numbers("parameters", counts("parameters")),
+        tables.numbers("multiply-accumulates", counts("macs")),
+        tables.numbers("zeros", counts("zeros") if zeros else [""] * len(pairs)),
+        Column("sparsity", [zero_share(*pair) if zeros else Cell() for pair in pairs]),
+    )
+
+
+def _count(layer: LayerSize | None, field: str) -> str:
+    """Nothing for a number that is not known, a dash without a layer."""
+    return "–" if layer is None else numbers.number(getattr(layer, field))
+
+
+# Sensitivity
+
+
+def _damage(curve: Curve) -> float:
+    """How far the metric moves at most; what is no number is worst."""
+    changes = [abs(value - curve.values[0]) for value in curve.values]
+    return max((change if math.isfinite(change) else math.inf for change in changes), default=0.0)
+
+
+def _curves(curves: Sequence[Curve]) -> list[Column]:
+    """The values that the plot shows, a column for each level."""
+    levels = sorted({level for curve in curves for level in curve.levels})
+    values = [dict(zip(curve.levels, curve.values, strict=True)) for curve in curves]
+    return tables.columns(
+        tables.words("part", [curve.name for curve in curves]),
+        *(tables.numbers(f"{100 * level:g} %", [numbers.metric(of.get(level)) for of in values]) for level in levels),
+    )
+
+
+# Channels and plan
+
+
+def _ranges(channels: Sequence[int]) -> str:
+    """`3 stay: 0, 4–5`."""
+    runs = itertools.groupby(enumerate(channels), key=lambda place: place[1] - place[0])
+    ends = [(run[0][1], run[-1][1]) for run in (list(group) for _, group in runs)]
+    return f"{len(channels):,} stay: " + ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in ends)
+
+
+def _plan(plan: PruningPlan) -> tuple[dict[str, str], dict[str, str]]:
+    """The fields that say most or were set, and those that were left at their default."""
+    shown = {name: _value(name, value) for name, value in plan.model_dump().items()}
+    defaults = {name: field.default for name, field in type(plan).model_fields.items()}
+    main = {name for name in shown if name in _MAIN_FIELDS or getattr(plan, name) != defaults[name]}
+    return (
+        {name: value for name, value in shown.items() if name in main},
+        {name: value for name, value in shown.items() if name not in main},
+    )
+
+
+def _value(name: str, value: Any) -> str:
+    if name == "rules":
+        return "\n".join(f"{rule['layers']}: {rule['sparsity']:g}" for rule in value) or "none"
+    if isinstance(value, tuple | list):
+        return ", ".join(map(str, value)) or "none"
+    return "not set" if value is None else str(value)
+
+
+# Numbers in words
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def _change(was: str, now: str) -> str:
+    return was if was == now else f"{was or '?'} → {now or '?'}"
+
+
+def _factor(was: int, now: int) -> str:
+    return f"{was / now:.2f}×" if now and was != now else ""
+
+
+def _short(count: int) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count:,}"

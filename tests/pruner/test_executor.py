@@ -1,0 +1,289 @@
+"""The Pruner on what Trainers write: which kind it finds, what it writes, and that the signatures answer as before."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+import tfx_compression as tfc
+from tfx.types import standard_artifacts
+from tfx_compression.models.errors import ModelError
+from tfx_compression.models.plan import PruningPlan
+from tfx_compression.pruner import criteria
+from tfx_compression.pruner.executor import Executor
+from tfx_compression.pruner.pruning import prune
+from tfx_compression.pruner.record import Record
+
+from tests import helpers
+from tests.models import kinds
+from tests.pruner.test_techniques import residual_net, widths
+
+pytestmark = pytest.mark.slow  # imports TFX
+
+
+class Run:
+    """One execution in a folder laid out as LocalDagRunner's: `<node>/<output>/<execution>`."""
+
+    def __init__(self, folder: Path, plan: PruningPlan, execution: int = 1, examples: bool = False, **properties: Any):
+        self.model = standard_artifacts.Model()
+        self.model.uri = str(folder / "Trainer/model/1")
+        self.pruned = standard_artifacts.Model()
+        self.pruned.uri = str(folder / f"Pruner/pruned_model/{execution}")
+        self.plan = tfc.PruningPlanArtifact()
+        self.plan.uri = str(folder / f"Pruner/pruning_plan/{execution}")
+        self.inputs: dict[str, Any] = {"model": [self.model]}
+        if examples:
+            self.inputs |= written_examples(folder)
+        self.properties = {"plan": plan.to_json(), "split": "train", **properties}
+
+    def do(self) -> "Run":
+        Executor().Do(self.inputs, {"pruned_model": [self.pruned], "pruning_plan": [self.plan]}, self.properties)
+        return self
+
+    @property
+    def path(self) -> str:
+        return f"{self.pruned.uri}/Format-Serving"
+
+    @property
+    def record(self) -> Record:
+        return Record.model_validate_json(Path(self.plan.uri, "pruning.json").read_text())
+
+    def answers(self, **arguments: Any) -> np.ndarray:
+        (answer,) = helpers.answers(self.path, **arguments).values()
+        return answer
+
+
+def serving(folder: Path) -> str:
+    return str(folder / "Trainer/model/1/Format-Serving")
+
+
+def written_examples(folder: Path) -> dict[str, list[Any]]:
+    """Transformed examples of `residual_net`, and their schema, as artifacts."""
+    images, labels = helpers.images(64)
+    helpers.write_examples(folder / "examples/Split-train/part.gz", {"image": images / helpers.LARGEST}, labels)
+    examples = standard_artifacts.Examples()
+    examples.uri = str(folder / "examples")
+    examples.split_names = '["train"]'
+    schema = standard_artifacts.Schema()
+    schema.uri = str(folder / "schema")
+    os.makedirs(schema.uri, exist_ok=True)
+    features = {"image": ("FLOAT", helpers.IMAGE), "label": ("INT", ())}
+    Path(schema.uri, "schema.pbtxt").write_text(str(helpers.schema(features)))
+    return {"examples": [examples], "schema": [schema]}
+
+
+def raw_rows() -> tuple[np.ndarray, list[bytes]]:
+    images, _ = helpers.images(6)
+    return images, helpers.serialized({"image": images})
+
+
+# Kinds
+
+
+@pytest.mark.parametrize("technique", ["weight", "filter", "neuron"])
+def test_a_keras_2_model_behind_transform_answers_serialized_examples_as_its_pruned_network_does(tmp_path, technique):
+    helpers.save_with_examples_signature(residual_net(), serving(tmp_path))
+    run = Run(tmp_path, PruningPlan(technique=technique, sparsity=0.5)).do()
+    images, rows = raw_rows()
+    network = tf_keras.models.load_model(run.path)
+    np.testing.assert_allclose(run.answers(examples=rows), network(images / helpers.LARGEST), atol=1e-6)
+    assert (
+        np.abs(run.answers(examples=rows) - helpers.answers(serving(tmp_path), examples=rows)["probabilities"]).max()
+        > 1e-4
+    )
+    assert run.record.kind == run.pruned.get_custom_property("kind") == "keras2"
+    if technique == "filter":
+        assert widths(network)["wide"] == 12
+        assert run.pruned.get_custom_property("parameters") < run.pruned.get_custom_property("parameters_before")
+        assert run.pruned.get_custom_property("macs") < run.pruned.get_custom_property("macs_before")
+
+
+@pytest.mark.parametrize("technique", ["weight", "neuron"])
+def test_a_keras_3_model_beside_its_export_is_pruned_in_both(tmp_path, technique):
+    model = kinds.keras3_dense()
+    model.export(serving(tmp_path), verbose=False)
+    model.save(f"{serving(tmp_path)}/model.keras")
+    run = Run(tmp_path, PruningPlan(technique=technique, sparsity=0.5, protect=())).do()
+    x, _ = helpers.points(5)
+    network = keras.models.load_model(f"{run.path}/model.keras")
+    np.testing.assert_allclose(run.answers(x=x), network(x), atol=1e-6)
+    hidden = network.get_layer("hidden").kernel.numpy()
+    assert run.record.kind == "keras3"
+    assert hidden.shape == ((4, 16) if technique == "weight" else (4, 8))
+    assert np.mean(hidden == 0) == (0.5 if technique == "weight" else 0)
+
+
+def test_a_keras_3_file_instead_of_the_saved_model_gets_one(tmp_path):
+    os.makedirs(serving(tmp_path))
+    kinds.keras3_dense().save(f"{serving(tmp_path)}/model.keras")
+    run = Run(tmp_path, PruningPlan(technique="neuron", sparsity=0.5, protect=())).do()
+    x, _ = helpers.points(5)
+    np.testing.assert_allclose(run.answers(x=x), keras.models.load_model(f"{run.path}/model.keras")(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("library", [tf_keras, keras])
+def test_the_penguin_example_saved_as_a_plain_saved_model_keeps_its_signatures(tmp_path, library):
+    model, transform = kinds.two_features(library), kinds.transform_graph(tmp_path / "transform")
+    kinds.penguin(serving(tmp_path), model, transform)
+    metadata = Path(serving(tmp_path), "keras_metadata.pb")
+    if metadata.exists():
+        metadata.unlink()
+    run = Run(tmp_path, PruningPlan(sparsity=0.5, protect=())).do()
+    assert run.record.kind == "saved_model"
+    rows = helpers.serialized({"a": np.ones((3, 1), np.float32), "word": np.array([["one"]] * 3)})
+    before, after = (helpers.answers(path, examples=rows)["outputs"] for path in (serving(tmp_path), run.path))
+    assert np.abs(before - after).max() > 1e-4
+    name, mask = next(iter(np.load(Path(run.plan.uri, "masks.npz")).items()))
+    assert np.mean(mask == 0) == 0.5, name
+    one, other = (helpers.answers(path, "transform_features", examples=rows) for path in (serving(tmp_path), run.path))
+    assert set(one) == set(other) == {"a", "b", "word"}
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_channels_of_a_plain_saved_model_can_not_go_and_nothing_is_written(tmp_path):
+    module = tf.Module()
+    module.w = tf.Variable(tf.ones([4, 3]))
+    helpers.save_function(lambda x: {"y": x @ module.w}, [tf.TensorSpec([None, 4])], serving(tmp_path), w=module.w)
+    run = Run(tmp_path, PruningPlan(technique="filter"))
+    with pytest.raises(ModelError, match=r"Remedy: in Trainer's run_fn"):
+        run.do()
+    assert not (tmp_path / "Pruner").exists()
+
+
+LOSS = """
+import tensorflow as tf
+
+def loss_fn(labels, outputs):
+    return tf.keras.losses.sparse_categorical_crossentropy(labels, outputs["p"])
+"""
+
+
+@pytest.mark.parametrize("parses", [True, False])
+def test_data_ranks_the_weights_of_a_plain_saved_model_through_its_signature(tmp_path, parses):
+    model = residual_net()
+    if parses:
+        spec = {"image": tf.io.FixedLenFeature(helpers.IMAGE, tf.float32)}
+
+        def answer(examples):
+            return {"p": model(tf.io.parse_example(examples, spec)["image"])}
+
+        arguments = tf.TensorSpec([None], tf.string, name="examples")
+    else:
+
+        def answer(image):
+            return {"p": model(image)}
+
+        arguments = tf.TensorSpec([None, *helpers.IMAGE], tf.float32, name="image")
+    helpers.save_function(answer, [arguments], serving(tmp_path), weights=model.weights)
+    (tmp_path / "module.py").write_text(LOSS)
+    plan = PruningPlan(
+        criterion="taylor", allocation="sensitivity", sensitivity_levels=(0.5,), sparsity=0.3, batch_size=64
+    )
+    run = Run(tmp_path, plan, examples=True, module_file=str(tmp_path / "module.py")).do()
+    assert run.record.kind == "saved_model"
+    of_keras = prune(model, plan, helpers.batches(*_sample()))
+    by_place = zip(run.record.sensitivity, of_keras.record.sensitivity, strict=True)
+    for ours, theirs in by_place:  # the same curves as through the Keras layers
+        np.testing.assert_allclose(ours.values, theirs.values, rtol=1e-4)
+    with pytest.raises(ModelError, match=r"doesn't say what its loss is\. Remedy: a loss_fn"):
+        Run(tmp_path, plan, 2, examples=True).do()
+
+
+def _sample() -> tuple[dict[str, np.ndarray], np.ndarray]:
+    images, labels = helpers.images(64)
+    return {"image": images / helpers.LARGEST}, labels
+
+
+# User code and data
+
+
+MODULE = """
+import tf_keras
+from tfx_compression.pruner import criteria
+
+class Doubled(tf_keras.layers.Layer):
+    def call(self, x):
+        return x * 2
+
+def custom_objects():
+    return {"Doubled": Doubled}
+
+def compile_fn(model):
+    model.compile("sgd", "sparse_categorical_crossentropy")
+
+criteria.register("widest", weights=lambda view: view.values.max(axis=1, keepdims=True) + 0 * view.values)
+"""
+
+
+def test_the_module_file_brings_custom_layers_a_loss_and_a_criterion(tmp_path):
+    module = tmp_path / "module.py"
+    module.write_text(MODULE)
+    scope: dict[str, Any] = {}
+    exec(MODULE.partition("criteria.register")[0], scope)  # the class, without registering twice
+    image = tf_keras.Input(helpers.IMAGE, name="image")
+    x = tf_keras.layers.Conv2D(8, 3, name="a")(image)
+    x = scope["Doubled"](name="mine")(x)
+    x = tf_keras.layers.GlobalAveragePooling2D()(tf_keras.layers.Conv2D(8, 3, activation="relu", name="b")(x))
+    model = tf_keras.Model(image, tf_keras.layers.Dense(3, activation="softmax", name="c")(x))
+    model.save(serving(tmp_path), save_format="tf")
+    try:
+        run = Run(tmp_path, PruningPlan(criterion="widest", sparsity=0.5), module_file=str(module)).do()
+        assert {part.name for part in run.record.parts if part.kept < part.elements} == {"b"}
+    finally:
+        criteria._registry.pop("widest", None)
+    plan = PruningPlan(technique="filter", criterion="taylor", sparsity=0.5, protect=())
+    run = Run(tmp_path, plan, 2, examples=True, module_file=str(module)).do()
+    assert any("'mine'" in note for note in run.record.notes)
+    assert {part.name for part in run.record.parts if part.kept < part.elements} == {"b"}
+
+
+def test_sensitivity_goes_on_where_a_killed_attempt_ended(tmp_path, monkeypatch):
+    helpers.save_with_examples_signature(residual_net(), serving(tmp_path))
+    plan = PruningPlan(allocation="sensitivity", sparsity=0.4, sensitivity_levels=(0.5, 0.9))
+    from tfx_compression.pruner.probe import KerasProbe
+
+    measured, real = [], KerasProbe.metrics
+
+    def until_the_fourth(self):
+        if len(measured) == 4:
+            raise KeyboardInterrupt
+        measured.append(None)
+        return real(self)
+
+    monkeypatch.setattr(KerasProbe, "metrics", until_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        Run(tmp_path, plan, 1, examples=True).do()
+    (store,) = tmp_path.glob("Pruner/.checkpoints/*/sensitivity.json")
+    assert sum(len(values) for values in json.loads(store.read_text())["values"].values()) == 4
+    measured.clear()
+    monkeypatch.setattr(KerasProbe, "metrics", lambda self: (measured.append(None), real(self))[1])
+    resumed = Run(tmp_path, plan, 2, examples=True).do()
+    assert len(measured) == 1 + 4 * 2 - 4
+    assert not store.exists()
+    measured.clear()
+    whole = Run(tmp_path, plan, 3, examples=True).do()
+    assert len(measured) == 9
+    assert whole.record.sensitivity == resumed.record.sensitivity
+
+
+def test_what_goes_with_the_model_is_written(tmp_path):
+    helpers.save_with_examples_signature(residual_net(), serving(tmp_path))
+    run = Run(tmp_path, PruningPlan(technique="filter"), sparsity=0.25, technique="neuron").do()
+    assert {path.name for path in Path(run.plan.uri).iterdir()} == {
+        "plan.json",
+        "masks.npz",
+        "pruning.json",
+        "report.html",
+    }
+    assert json.loads(Path(run.plan.uri, "plan.json").read_text())["technique"] == "neuron"
+    assert run.record.plan.sparsity == 0.25
+    assert run.record.channels == {"hidden": tuple(run.record.channels["hidden"])}
+    assert len(run.record.channels["hidden"]) == 9
+    assert "hidden" in Path(run.plan.uri, "report.html").read_text()
+    assert json.loads(Path(run.pruned.uri, "summary.json").read_text())["after"]["parameters"] > 0
