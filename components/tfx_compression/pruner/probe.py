@@ -54,7 +54,7 @@ class Sample:
 
     def __init__(self, data: tf.data.Dataset | None, plan: PruningPlan, model: str):
         self.data = () if data is None else data.unbatch().take(plan.sample_rows).batch(plan.batch_size).cache()
-        self._model = model
+        self._name = model
 
     def batches(self) -> Iterator[Any]:
         """In batches of the plan's size.
@@ -67,7 +67,7 @@ class Sample:
             empty = False
             yield batch
         if empty:
-            raise ModelError(f"The model {self._model!r} can't be looked at: the data has no rows.")
+            raise ModelError(f"The model {self._name!r} can't be looked at: the data has no rows.")
 
     def rows(self) -> Iterator[Any]:
         """In batches of one row."""
@@ -75,7 +75,7 @@ class Sample:
             yield from tf.data.Dataset.from_tensors(batch).unbatch().batch(1)
 
 
-class KerasProbe:
+class KerasProbe(Sample):
     """A compiled Keras model and a sample of data: `criteria.Evidence` of it, in inference mode.
 
     Args:
@@ -89,18 +89,10 @@ class KerasProbe:
     def __init__(
         self, model: Any, data: tf.data.Dataset | None, kernels: Mapping[str, Kernel], plan: PruningPlan
     ) -> None:
+        super().__init__(data, plan, model.name)
         self._model = model
         self._kernels = kernels
-        self._sample = Sample(data, plan, model.name)
         self._traced: dict[tuple[int, ...], Any] = {}
-
-    def batches(self) -> Iterator[Any]:
-        """The sample, in batches of the plan's size."""
-        return self._sample.batches()
-
-    def rows(self) -> Iterator[Any]:
-        """The sample, in batches of one row."""
-        return self._sample.rows()
 
     def gradients(self, batch: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Of the batch's mean loss, with the model's regularisation, by each of these kernels.
@@ -198,7 +190,7 @@ class KerasProbe:
         self._require_loss()
         return {
             name: float(value)
-            for name, value in self._model.evaluate(self._sample.data, verbose=0, return_dict=True).items()
+            for name, value in self._model.evaluate(self.data, verbose=0, return_dict=True).items()
         }
 
     def _gradients(self, variables: Sequence[Any], features: Any, labels: Any, weights: Any) -> list[tf.Tensor]:

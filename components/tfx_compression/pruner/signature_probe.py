@@ -1,6 +1,6 @@
 """What data tells of a SavedModel without layers: gradients and the loss, through its signature."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from tfx_compression.pruner.probe import Sample
 Loss = Callable[[Any, Mapping[str, tf.Tensor]], tf.Tensor]
 
 
-class SignatureProbe:
+class SignatureProbe(Sample):
     """A SavedModel, a loss and a sample of data: `criteria.Evidence` of it.
 
     Args:
@@ -31,17 +31,9 @@ class SignatureProbe:
         self, saved: SavedModel, data: tf.data.Dataset, kernels: Mapping[str, Kernel], plan: PruningPlan, loss: Loss
     ):
         self._signature = next(iter(saved.signatures.values()))
-        self._sample = Sample(data, plan, saved.path)
+        super().__init__(data, plan, saved.path)
         self._kernels = kernels
         self._loss = loss
-
-    def batches(self) -> Iterator[Any]:
-        """The sample, in batches of the plan's size."""
-        return self._sample.batches()
-
-    def rows(self) -> Iterator[Any]:
-        """The sample, in batches of one row."""
-        return self._sample.rows()
 
     def gradients(self, batch: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Of the batch's mean loss by each of these kernels.
