@@ -86,7 +86,7 @@ def unreachable(sparsity: float, highest: float, target: str) -> ConfigError:
     return ConfigError(
         f"PruningPlan.sparsity = {sparsity:g} {what} can't be reached with this plan: the highest is "
         f"{math.floor(highest * 1000) / 1000:g}. Remedy: a sparsity up to that, fewer protected layers and rules, "
-        "or a smaller round_to."
+        "a smaller round_to, or higher sensitivity_levels."
     )
 
 
