@@ -112,7 +112,7 @@ def test_a_step_runs_as_kubeflows_container_runs_it(wheel, tmp_path):
                 "model": {"artifacts": [{**artifact, "name": "a/b/1", "uri": str(tmp_path / "trained")}]},
             },
             "parameters": {
-                "plan": {"stringValue": '{"sparsity": 0.5}'},
+                "plan": {"stringValue": '{"sparsity": 0.5, "protect": []}'},
                 "sparsity": {"doubleValue": 0.75},
                 "code_version": {"stringValue": "1"},
             },
