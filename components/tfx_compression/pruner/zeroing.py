@@ -53,12 +53,12 @@ class Zeroing(Technique):
         for name in self.names:
             if name not in scores:
                 raise criteria.unscored(self.plan, name)
-            kernel, of = self.kernels[name], scores[name]
+            kernel, of = self.kernels[name], scores.pop(name)
+            if self.plan.allocation == "global":
+                of = criteria.normalise(of)
             self._scores[name] = of
             if self.plan.block != (1, 1):
                 of = block_scores(kernel, of, self.plan.block)
-            if self.plan.allocation == "global":
-                of = criteria.normalise(of)
             self.parts[name] = Part(name, of, sum(kernel.shape) / math.prod(kernel.shape))
 
     def masks(self, sparsities: Mapping[str, float]) -> dict[str, np.ndarray]:
