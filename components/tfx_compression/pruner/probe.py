@@ -189,8 +189,7 @@ class KerasProbe(Sample):
         """
         self._require_loss()
         return {
-            name: float(value)
-            for name, value in self._model.evaluate(self.data, verbose=0, return_dict=True).items()
+            name: float(value) for name, value in self._model.evaluate(self.data, verbose=0, return_dict=True).items()
         }
 
     def _gradients(self, variables: Sequence[Any], features: Any, labels: Any, weights: Any) -> list[tf.Tensor]:
