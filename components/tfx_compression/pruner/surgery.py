@@ -44,7 +44,7 @@ def channels_left(structure: Structure, choices: Mapping[str, np.ndarray]) -> di
     for source in structure.channels.sources:
         stays = kept(source.atoms if source.outputs is None else source.outputs)
         if not stays.all():
-            name = structure.names.get(id(source.layer)) or structure.name_of(source.layer)
+            name = structure.name_of(source.layer)
             left[name if source.kind != "head" else f"{name}/heads"] = tuple(np.flatnonzero(stays).tolist())
     return left
 
