@@ -322,7 +322,7 @@ def _pruned_accuracy(
     import tensorflow as tf
     import tf_keras
     import tfx_compression as tfc
-    from tfx_compression.pruner.pruning import Sensitivities
+    from tfx_compression.pruning.prune import Sensitivities
 
     tf_keras.backend.clear_session()
     plan = tfc.PruningPlan(technique="filter", criterion=criterion, allocation=allocation, sparsity=sparsity)

@@ -24,7 +24,7 @@ _HOME = {
     "EvaluationReport": "tfx_support.artifacts",
     "Compressed": "models.compressed",
     "Evaluation": "compressed_evaluator.record",
-    "prune": "pruner.pruning",
+    "prune": "pruning.prune",
     "fine_tune": "sparsity_fine_tuner.training",
     "quantize": "tflite_quantizer.quantization",
     "evaluate": "compressed_evaluator.evaluation",
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tfx_compression.models.compressed import Compressed
     from tfx_compression.models.plan import LayerRule, PruningPlan
     from tfx_compression.pruner.component import Pruner
-    from tfx_compression.pruner.pruning import prune
+    from tfx_compression.pruning.prune import prune
     from tfx_compression.sparsity_fine_tuner.component import SparsityFineTuner
     from tfx_compression.sparsity_fine_tuner.config import FineTuning
     from tfx_compression.sparsity_fine_tuner.training import fine_tune

@@ -7,7 +7,7 @@ import tf_keras
 from tfx_compression.models import keras2, layers
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.plan import PruningPlan
-from tfx_compression.pruner.pruning import prune
+from tfx_compression.pruning.prune import prune
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.sparsity_fine_tuner.training import fine_tune
 

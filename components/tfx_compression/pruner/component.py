@@ -8,7 +8,8 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 
 from tfx_compression.models.config import ConfigError
 from tfx_compression.models.plan import PruningPlan
-from tfx_compression.pruner import criteria, executor
+from tfx_compression.pruner import executor
+from tfx_compression.pruning import criteria
 from tfx_compression.tfx_support import artifacts, declaration
 
 

@@ -13,8 +13,8 @@ from tfx_compression.models.compressed import SUMMARY_FILE, write_masks, write_t
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.plan import PruningPlan
 from tfx_compression.pruner import report
-from tfx_compression.pruner.pruning import Sensitivities, prune
-from tfx_compression.pruner.record import RECORD_FILE
+from tfx_compression.pruning.prune import Sensitivities, prune
+from tfx_compression.pruning.record import RECORD_FILE
 from tfx_compression.tfx_support import artifacts, checkpoints, inputs
 
 _log = logging.getLogger(__name__)

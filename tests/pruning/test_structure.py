@@ -9,11 +9,11 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from tfx_compression.models.errors import ModelError
-from tfx_compression.pruner.structure import Group, Structure
-from tfx_compression.pruner.surgery import remove
+from tfx_compression.pruning.structure import Group, Structure
+from tfx_compression.pruning.surgery import remove
 
-from tests.pruner import exactness
-from tests.pruner.graphs import GRAPHS, KERAS
+from tests.pruning import exactness
+from tests.pruning.graphs import GRAPHS, KERAS
 
 both_keras = pytest.mark.parametrize("K", KERAS, ids=["keras2", "keras3"])
 

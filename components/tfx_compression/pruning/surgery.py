@@ -7,9 +7,9 @@ import numpy as np
 
 from tfx_compression.models import graph
 from tfx_compression.models.errors import ModelError
-from tfx_compression.pruner import anew
-from tfx_compression.pruner.channels import Kept
-from tfx_compression.pruner.structure import Structure
+from tfx_compression.pruning import anew
+from tfx_compression.pruning.channels import Kept
+from tfx_compression.pruning.structure import Structure
 
 
 def remove(structure: Structure, choices: Mapping[str, np.ndarray]) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from tfx_compression.models import graph, kernels
-from tfx_compression.pruner.structure import Structure
+from tfx_compression.pruning.structure import Structure
 
 Choices = Mapping[str, np.ndarray]
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tfx_compression.models.config import ConfigError
 from tfx_compression.models.errors import ModelError
-from tfx_compression.pruner.record import Curve
-from tfx_compression.pruner.sensitivity import STEPS, measure, solve
+from tfx_compression.pruning.record import Curve
+from tfx_compression.pruning.sensitivity import STEPS, measure, solve
 
 LEVELS = (0.25, 0.5, 0.75)
 

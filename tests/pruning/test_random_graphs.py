@@ -13,10 +13,10 @@ import pytest
 import tf_keras
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tfx_compression.pruner.structure import Structure
-from tfx_compression.pruner.surgery import remove
+from tfx_compression.pruning.structure import Structure
+from tfx_compression.pruning.surgery import remove
 
-from tests.pruner import exactness
+from tests.pruning import exactness
 
 pytestmark = pytest.mark.slow
 

@@ -11,11 +11,11 @@ import pytest
 import tf_keras
 from tfx_compression.models import keras2, kernels
 from tfx_compression.models.errors import ModelError
-from tfx_compression.pruner.structure import Structure
-from tfx_compression.pruner.surgery import channels_left, remove
+from tfx_compression.pruning.structure import Structure
+from tfx_compression.pruning.surgery import channels_left, remove
 
-from tests.pruner import exactness
-from tests.pruner.graphs import GRAPHS, KERAS
+from tests.pruning import exactness
+from tests.pruning.graphs import GRAPHS, KERAS
 
 both_keras = pytest.mark.parametrize("K", KERAS, ids=["keras2", "keras3"])
 many_graphs = pytest.mark.slow  # every graph takes a fraction of a second, there are many

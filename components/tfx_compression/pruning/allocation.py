@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from tfx_compression.models.config import ConfigError
-from tfx_compression.pruner.parts import Part
+from tfx_compression.pruning.parts import Part
 
 Sparsities = dict[str, float]
 Achieved = Callable[[Mapping[str, float]], float]

@@ -7,7 +7,7 @@ from tfx_compression.models import keras2
 from tfx_compression.models.config import ConfigError
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.plan import LayerRule, PruningPlan
-from tfx_compression.pruner.pruning import prune
+from tfx_compression.pruning.prune import prune
 
 from tests import helpers
 

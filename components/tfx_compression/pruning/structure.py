@@ -8,8 +8,8 @@ import numpy as np
 
 from tfx_compression.models import graph, kernels
 from tfx_compression.models.errors import ModelError
-from tfx_compression.pruner.channels import FIXED, Atoms, Channels, Flow, Kept, Unsupported
-from tfx_compression.pruner.rules import rule_of
+from tfx_compression.pruning.channels import FIXED, Atoms, Channels, Flow, Kept, Unsupported
+from tfx_compression.pruning.rules import rule_of
 
 # The parameters of layers with weights that carry channels.
 _CHANNEL_ARGUMENTS = frozenset(["inputs", "x", "query", "value", "key", "sequence", "sequences", "initial_state"])

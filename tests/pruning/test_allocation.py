@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tfx_compression.models.config import ConfigError
-from tfx_compression.pruner.allocation import allocate
-from tfx_compression.pruner.parts import Part
+from tfx_compression.pruning.allocation import allocate
+from tfx_compression.pruning.parts import Part
 
 
 def part(name, scores, erdos_renyi=1.0, multiple=1):

@@ -2,7 +2,7 @@
 
 A criterion is a function of a `View` of one kernel. More of them are made with `register`, in the module file:
 
-    from tfx_compression.pruner import criteria
+    from tfx_compression.pruning import criteria
 
     criteria.register("movement", needs="gradients", weights=lambda view: -view.gradients * view.values)
 """

@@ -9,7 +9,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras import pruning_uti
 from tfx_compression.models.config import ConfigError
 from tfx_compression.models.kernels import Kernel, of_keras
 from tfx_compression.models.plan import PruningPlan
-from tfx_compression.pruner import masks
+from tfx_compression.pruning import masks
 
 AXES = {
     "dense": lambda rank: ((0,), (1,)),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tfx_compression.pruner.channels import FIXED, Atoms, Channels, Flow, Kept, Unsupported
+from tfx_compression.pruning.channels import FIXED, Atoms, Channels, Flow, Kept, Unsupported
 
 Shape = tuple[int | None, ...]
 Rule = Callable[[Channels, Any, Sequence[Flow], Sequence[Shape]], list[Atoms]]

@@ -10,7 +10,7 @@ from tfx_compression.models.errors import ModelError
 from tfx_compression.models.kernels import Kernel
 from tfx_compression.models.plan import PruningPlan
 from tfx_compression.models.saved_model import SavedModel
-from tfx_compression.pruner.probe import Sample
+from tfx_compression.pruning.probe import Sample
 
 # The labels and what the signature answers, by name, to the mean loss of the batch, or one of each row.
 Loss = Callable[[Any, Mapping[str, tf.Tensor]], tf.Tensor]

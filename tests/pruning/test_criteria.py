@@ -9,7 +9,7 @@ from tfx_compression.models.config import ConfigError
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.kernels import Kernel
 from tfx_compression.models.plan import PruningPlan
-from tfx_compression.pruner import criteria
+from tfx_compression.pruning import criteria
 
 
 def kernel(values, kind="convolution", name="k", outputs=None):

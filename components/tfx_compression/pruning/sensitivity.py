@@ -15,8 +15,8 @@ import numpy as np
 
 from tfx_compression.models.config import ConfigError
 from tfx_compression.models.errors import ModelError
-from tfx_compression.pruner.allocation import Achieved, Sparsities, smallest, unreachable
-from tfx_compression.pruner.record import Curve
+from tfx_compression.pruning.allocation import Achieved, Sparsities, smallest, unreachable
+from tfx_compression.pruning.record import Curve
 
 STEPS = 20  # levels that are solved over, between 0 and the highest that was measured
 _SCALES = 2**20  # how closely the savings that are asked of the solver are searched

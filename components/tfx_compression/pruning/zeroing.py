@@ -12,12 +12,12 @@ from tfx_compression.models.kernels import Kernel
 from tfx_compression.models.layers import ModelSize
 from tfx_compression.models.plan import PruningPlan
 from tfx_compression.models.trained import Trained
-from tfx_compression.pruner import criteria
-from tfx_compression.pruner.criteria import Evidence
-from tfx_compression.pruner.masks import block_scores, carries, mask
-from tfx_compression.pruner.parts import Part
-from tfx_compression.pruner.structure import Structure
-from tfx_compression.pruner.technique import Technique, assigned
+from tfx_compression.pruning import criteria
+from tfx_compression.pruning.criteria import Evidence
+from tfx_compression.pruning.masks import block_scores, carries, mask
+from tfx_compression.pruning.parts import Part
+from tfx_compression.pruning.structure import Structure
+from tfx_compression.pruning.technique import Technique, assigned
 
 
 class Zeroing(Technique):

@@ -8,8 +8,8 @@ import tf_keras
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.kernels import of_keras
 from tfx_compression.models.plan import PruningPlan
-from tfx_compression.pruner import criteria
-from tfx_compression.pruner.probe import KerasProbe
+from tfx_compression.pruning import criteria
+from tfx_compression.pruning.probe import KerasProbe
 
 from tests import helpers
 

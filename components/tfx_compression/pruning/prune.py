@@ -15,17 +15,17 @@ from tfx_compression.models.errors import ModelError
 from tfx_compression.models.metric_names import smaller_is_better
 from tfx_compression.models.plan import PruningPlan
 from tfx_compression.models.trained import Trained, compile_as, of
-from tfx_compression.pruner import criteria, sensitivity
-from tfx_compression.pruner.allocation import allocate
-from tfx_compression.pruner.criteria import Evidence
-from tfx_compression.pruner.probe import KerasProbe
-from tfx_compression.pruner.record import Curve, Record
-from tfx_compression.pruner.record import Pruned as Part
-from tfx_compression.pruner.removal import Removal
-from tfx_compression.pruner.signature_probe import Loss, SignatureProbe
-from tfx_compression.pruner.surgery import channels_left
-from tfx_compression.pruner.technique import Technique
-from tfx_compression.pruner.zeroing import Zeroing
+from tfx_compression.pruning import criteria, sensitivity
+from tfx_compression.pruning.allocation import allocate
+from tfx_compression.pruning.criteria import Evidence
+from tfx_compression.pruning.probe import KerasProbe
+from tfx_compression.pruning.record import Curve, Record
+from tfx_compression.pruning.record import Pruned as Part
+from tfx_compression.pruning.removal import Removal
+from tfx_compression.pruning.signature_probe import Loss, SignatureProbe
+from tfx_compression.pruning.surgery import channels_left
+from tfx_compression.pruning.technique import Technique
+from tfx_compression.pruning.zeroing import Zeroing
 
 Progress = Callable[[int, int, str], None]
 _log = logging.getLogger(__name__)

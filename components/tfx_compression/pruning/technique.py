@@ -11,9 +11,9 @@ from tfx_compression.models.config import ConfigError
 from tfx_compression.models.layers import ModelSize
 from tfx_compression.models.plan import PruningPlan
 from tfx_compression.models.trained import Trained
-from tfx_compression.pruner.allocation import unreachable
-from tfx_compression.pruner.criteria import Evidence
-from tfx_compression.pruner.parts import Part
+from tfx_compression.pruning.allocation import unreachable
+from tfx_compression.pruning.criteria import Evidence
+from tfx_compression.pruning.parts import Part
 
 RULE = "a rule leaves it alone"
 

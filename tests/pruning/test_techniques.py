@@ -9,8 +9,8 @@ from tfx_compression.models import layers
 from tfx_compression.models.config import ConfigError
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.plan import LayerRule, PruningPlan
-from tfx_compression.pruner import criteria
-from tfx_compression.pruner.pruning import Sensitivities, prune
+from tfx_compression.pruning import criteria
+from tfx_compression.pruning.prune import Sensitivities, prune
 
 from tests import helpers
 

@@ -11,11 +11,11 @@ from tfx_compression.models.errors import ModelError
 from tfx_compression.models.layers import ModelSize
 from tfx_compression.models.plan import PruningPlan
 from tfx_compression.models.trained import Trained
-from tfx_compression.pruner import criteria, surgery
-from tfx_compression.pruner.criteria import Evidence
-from tfx_compression.pruner.parts import Part
-from tfx_compression.pruner.structure import Group, Structure
-from tfx_compression.pruner.technique import Technique, assigned
+from tfx_compression.pruning import criteria, surgery
+from tfx_compression.pruning.criteria import Evidence
+from tfx_compression.pruning.parts import Part
+from tfx_compression.pruning.structure import Group, Structure
+from tfx_compression.pruning.technique import Technique, assigned
 
 _KINDS = {"filter": ("filter",), "neuron": ("neuron", "head")}
 
