@@ -3,7 +3,9 @@
 Importing this module imports TensorFlow and tf_keras.
 """
 
+import contextlib
 import os
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +41,7 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> tf_keras
                 "tf.saved_model.save, model.export and Keras 3 write none. Remedy: in Trainer's run_fn, save a "
                 'tf_keras model with model.save(fn_args.serving_model_dir, save_format="tf", signatures=…).'
             )
-    with tf_keras.utils.custom_object_scope(dict(custom_objects or {})):
+    with _quantize_scope(path), tf_keras.utils.custom_object_scope(dict(custom_objects or {})):
         try:
             return tf_keras.models.load_model(path)
         except LOADING_FAILURES as error:
@@ -48,6 +50,33 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> tf_keras
                 "Remedy: for classes and functions of your own, a custom_objects() in the module file; "
                 "otherwise the file is damaged."
             ) from error
+
+
+def _quantize_scope(path: str) -> contextlib.AbstractContextManager:
+    """What makes tfmot's classes known, where a model's configuration names them."""
+    if b"Quantize" not in _configuration(path):
+        return contextlib.nullcontext()
+    import tensorflow_model_optimization as tfmot
+
+    return tfmot.quantization.keras.quantize_scope()
+
+
+def _configuration(path: str) -> bytes:
+    """The text that names a model's layers; empty where it can't be read: loading will tell."""
+    try:
+        if path.endswith(".h5"):
+            import h5py
+
+            with tf.io.gfile.GFile(path, "rb") as file, h5py.File(file, "r") as stored:
+                text = stored.attrs["model_config"]
+            return text if isinstance(text, bytes) else str(text).encode()
+        with tf.io.gfile.GFile(os.path.join(path, "keras_metadata.pb") if tf.io.gfile.isdir(path) else path, "rb") as file:
+            if tf.io.gfile.isdir(path):
+                return bytes(file.read())
+            with zipfile.ZipFile(file) as archive:
+                return archive.read("config.json")
+    except LOADING_FAILURES:
+        return b""
 
 
 def network(model: tf_keras.Model) -> tf_keras.Model:

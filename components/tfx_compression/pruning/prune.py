@@ -76,10 +76,12 @@ def prune(
     *,
     loss_fn: Loss | None = None,
     sensitivities: Sensitivities | None = None,
+    asked: float | None = None,
+    done: float = 0.0,
 ) -> Pruned:
     """Prunes a model as `plan` says: single weights become zero, or channels are removed.
 
-    With a schedule, the first step is taken.
+    With a schedule, the first step is taken, or the one that `asked` says.
 
     Args:
       model: a Keras 2 or Keras 3 model, the path of one or of a SavedModel, or what `models.trained.load` returned. By
@@ -90,6 +92,8 @@ def prune(
       loss_fn: for a SavedModel without layers, which knows none: `loss_fn(labels, outputs)`, outputs by name, to the
         batch's mean loss or one of each row.
       sensitivities: for the allocation `sensitivity`, where its values are kept and who is told of its progress.
+      asked: how much of the plan's target is to be gone after this step, of the model that pruning began with.
+      done: how much of it earlier steps have removed: channels that are gone can't be counted any more.
 
     Raises:
       ConfigError: where the plan doesn't fit the model, or can't be reached, with the most that can.
@@ -100,12 +104,14 @@ def prune(
     _require_batches(data)
     before = trained.measure()
     technique: Removal | Zeroing = (Removal if plan.structured else Zeroing)(trained, before, plan)
-    evidence = _evidence(trained, plan, data, loss_fn)
+    evidence = evidence_of(trained, plan, data, loss_fn)
     technique.rate(evidence)
     curves = _curves(technique, evidence, sensitivities or Sensitivities())
-    asked = plan.first_step()
-    sparsities = _shared(technique, asked, curves)
-    targets = sparsities if asked == plan.sparsity else _shared(technique, plan.sparsity, curves)
+    asked = plan.first_step() if asked is None else asked
+    if not plan.structured:
+        done = 0.0  # zeros are still there to be counted
+    sparsities = shared(technique, asked, curves, done)
+    targets = sparsities if asked == plan.sparsity else shared(technique, plan.sparsity, curves, done)
     result, masks, left = trained.model, {}, {}
     if isinstance(technique, Removal):
         choices = technique.choices(sparsities)
@@ -119,7 +125,7 @@ def prune(
         kept = {name: int(stays.sum()) for name, stays in masks.items()}
         technique.carry_out(masks)
         after = trained.measure()
-    technique.require_reached(asked, kept)
+    technique.require_reached(left_to_do(asked, done), kept)
     record = Record(
         plan=plan,
         kind=trained.kind,
@@ -135,11 +141,17 @@ def prune(
     return Pruned(result, record.summary, masks, record, trained)
 
 
-def _shared(technique: Technique, asked: float, curves: tuple[Curve, ...]) -> dict[str, float]:
-    """The sparsity of each part that is pruned."""
+def left_to_do(asked: float, done: float) -> float:
+    """The fraction of what is left that goes, where `done` of the whole is gone and `asked` shall be."""
+    return max(0.0, 1 - (1 - asked) / (1 - done))
+
+
+def shared(technique: Technique, asked: float, curves: tuple[Curve, ...] = (), done: float = 0.0) -> dict[str, float]:
+    """The sparsity of each part that is pruned, of what is left of it after earlier steps."""
     plan, fixed = technique.plan, {name: technique.fixed[name] for name in technique.names if name in technique.fixed}
-    scale = asked / plan.sparsity if plan.sparsity else 0.0
-    fixed = {name: value * scale for name, value in fixed.items()}  # a schedule's first step is the rules' too
+    scale = 1 / plan.sparsity if plan.sparsity else 0.0  # a schedule's steps are the rules' too
+    fixed = {name: left_to_do(value * scale * asked, value * scale * done) for name, value in fixed.items()}
+    asked = left_to_do(asked, done)
     if not technique.free or not asked:
         return {name: fixed.get(name, 0.0) for name in technique.names}
     if curves:
@@ -157,7 +169,7 @@ def _shared(technique: Technique, asked: float, curves: tuple[Curve, ...]) -> di
     return allocate(parts, plan.allocation, asked, fixed, achieved, plan.target)  # type: ignore[arg-type]
 
 
-def _evidence(
+def evidence_of(
     trained: Trained, plan: PruningPlan, data: tf.data.Dataset | None, loss_fn: Loss | None
 ) -> KerasProbe | SignatureProbe | None:
     """What tells criteria and allocation of the data, where the plan looks at more than weights."""
