@@ -70,7 +70,9 @@ def _configuration(path: str) -> bytes:
             with tf.io.gfile.GFile(path, "rb") as file, h5py.File(file, "r") as stored:
                 text = stored.attrs["model_config"]
             return text if isinstance(text, bytes) else str(text).encode()
-        with tf.io.gfile.GFile(os.path.join(path, "keras_metadata.pb") if tf.io.gfile.isdir(path) else path, "rb") as file:
+        with tf.io.gfile.GFile(
+            os.path.join(path, "keras_metadata.pb") if tf.io.gfile.isdir(path) else path, "rb"
+        ) as file:
             if tf.io.gfile.isdir(path):
                 return bytes(file.read())
             with zipfile.ZipFile(file) as archive:

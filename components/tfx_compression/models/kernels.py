@@ -75,7 +75,7 @@ def children(layer: Any) -> list[Any]:
 
 def is_wrapper(layer: Any) -> bool:
     """Whether a layer is tfmot's, around one that it makes quantization-aware: its weights are ranges only."""
-    return hasattr(layer, "quantize_config") and hasattr(layer, "layer")
+    return any(kind.__name__ == "QuantizeWrapper" for kind in type(layer).__mro__)
 
 
 def leaves(model: Any) -> dict[str, Any]:
@@ -112,10 +112,10 @@ def own_weights(layer: Any) -> list[Any]:
 
 
 def ranges(model: Any) -> list[Any]:
-    """What tfmot adds to a quantization-aware model's weights: the ranges that it rounds in, and its counts of steps."""
+    """What tfmot adds to the weights of a quantization-aware model: the ranges that it rounds in, counts of steps."""
     found: list[Any] = []
     for layer in model._flatten_layers(include_self=False):
-        if hasattr(layer, "quantizer_vars"):  # its QuantizeLayer
+        if type(layer).__name__ == "QuantizeLayer":
             found += layer.weights
         elif is_wrapper(layer):
             own = {id(weight) for weight in (*layer.layer.weights, *_unrounded(layer).values())}
@@ -124,16 +124,14 @@ def ranges(model: Any) -> list[Any]:
 
 
 def _unrounded(wrapper: Any) -> dict[str, Any]:
-    """The variables that a wrapper of tfmot's rounds, by attribute of its layer: which then holds the rounded tensor."""
+    """The variables that a wrapper of tfmot's rounds, by attribute of its layer, which holds the rounded tensor."""
     return {wrapper._weight_name(weight.name): weight for weight, _, _ in wrapper._weight_vars}
 
 
 def of_keras(model: Any) -> dict[str, Kernel]:
     """The kernels of rank 2 or more of a Keras 2 or Keras 3 model, by name, in the model's order."""
     unrounded = {
-        id(layer.layer): _unrounded(layer)
-        for layer in model._flatten_layers(include_self=False)
-        if is_wrapper(layer)
+        id(layer.layer): _unrounded(layer) for layer in model._flatten_layers(include_self=False) if is_wrapper(layer)
     }
     found = {}
     for leaf, layer in leaves(model).items():

@@ -66,6 +66,8 @@ def flatten(function: Any) -> Flat:
 def handle(variable: Any) -> Any:
     """The eager handle of a tf.Variable or a Keras 3 Variable; of a tensor, which has none, itself."""
     inner = getattr(variable, "_value", variable)
+    if replicas := getattr(inner, "values", None):  # of a tf.distribute strategy
+        inner = replicas[0]
     return getattr(inner, "handle", inner)
 
 

@@ -10,15 +10,17 @@ from tfx_compression.models.config import Config
 class Distillation(Config):
     """Learning from teachers, the dense model mostly (Hinton et al. 2015, arXiv:1503.02531).
 
-    The loss is `(1 - alpha)` times the model's own plus `alpha` times the squared temperature times the cross entropy
-    of the teachers' softened outputs, of several teachers averaged. Outputs that are no probabilities are compared by
-    their mean squared difference.
+    The loss is `(1 - alpha)` times the model's own plus `alpha` times the squared temperature times the
+    Kullback-Leibler divergence from the teachers' softened outputs, of several teachers averaged, to the model's.
+    Outputs that are no probabilities are compared by their mean squared difference, without the temperature. Several
+    outputs are added up.
 
     Attributes:
       temperature: softens both distributions.
       alpha: the share of the teachers, in [0, 1].
       outputs: what the model puts out: `probabilities` (softmax, or sigmoid), `logits` of them, `values`; `auto` takes
-        it from the last layer's activation and the loss.
+        it from the last layer's activation and the loss, which a SavedModel without layers doesn't tell. There, a last
+        dimension of 1 is binary, any other a softmax.
       features: layers whose outputs shall be like the teacher's: `{student's layer: teacher's layer}` (FitNets,
         arXiv:1412.6550); of the first teacher, with outputs of the same shape.
       feature_weight: of the mean squared difference of each.

@@ -61,6 +61,7 @@ class Result:
     history: Sequence[Mapping[str, float]] = ()
     notes: Sequence[str] = ()
     rounds: Sequence[Round] = ()
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,10 +142,10 @@ class _Rounds:
         self._save()
 
     def _back(self, failed: Round) -> None:
-        """After a round that lost too much: half the step, from what was accepted last."""
-        self._step /= 2
+        """After a round that lost too much: half its step, from what was accepted last."""
         if self._accepted is None:
             self._accepted = self._dense(failed)
+        self._step = (failed.asked - self._accepted.asked) / 2
 
     def _over(self) -> bool:
         if not self._rounds:

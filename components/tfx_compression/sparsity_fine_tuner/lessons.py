@@ -16,8 +16,6 @@ from tfx_compression.pruning.anew import keras_of
 from tfx_compression.sparsity_fine_tuner.config import Distillation
 from tfx_compression.sparsity_fine_tuner.trainee import Lesson, layer_output
 
-# An output as the logits of distributions over its last dimension.
-_LogitsOf = Callable[[tf.Tensor], tf.Tensor]
 # The student's features to a teacher's outputs, in the student's order, and the outputs of its layers.
 _Ask = Callable[[Any], tuple[list[tf.Tensor], list[tf.Tensor]]]
 
@@ -59,9 +57,9 @@ class _Ends:
 def lesson(config: Distillation, student: Trained, network: Any, teachers: Sequence[Trained]) -> Lesson:
     """The loss of a student that has teachers (Hinton et al. 2015, arXiv:1503.02531).
 
-    It is `(1 - alpha)` times the student's own, plus `alpha` times the sum over the outputs of what each differs from the
+    It is `(1 - alpha)` times the student's own, plus `alpha` times the sum over the outputs of how far each is from the
     teachers', plus `feature_weight` times the mean squared difference of each pair of layers (arXiv:1412.6550). Rows,
-    positions in a sequence, and the units of a multi-label output are averaged, as Keras' losses do; sample weights and
+    positions in a sequence, and the units of a multi-label output are averaged, as Keras' losses do. Sample weights and
     Keras masks weigh the student's own loss only.
 
     Several outputs are matched by name; two models whose outputs are both lists, with other names, in order. Inputs are
@@ -83,11 +81,13 @@ def lesson(config: Distillation, student: Trained, network: Any, teachers: Seque
         )
     if any(teacher.model is student.model for teacher in teachers):
         raise ConfigError(
-            "Distillation: the teacher is the very model that is trained, which changes with each step. Remedy: load the "
-            "dense model again, or clone it before it is pruned."
+            "Distillation: the teacher is the very model that is trained, and changes with it. "
+            "Remedy: load the dense model again, or clone it before it is pruned."
         )
     inputs, outputs = _ends_of(student, network)
-    logits_of = _logits_of_outputs(config, student, network, outputs)
+    forms = _forms(config, student, network)
+    for teacher in teachers:
+        _require_same_forms(config, outputs, forms, teacher)
     _require_same_features(config, student, network, teachers[0])
     asks = [_asked(teachers[0], tuple(config.features.values()), inputs, outputs)]
     asks += [_asked(teacher, (), inputs, outputs) for teacher in teachers[1:]]
@@ -97,7 +97,7 @@ def lesson(config: Distillation, student: Trained, network: Any, teachers: Seque
         loss = tf.constant(0.0)
         for place, predicted in enumerate(outputs.flat(y_pred)):
             wanted = [answer[place] for answer, _ in answers]
-            loss += config.alpha * _difference(logits_of[place], tf.cast(predicted, tf.float32), wanted, config)
+            loss += config.alpha * _difference(forms[place], tf.cast(predicted, tf.float32), wanted, config)
         for name, feature in zip(config.features, answers[0][1], strict=True):
             loss += config.feature_weight * _mean_square(tf.cast(taps[name], tf.float32), feature)
         # Keras adds up the replicas' gradients, and has divided its own loss.
@@ -107,14 +107,13 @@ def lesson(config: Distillation, student: Trained, network: Any, teachers: Seque
     return taught
 
 
-def _difference(
-    logits_of: _LogitsOf | None, student: tf.Tensor, teachers: Sequence[tf.Tensor], config: Distillation
-) -> tf.Tensor:
+def _difference(form: str, student: tf.Tensor, teachers: Sequence[tf.Tensor], config: Distillation) -> tf.Tensor:
     """The Kullback-Leibler divergence from the teachers' mean softened distribution to the student's, times the squared
     temperature; of values, the mean squared difference from their mean.
     """
-    if logits_of is None:
+    if form == "values":
         return _mean_square(student, tf.add_n(teachers) / len(teachers))
+    logits_of = _LOGITS_OF[form]
     softened = [tf.nn.log_softmax(logits_of(answer) / config.temperature) for answer in teachers]
     wanted = tf.reduce_logsumexp(tf.stack(softened), axis=0) - tf.math.log(float(len(teachers)))
     own = tf.nn.log_softmax(logits_of(student) / config.temperature)
@@ -138,28 +137,34 @@ def _of_binary_logits(logits: tf.Tensor) -> tf.Tensor:
     return tf.stack([tf.zeros_like(logits), logits], axis=-1)
 
 
-def _logits_of_outputs(config: Distillation, student: Trained, network: Any, outputs: _Ends) -> list[_LogitsOf | None]:
-    """For each output, what makes logits of it; None for values."""
+# An output, by its form, as the logits of distributions over its last dimension.
+_LOGITS_OF: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
+    "softmax probabilities": _of_softmax,
+    "softmax logits": tf.identity,
+    "sigmoid probabilities": _of_sigmoid,
+    "sigmoid logits": _of_binary_logits,
+}
+
+
+def _forms(config: Distillation, trained: Trained, network: Any) -> list[str]:
+    """The form of each output: one of those above, or `values`."""
     if network is None:
         if config.outputs == "auto":
             raise ConfigError(
                 "Distillation.outputs = 'auto' looks at the student's last layers, and "
-                f"{_name(student)} shows none. Remedy: 'probabilities', 'logits' or 'values'."
+                f"{_name(trained)} shows none. Remedy: 'probabilities', 'logits' or 'values'."
             )
-        return [_logits_of(config.outputs, "", None, shape) for shape in outputs.shapes]
-    loss = getattr(network, "loss", None) or getattr(student.model, "loss", None)
-    found = []
-    tensors = graph.flat_tensors(graph.arguments(network)[1])
-    for place, (name, shape, tensor) in enumerate(zip(outputs.names, outputs.shapes, tensors, strict=True)):
-        cross_entropy = _cross_entropy(_loss_at(loss, name, place))
-        found.append(_logits_of(config.outputs, _activation(network, tensor), cross_entropy, shape))
-    return found
+        return [_form(config.outputs, "", None, shape) for shape in _ends_of(trained, None)[1].shapes]
+    loss = getattr(network, "loss", None) or getattr(trained.model, "loss", None)
+    tensors, outputs = graph.flat_tensors(graph.arguments(network)[1]), _ends_of(trained, network)[1]
+    return [
+        _form(config.outputs, _activation(network, tensor), _cross_entropy(_loss_at(loss, name, place)), shape)
+        for place, (tensor, name, shape) in enumerate(zip(tensors, outputs.names, outputs.shapes, strict=True))
+    ]
 
 
-def _logits_of(
-    outputs: str, activation: str, cross_entropy: tuple[bool, bool] | None, shape: tf.TensorShape
-) -> _LogitsOf | None:
-    """What makes logits of an output.
+def _form(outputs: str, activation: str, cross_entropy: tuple[bool, bool] | None, shape: tf.TensorShape) -> str:
+    """The form of an output.
 
     Args:
       outputs: as in the configuration.
@@ -170,16 +175,14 @@ def _logits_of(
     if outputs == "auto":
         outputs = _told(activation, cross_entropy)
     if outputs == "values":
-        return None
+        return outputs
     if activation in ("sigmoid", "softmax", "log_softmax"):
         binary = activation == "sigmoid"
     elif cross_entropy is not None:
         binary = cross_entropy[0]
     else:
         binary = shape.rank is not None and (shape.rank < 2 or shape[-1] == 1)
-    if outputs == "logits":
-        return _of_binary_logits if binary else tf.identity
-    return _of_sigmoid if binary else _of_softmax
+    return f"{'sigmoid' if binary else 'softmax'} {outputs}"
 
 
 def _told(activation: str, cross_entropy: tuple[bool, bool] | None) -> str:
@@ -238,6 +241,21 @@ def _cross_entropy(loss: Any) -> tuple[bool, bool] | None:
     if not any("crossentropy" in name for name in known):
         return None
     return any("binary" in name for name in known), bool(options.get("from_logits", False))
+
+
+def _require_same_forms(config: Distillation, outputs: _Ends, forms: Sequence[str], teacher: Trained) -> None:
+    """Refuses a teacher whose layers say that it puts out something else than the student."""
+    if config.outputs != "auto" or teacher.network is None:
+        return
+    theirs = _forms(config, teacher, teacher.network)
+    for form, place in zip(
+        forms, _places("outputs", outputs, _ends_of(teacher, teacher.network)[1], teacher), strict=True
+    ):
+        if theirs[place] not in ("values", form):  # values: it may have been saved without its loss
+            raise ConfigError(
+                f"Distillation: the teacher, {_name(teacher)}, puts out {theirs[place]}, the student {form}. Remedy: "
+                "models with the same last activation and loss, or Distillation.outputs where this is mistaken."
+            )
 
 
 def _require_same_features(config: Distillation, student: Trained, network: Any, teacher: Trained) -> None:

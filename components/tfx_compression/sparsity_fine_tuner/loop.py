@@ -187,7 +187,7 @@ class _Run:
                 mover.prepare(place.step)
             logs = {name: float(value) for name, value in self._step(batch).items()}
             place.step, place.in_epoch, place.offset = place.step + 1, place.in_epoch + 1, place.offset + 1
-            if not all(math.isfinite(value) for value in (logs.get("loss", 0.0),)):
+            if not all(math.isfinite(logs.get(name, 0.0)) for name in ("loss", "objective")):
                 self._diverged()
                 return
             moved = [mover.move(place.step) for mover in job.movers]
@@ -242,7 +242,8 @@ class _Run:
         job, strategy = self._job, self._strategy
 
         def on_replica(batch: Any) -> Mapping[str, Any]:
-            return job.train_step(job.model, batch) if job.train_step else job.model.train_step(batch)
+            logs = dict(job.train_step(job.model, batch) if job.train_step else job.model.train_step(batch))
+            return logs if job.model.objective is None else {**logs, "objective": job.model.objective()}
 
         def step(batch: Any) -> Mapping[str, Any]:
             job.model.teaching = True

@@ -15,7 +15,7 @@ from tfx_compression.models import graph, keras2, keras3
 from tfx_compression.models.config import ConfigError
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.saved_model import SavedModel
-from tfx_compression.models.trained import Trained
+from tfx_compression.models.trained import Trained, compile_as
 from tfx_compression.pruning.anew import keras_of, made_anew
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 
@@ -25,16 +25,13 @@ LossFn = Callable[[Any, Mapping[str, tf.Tensor]], tf.Tensor]
 Lesson = Callable[[tf.Tensor, Any, Any, Mapping[str, tf.Tensor]], tf.Tensor]
 
 
-def of_network(
-    trained: Trained, network: Any, config: FineTuning, compile_fn: CompileFn | None = None, taps: tuple[str, ...] = ()
-) -> Any:
+def of_network(trained: Trained, network: Any, config: FineTuning, taps: tuple[str, ...] = ()) -> Any:
     """A compiled Keras model that trains the layers of `network`, in place.
 
     Args:
-      trained: what the network is of; tells what it is compiled with.
+      trained: what the network is of; it is compiled as that is.
       network: functional, of Keras 2 or Keras 3.
-      config: its optimizer, learning rate, loss and metrics are used.
-      compile_fn: compiles the model that it is given; otherwise `config.loss`, or what `trained` was compiled with.
+      config: its optimizer and learning rate are used.
       taps: layers whose outputs a lesson sees.
 
     Raises:
@@ -43,15 +40,7 @@ def of_network(
     model = _class_of(network)(*graph.arguments(network), name=network.name)
     if taps:
         model.see(_tap(network, taps))
-    if compile_fn is not None:
-        compile_fn(model)
-    elif config.loss is not None:
-        model.compile(loss=config.loss, metrics=list(config.metrics))
-    elif keras3.is_model(network):
-        if getattr(trained.model, "compiled", False):
-            keras3.compile_as(trained.model, model)
-    elif compiled := keras2.compile_arguments(trained.model):
-        model.compile(**compiled)
+    compile_as(trained.model, model)
     if getattr(model, "optimizer", None) is None or (model.loss is None and not model.losses):
         raise ModelError(
             "The model was saved without being compiled (or with include_optimizer=False), so there is no loss to "
@@ -214,6 +203,7 @@ def _trainee(base: Any) -> Any:
 
         teaching = False
         lesson: Lesson | None = None
+        objective: Any = None  # in a step, the loss that the lesson made of the model's own
         _look: Any = None
 
         def see(self, look: Any) -> None:
@@ -230,9 +220,13 @@ def _trainee(base: Any) -> Any:
             self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **more: Any
         ) -> Any:
             loss = super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, **more)
-            if not self.teaching or self.lesson is None:
-                return loss
-            return self.lesson(loss, x, y_pred, self._seen if self._look is not None else {})
+            return self._taught(loss, x, y_pred)
+
+        def _taught(self, loss: Any, x: Any, y_pred: Any) -> Any:
+            if self.teaching and self.lesson is not None:
+                loss = self.lesson(loss, x, y_pred, self._seen if self._look is not None else {})
+                self.objective = _hidden(lambda: loss)
+            return loss
 
     return Trainee
 
@@ -274,11 +268,9 @@ def _signature_class() -> Any:
             loss = self._loss_fn(y, y_pred)
             if sample_weight is not None:
                 loss = loss * tf.cast(tf.reshape(sample_weight, [-1]), loss.dtype)
-            loss = tf.reduce_mean(loss)
-            if self.teaching and self.lesson is not None:
-                loss = self.lesson(loss, x, y_pred, {})
             self._mean_loss.update_state(loss)
-            return loss
+            loss = tf.reduce_mean(loss) / tf.distribute.get_strategy().num_replicas_in_sync
+            return self._taught(loss, x, y_pred)
 
         def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
             if self._loss_fn is None:

@@ -45,6 +45,7 @@ class Tuned(Compressed):
     Attributes:
       trained: the model that it came from, whose signatures it answers.
       network: the network that takes its place, where its graph changed; None where its weights did only.
+      names: of kernels that are called otherwise in it, by their name before.
       history: the logs of each epoch, round after round.
       rounds: of `iterative`, what each one came to.
       notes: for the user.
@@ -52,9 +53,14 @@ class Tuned(Compressed):
 
     trained: Trained
     network: Any = None
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     history: Sequence[Mapping[str, float]] = ()
     rounds: Sequence[Round] = ()
     notes: Sequence[str] = ()
+
+    def name_of(self, kernel: str) -> str:
+        """What a kernel of the model that was pruned is called now."""
+        return self.names.get(kernel, kernel)
 
     def save(self, path: str, signatures_fn: Callable | None = None, transform_graph: str | None = None) -> None:
         """Writes a SavedModel that answers the same signatures, and a `.keras` beside it where there was one.
@@ -161,6 +167,7 @@ def fine_tune(
         result.masks,
         trained,
         network,
+        result.names,
         result.history,
         result.rounds,
         result.notes,
@@ -216,9 +223,12 @@ class Session:
         config = self.config
         copy = trainee.copied(view.network, config.mixed_precision) if config.mixed_precision else None
         work = of(copy) if copy is not None else view
-        model = self.trainee(work)
-        if config.distillation is not None:
-            model.lesson = lessons.lesson(config.distillation, self.trained, work.network, self.teachers)
+        teaching = config.distillation
+        model = self.trainee(work, teaching.features if teaching is not None else ())
+        if teaching is not None:
+            model.lesson = lessons.lesson(
+                teaching, self.trained, None if work.network is None else model, self.teachers
+            )
         kernels = work.kernels
         zeros = Zeros(kernels, masks)
         if config.mode == "cluster":
@@ -254,8 +264,8 @@ class Session:
             view.network.set_weights(copy.get_weights())
         return outcome, zeros.masks
 
-    def trainee(self, view: Trained) -> Any:
-        """A model that trains, or evaluates, `view` in place."""
+    def trainee(self, view: Trained, taps: Sequence[str] = ()) -> Any:
+        """A model that trains, or evaluates, `view` in place; a lesson sees the outputs of the layers `taps`."""
         if view.kind == "saved_model":
             if self.config.mixed_precision is not None:
                 raise ConfigError(
@@ -268,8 +278,8 @@ class Session:
                 f"The model {view.model.name!r} is subclassed: it has no graph of layers to train by. Remedy: build it "
                 "with Sequential or the functional API, or save it as a SavedModel, which trains by its signature."
             )
-        taps = tuple(self.config.distillation.features) if self.config.distillation is not None else ()
-        return trainee.of_network(self.trained, view.network, self.config, taps=taps)
+        source = self.trained if self.trained.kind == view.kind else view  # a teacher of the other Keras
+        return trainee.of_network(source, view.network, self.config, tuple(taps))
 
     def evaluate(self, view: Trained) -> dict[str, float]:
         """Loss and metrics of a model on the evaluation data."""
@@ -313,7 +323,7 @@ def _quantization_aware(session: Session, masks: Masks) -> "iterative.Result":
     view = Trained("keras2", found.network, notes=found.notes)
     renamed = {found.names[name]: mask for name, mask in masks.items()}
     outcome, renamed = session.train(view, renamed, clusters)
-    return iterative.Result(view, renamed, outcome.history, (*found.notes, *outcome.notes))
+    return iterative.Result(view, renamed, outcome.history, (*found.notes, *outcome.notes), names=found.names)
 
 
 def _require_mode(config: FineTuning, plan: PruningPlan | None) -> None:
@@ -343,7 +353,7 @@ def _compile(trained: Trained, config: FineTuning, compile_fn: CompileFn | None)
         compile_fn(trained.model)
     elif config.loss is not None:
         optimizer = config.optimizer or getattr(trained.model, "optimizer", None) or "adam"
-        trained.model.compile(optimizer, config.loss, list(config.metrics))
+        trained.model.compile(optimizer=optimizer, loss=config.loss, metrics=list(config.metrics))
 
 
 def _seeded(data: tf.data.Dataset | Batches, config: FineTuning) -> Batches:
