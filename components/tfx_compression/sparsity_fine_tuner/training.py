@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -264,7 +264,7 @@ class Session:
             view.network.set_weights(copy.get_weights())
         return outcome, zeros.masks
 
-    def trainee(self, view: Trained, taps: Sequence[str] = ()) -> Any:
+    def trainee(self, view: Trained, taps: Iterable[str] = ()) -> Any:
         """A model that trains, or evaluates, `view` in place; a lesson sees the outputs of the layers `taps`."""
         if view.kind == "saved_model":
             if self.config.mixed_precision is not None:
