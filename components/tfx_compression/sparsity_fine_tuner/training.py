@@ -20,7 +20,7 @@ from tfx_compression.models.plan import PruningPlan
 from tfx_compression.models.trained import Trained, of
 from tfx_compression.pruning import criteria
 from tfx_compression.pruning.probe import KerasProbe
-from tfx_compression.pruning.prune import shared
+from tfx_compression.pruning.prune import Pruned, shared
 from tfx_compression.pruning.record import Record
 from tfx_compression.pruning.zeroing import Zeroing
 from tfx_compression.sparsity_fine_tuner import clustering, iterative, lessons, loop, quantization, trainee
@@ -97,8 +97,9 @@ def fine_tune(
     It trains inside a `tf.distribute` strategy's scope too, on all of its replicas, if the model was loaded there.
 
     Args:
-      model: a Keras 2 or Keras 3 model, the path of one or of a SavedModel, or what `models.trained.load` returned. A
-        model in memory is changed in place, but where channels are removed or it becomes quantization-aware.
+      model: what `prune` returned, with its plan and masks; or a Keras 2 or Keras 3 model, the path of one or of a
+        SavedModel, or what `models.trained.load` returned. A model in memory is changed in place, but where channels
+        are removed or it becomes quantization-aware.
       data: batches of (features, labels) or (features, labels, weights), as Keras' `fit` takes them; or a function from
         the number of a pass to them, which gives the same rows in the same order whenever it is called.
       config: how to train.
@@ -122,6 +123,10 @@ def fine_tune(
       ModelError: for a model without a loss, a loss that is not a number, masks that don't fit, or a checkpoint that
         can't be written.
     """
+    origin = None
+    if isinstance(model, Pruned):
+        masks, plan = model.masks if masks is None else masks, plan or model.record
+        origin, model = model.trained, model.trained if model.model is model.trained.model else model.model
     record, plan = (plan, plan.plan) if isinstance(plan, Record) else (None, plan)
     _require_mode(config, plan)
     tf_keras.utils.set_random_seed(config.seed)
@@ -160,12 +165,13 @@ def fine_tune(
     if broken := trainee.finite(view.network if view.network is not None else _module(view)):
         raise ModelError(f"Weights of the trained model are not finite: {', '.join(broken)}.")
     require_zeros(view, result.masks, "the model after training")
-    network = None if view is trained else view.network
+    origin = origin or trained
+    network = None if view is origin else view.network
     return Tuned(
         view.model if network is None else network,
         Summary(before=before, after=view.measure()),
         result.masks,
-        trained,
+        origin,
         network,
         result.names,
         result.history,
