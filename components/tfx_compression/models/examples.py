@@ -140,16 +140,18 @@ def serialized_and_labels(
     schema: schema_pb2.Schema,
     label: str,
     batch_size: int,
+    shuffle: bool,
     seed: int | None = None,
     weight: str | None = None,
 ) -> tf.data.Dataset:
-    """Shuffled batches of (serialized tf.Examples, label[, weight]), for a signature that parses them itself.
+    """Batches of (serialized tf.Examples, label[, weight]), for a signature that parses them itself.
 
     Args:
       files: TFRecord files of tf.Examples.
       schema: theirs.
       label: feature name; the label is a [batch, …] tensor, shaped as in the schema.
       batch_size: rows in a batch.
+      shuffle: in a buffer of 10,000 rows, in another order each epoch.
       seed: of shuffling; by default TensorFlow's global one.
       weight: feature name of the rows' weights, one number each; none where it is None.
 
@@ -168,7 +170,10 @@ def serialized_and_labels(
     def split(batch: tf.Tensor) -> tuple[Any, ...]:
         return batch, *_targets(tf.io.parse_example(batch, {name: spec[name] for name in wanted}), label, weight)
 
-    return records(files).shuffle(10_000, seed).batch(batch_size).map(split)
+    rows = records(files)
+    if shuffle:
+        rows = rows.shuffle(10_000, seed)
+    return rows.batch(batch_size).map(split)
 
 
 def sample(

@@ -41,10 +41,19 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> tf_keras
                 "tf.saved_model.save, model.export and Keras 3 write none. Remedy: in Trainer's run_fn, save a "
                 'tf_keras model with model.save(fn_args.serving_model_dir, save_format="tf", signatures=…).'
             )
-    with _quantize_scope(path), tf_keras.utils.custom_object_scope(dict(custom_objects or {})):
+    quantized = b"Quantize" in _configuration(path)
+    with (
+        _quantize_scope() if quantized else contextlib.nullcontext(),
+        tf_keras.utils.custom_object_scope(dict(custom_objects or {})),
+    ):
         try:
             return tf_keras.models.load_model(path)
         except LOADING_FAILURES as error:
+            if quantized and path.endswith(".keras"):
+                raise ModelError(
+                    f"The quantization-aware model in {path} can't be loaded: tfmot's layers can't be read from .keras "
+                    'files. Remedy: write it with model.save(path, save_format="tf").'
+                ) from error
             raise ModelError(
                 f"The Keras model in {path} can't be loaded: {str(error).rstrip(' .')}. "
                 "Remedy: for classes and functions of your own, a custom_objects() in the module file; "
@@ -52,10 +61,8 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> tf_keras
             ) from error
 
 
-def _quantize_scope(path: str) -> contextlib.AbstractContextManager:
-    """What makes tfmot's classes known, where a model's configuration names them."""
-    if b"Quantize" not in _configuration(path):
-        return contextlib.nullcontext()
+def _quantize_scope() -> contextlib.AbstractContextManager:
+    """What makes tfmot's classes known."""
     import tensorflow_model_optimization as tfmot
 
     return tfmot.quantization.keras.quantize_scope()

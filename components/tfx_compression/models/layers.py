@@ -82,8 +82,8 @@ def measure(model: Any) -> ModelSize:
         elif others > 0:
             rows.append(other_row(leaf, type(layer).__name__, others))
     size = sum(_size(kernel.variable) for own in by_layer.values() for kernel in own)
-    weights = (weight for weight in model.weights if _is_numbers(weight) and _key(weight) not in ranges)
-    return whole(rows, size, (np.asarray(weight) for weight in weights))
+    counted = (weight for weight in model.weights if _is_numbers(weight) and _key(weight) not in ranges)
+    return whole(rows, size, (np.asarray(weight) for weight in counted))
 
 
 def row(kernel: Kernel, kind: str, macs: int | None) -> LayerSize:

@@ -12,7 +12,10 @@ from tensorflow.python.grappler import tf_optimizer
 from tfx_compression.models.kernels import Kind
 
 # What a variable passes on its way to a multiplication without being changed.
-_SAME = ("ReadVariableOp", "Identity", "Cast", "Enter", "Switch", "Merge", "StopGradient", "Snapshot")
+_SAME = (
+    *("ReadVariableOp", "Identity", "Cast", "Enter", "Switch", "Merge", "StopGradient", "Snapshot"),
+    *("FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxVarsPerChannel"),  # of quantization-aware training
+)
 _RESHAPING = ("Reshape", "Squeeze", "ExpandDims")
 _KEEPS_CALLS = {"api_implements", "_XlaMustCompile"}  # attributes that keep a call from being inlined
 _UNIMPORTANT = ("Shape", "NextIteration")

@@ -105,8 +105,8 @@ class SparsityFineTuner(base_component.BaseComponent):
           mode: the same.
           train_split: split to train on.
           eval_split: split that is evaluated after each epoch.
-          checkpoint_uri: where checkpoints are kept for a second attempt; by default beside the node's outputs, which a
-            cluster doesn't keep.
+          checkpoint_uri: where checkpoints are kept for a second attempt; by default beside the node's outputs. Needed
+            on Kubeflow, where each run has other outputs: a folder that all of them share.
           module_file: the user's module. Used of it, all optional:
             `input_fn(files, data_accessor, tf_transform_output_or_schema, batch_size)`, batches of (features, label[,
             weight]); `compile_fn(model)`; `loss_fn(labels, outputs)` of a SavedModel without layers;

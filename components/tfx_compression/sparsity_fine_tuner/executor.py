@@ -22,6 +22,10 @@ from tfx_compression.tfx_support import artifacts, checkpoints, inputs
 
 TEACHER = "teacher_model"
 TUNING_FILE = "tuning.json"
+_NO_CHECKPOINT_URI = (
+    "checkpoints are kept in {folder}, where another run of the pipeline may not look. Remedy: checkpoint_uri, a "
+    "folder that all runs share."
+)
 _log = logging.getLogger(__name__)
 
 
@@ -53,9 +57,13 @@ class Executor(base_executor.BaseExecutor):
         objects = module.custom_objects()
         key = checkpoints.fingerprint(input_dict, exec_properties)
         folder = checkpoints.folder(output, key, exec_properties.get("checkpoint_uri"))
+        if "://" in output.uri and not exec_properties.get("checkpoint_uri"):
+            _log.warning("SparsityFineTuner: %s", _NO_CHECKPOINT_URI.format(folder=folder))
         with _strategy(config, module).scope():
             loaded = trained.load(artifacts.model_path(model), objects)
-            teachers = [trained.load(artifacts.model_path(each), objects) for each in _teachers(input_dict)]
+            taught = config.distillation is not None or config.guard is not None
+            teachers = _teachers(input_dict) if taught else []
+            dense = [trained.load(artifacts.model_path(each), objects) for each in teachers]
 
             def batches(split: str, shuffle: bool, seed: int) -> tf.data.Dataset:
                 return inputs.model_batches(
@@ -75,7 +83,7 @@ class Executor(base_executor.BaseExecutor):
                 loaded,
                 lambda number: batches(exec_properties["train_split"], True, config.seed + number),
                 config,
-                teachers,
+                dense,
                 record,
                 masks=read_masks(_plan_file(input_dict, artifacts.MASKS_FILE)),
                 validation_data=batches(exec_properties["eval_split"], False, config.seed),
@@ -105,11 +113,24 @@ class Executor(base_executor.BaseExecutor):
             macs=size.macs,
             rounds=len(tuned.rounds) or None,
             epochs=len(tuned.history),
-            **{name: value for name, value in (tuned.history[-1] if tuned.history else {}).items() if "val_" in name},
+            **_measured(tuned, config),
         )
         checkpoints.remove(folder)
         for note in tuned.notes:
             _log.warning("SparsityFineTuner: %s", note)
+
+
+def _measured(tuned: Tuned, config: FineTuning) -> dict[str, float]:
+    """Loss and metrics on the evaluation split of the model as it is written, called as in the history.
+
+    None where that isn't the model of the last epoch, nor of a round: another epoch's numbers are not its.
+    """
+    if tuned.rounds:
+        accepted = [each for each in tuned.rounds if each.accepted]
+        return {f"val_{name}": value for name, value in accepted[-1].metrics.items()} if accepted else {}
+    if not tuned.history or tuned.notes or (config.early_stopping and config.early_stopping.restore_best):
+        return {}
+    return {name: value for name, value in tuned.history[-1].items() if name.startswith("val_")}
 
 
 def _described(tuned: Tuned, config: FineTuning) -> str:

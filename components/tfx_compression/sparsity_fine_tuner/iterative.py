@@ -61,7 +61,6 @@ class Result:
     history: Sequence[Mapping[str, float]] = ()
     notes: Sequence[str] = ()
     rounds: Sequence[Round] = ()
-    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

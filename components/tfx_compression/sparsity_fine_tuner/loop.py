@@ -103,6 +103,7 @@ class _Place:
     best_epoch: int | None = None
     waited: int = 0
     over: bool = False
+    logs: dict[str, float] = dataclasses.field(default_factory=dict)  # of the last step
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -147,12 +148,13 @@ class _Run:
         self._strategy = tf.distribute.get_strategy()
         with self._strategy.scope():
             trainee.seed_layers(job.model, job.config.seed)
-            own = [*trainee.variables(job.model), *trainee.optimizer_variables(job.model)]
+            own = trainee.optimizer_variables(job.model)
+            self._step = self._compiled()
+            self._make_metrics()
+            own += trainee.variables(job.model)
         own += [variable for hold in job.holds for variable in hold.variables]
-        self._weights = trainee.unique(job.model.weights)
-        self._kept = Kept(os.path.join(folder, "best"), self._weights)
-        self._checkpoints = Checkpoints(folder, trainee.unique(own)) if job.folder else None
-        self._step = self._compiled()
+        self._kept = Kept(os.path.join(folder, "best"), trainee.unique(job.model.weights))
+        self._checkpoints = Checkpoints(folder, trainee.of_replicas(own)) if job.folder else None
         library = keras_of(job.model)
         self._callbacks = library.callbacks.CallbackList(
             [*job.callbacks], model=job.model, epochs=job.config.epochs, steps=steps // job.config.epochs, verbose=0
@@ -179,13 +181,12 @@ class _Run:
         self._callbacks.on_epoch_begin(place.epoch)
         if not place.in_epoch:
             job.model.reset_metrics()
-        logs: dict[str, float] = {}
         for batch in self._batches():
             self._callbacks.on_train_batch_begin(place.in_epoch)
             self._set_learning_rate()
             for mover in job.movers:
                 mover.prepare(place.step)
-            logs = {name: float(value) for name, value in self._step(batch).items()}
+            place.logs = logs = {name: float(value) for name, value in self._step(batch).items()}
             place.step, place.in_epoch, place.offset = place.step + 1, place.in_epoch + 1, place.offset + 1
             if not all(math.isfinite(logs.get(name, 0.0)) for name in ("loss", "objective")):
                 self._diverged()
@@ -200,6 +201,7 @@ class _Run:
         if broken := trainee.finite(job.model):
             self._diverged(broken)
             return
+        logs = dict(place.logs)
         if job.validation is not None:
             found = job.model.evaluate(job.validation, verbose=0, return_dict=True, callbacks=self._callbacks)
             logs |= {f"val_{name}": float(value) for name, value in found.items()}
@@ -237,7 +239,7 @@ class _Run:
                 raise ModelError("The data to train on is empty. Remedy: check the split.")
             place.passed, place.offset = place.passed + 1, 0
 
-    def _compiled(self) -> Callable[[Any], Mapping[str, Any]]:
+    def _compiled(self) -> Any:
         """One step on all replicas, then the holds."""
         job, strategy = self._job, self._strategy
 
@@ -256,6 +258,15 @@ class _Run:
             return {name: strategy.experimental_local_results(value)[0] for name, value in logs.items()}
 
         return step if job.model.run_eagerly else tf.function(step, reduce_retracing=True)
+
+    def _make_metrics(self) -> None:
+        """Has Keras make the metrics, which it does in the first step: a checkpoint is to find them before."""
+        job = self._job
+        data = self._strategy.experimental_distribute_dataset(job.data(0))
+        if not job.model.run_eagerly:
+            self._step.get_concrete_function(data.element_spec)
+        elif job.train_step is None:
+            self._strategy.run(job.model.test_step, (next(iter(data)),))
 
     def _set_learning_rate(self) -> None:
         config, step = self._job.config, self._place.step
@@ -314,7 +325,7 @@ class _Run:
         if self._checkpoints is None:
             return
         state = dataclasses.asdict(self._place)
-        self._checkpoints.save(self._place.step, state)
+        self._checkpoints.save(self._place.step, self._place.epoch, state)
         self._kept.remove_others(str(self._place.best_epoch))
 
 

@@ -110,7 +110,7 @@ class Dynamic:
       gradients: of the loss by each kernel of these names, in its shape.
 
     Raises:
-      ConfigError: for N:M patterns, in which no weight can be dropped alone.
+      ConfigError: for N:M patterns, in which no weight can be dropped alone, or a training in which none would be.
     """
 
     def __init__(
@@ -126,6 +126,12 @@ class Dynamic:
             raise ConfigError(
                 f"FineTuning(mode='dynamic') with pattern {plan.pattern!r}: each group of weights keeps its number, so "
                 "none can be dropped for one elsewhere. Remedy: mode 'fixed', or an unstructured pattern or blocks."
+            )
+        if not any(schedule.due(step) for step in range(1, schedule.end)):
+            raise ConfigError(
+                f"FineTuning(mode='dynamic'): no weight would ever move, as it does every {plan.frequency} steps from "
+                f"step {plan.begin_step} to before {schedule.end}. Remedy: a smaller PruningPlan.frequency, or more "
+                "epochs."
             )
         self._kernels, self._zeros, self._schedule, self._plan = kernels, zeros, schedule, plan
         self._drop_fraction, self._gradients = drop_fraction, gradients

@@ -6,7 +6,7 @@ network that is made here.
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from tfx_compression.models import conversion, graph, keras3, kernels, tflite
 from tfx_compression.models.compressed import Masks
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.kernels import Kernel
-from tfx_compression.pruning.anew import finish, freeze_alike, made_anew
+from tfx_compression.pruning.anew import finish, freeze_alike, input_like, made_anew
 
 _OTHERWISE = "another FineTuning.mode, and TFLiteQuantizer behind it"
 _FOLDED_INTO = ("Conv2D", "DepthwiseConv2D", "Dense")
@@ -34,12 +34,10 @@ class Aware:
 
     Attributes:
       network: with the weights of the original, which is left as it was.
-      names: by kernel of the original, its name in the network.
       notes: which layers stay float, and why.
     """
 
     network: Any
-    names: dict[str, str]
     notes: tuple[str, ...]
 
 
@@ -58,9 +56,8 @@ def aware(network: Any) -> Aware:
             f"The model {network.name!r} is of Keras 3, and tfmot makes only Keras 2 models quantization-aware. "
             f"Remedy: a tf_keras model in Trainer, or {_OTHERWISE}."
         )
-    names = {name: name for name in kernels.of_keras(network)}
     if any(kernels.is_wrapper(layer) for layer in network.layers):
-        return Aware(network, names, ())
+        return Aware(network, ())
     inputs, outputs = graph.arguments(network)
     flat = tf_keras.Model(network.inputs, network.outputs, name=network.name)  # tfmot loses dicts
     reasons = _reasons(flat)
@@ -76,7 +73,7 @@ def aware(network: Any) -> Aware:
         tf.nest.pack_sequence_as(outputs, found.outputs),
         name=network.name,
     )
-    return Aware(made, names, _notes(reasons))
+    return Aware(made, _notes(reasons))
 
 
 def calibrate(network: Any, batches: Iterable[Any]) -> None:
@@ -197,6 +194,8 @@ def _reasons(network: Any) -> dict[str, str]:
             continue  # judged by what is before it
         if not registry.supports(layer):
             found[layer.name] = f"tfmot can't quantize {type(layer).__name__}"
+        elif type(layer).__name__ == "Conv2DTranspose":
+            found[layer.name] = "with tfmot's Conv2DTranspose no SavedModel can be written"
         elif activation is not None and name not in known:
             found[layer.name] = f"tfmot can't quantize the activation {name}"
     folded = _folded(network)
@@ -266,7 +265,8 @@ def _quantized(network: Any, names: set[str]) -> Any:
             return quantization.quantize_annotate_layer(copy)
         return copy if _is_operation(layer) else stand_in(copy)
 
-    draft = tf_keras.models.clone_model(network, clone_function=annotated)
+    inputs = [input_like(old, old.shape, name) for name, old in zip(network.input_names, network.inputs, strict=True)]
+    draft = _with_layers(network, inputs, annotated)
     for layer in _layers(network):
         copy = copies[layer.name]
         freeze_alike(layer, copy)
@@ -274,7 +274,18 @@ def _quantized(network: Any, names: set[str]) -> Any:
         finish(copy)
     with tf_keras.utils.custom_object_scope({stand_in.__name__: stand_in}):
         made = quantization.quantize_apply(draft, quantized_layer_name_prefix="")
-    return tf_keras.models.clone_model(made, clone_function=_settled)
+    return _with_layers(made, made.inputs, _settled)
+
+
+def _with_layers(network: Any, inputs: list[Any], change: Callable[[Any], Any]) -> Any:
+    """The network's calls made again with other layers. clone_model hangs where a nested model becomes no model."""
+    layers = {layer.name: change(layer) for layer in _layers(network)}
+    tensors = {id(old): new for old, new in zip(network.inputs, inputs, strict=True)}
+    for call in graph.calls(network):
+        args, kwargs = graph.replaced((call.args, call.kwargs), lambda tensor: tensors[id(tensor)])
+        answer = layers[call.layer.name](*args, **kwargs)
+        tensors.update({id(old): new for old, new in zip(call.outputs, graph.flat_tensors(answer), strict=True)})
+    return tf_keras.Model(inputs, [tensors[id(old)] for old in network.outputs], name=network.name)
 
 
 def _stand_in(copies: Mapping[str, Any]) -> Any:
@@ -290,6 +301,9 @@ def _stand_in(copies: Mapping[str, Any]) -> Any:
             taken = inspect.signature(self.stays.call).parameters
             given = {key: value for key, value in named.items() if key in taken or key not in ("training", "mask")}
             return self.stays(inputs, *arguments, **given)
+
+        def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+            return self.stays.compute_mask(inputs, mask)
 
         def get_config(self) -> dict[str, Any]:
             return {"name": self.name}

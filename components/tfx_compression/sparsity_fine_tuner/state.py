@@ -5,6 +5,7 @@ A checkpoint is a folder, complete once `state.json` is in it.
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from tfx_compression.models.errors import ModelError
 
+_log = logging.getLogger(__name__)
 _STATE = "state.json"
 _VALUES = "values"
 _PREFIX = "step-"
@@ -30,28 +32,38 @@ class Checkpoints:
         self._folder = folder
         self._checkpoint = tf.train.Checkpoint(variables=list(variables))
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
+    def save(self, step: int, epochs: int, state: dict[str, Any]) -> None:
         """Writes a checkpoint, then deletes the older ones.
+
+        Args:
+          step: how many were made.
+          epochs: how many are over: the one before validation, at the same step, is never written over.
+          state: what else is to be known.
 
         Raises:
           ModelError: where it can't be written; the older ones are still there.
         """
-        place = os.path.join(self._folder, f"{_PREFIX}{step:09d}")
+        place = os.path.join(self._folder, f"{_PREFIX}{step:09d}-{epochs:06d}")
         with writing(place):
             self._checkpoint.write(os.path.join(place, _VALUES))
-            write_json(os.path.join(place, _STATE), state)
+        write_json(os.path.join(place, _STATE), state)
         for name in self._names():
             if name != os.path.basename(place):
                 tf.io.gfile.rmtree(os.path.join(self._folder, name))
 
     def restore(self) -> dict[str, Any] | None:
-        """Reads the newest whole checkpoint into the variables; its state, or None where there is none."""
+        """Reads the newest whole checkpoint into the variables; its state, or None where there is none.
+
+        Raises:
+          ModelError: where it is another model's.
+        """
         for name in reversed(self._names()):
             place = os.path.join(self._folder, name)
             state = read_json(os.path.join(place, _STATE))
-            if state is not None:
-                self._checkpoint.read(os.path.join(place, _VALUES)).assert_consumed()
+            if state is not None and _whole(os.path.join(place, _VALUES)):
+                _read(self._checkpoint, os.path.join(place, _VALUES))
                 return state
+            _log.warning("The checkpoint in %s is not whole; it is left out.", place)
         return None
 
     def _names(self) -> list[str]:
@@ -79,14 +91,20 @@ class Kept:
             self._checkpoint.write(f"{self._prefix}-{name}")
 
     def read(self, name: str) -> None:
-        """Gives the variables the values that were kept."""
-        self._checkpoint.read(f"{self._prefix}-{name}").assert_consumed()
+        """Gives the variables the values that were kept.
+
+        Raises:
+          ModelError: where they are not there any more, or another model's.
+        """
+        _read(self._checkpoint, f"{self._prefix}-{name}")
 
     def remove_others(self, name: str) -> None:
-        """Deletes what was kept under other names."""
-        for file in tf.io.gfile.glob(f"{self._prefix}-*"):
-            if not os.path.basename(file).startswith(f"{os.path.basename(self._prefix)}-{name}."):
-                tf.io.gfile.remove(file)
+        """Deletes what was kept under other names, also what was not written to its end."""
+        folder, prefix = os.path.split(self._prefix)
+        for file in tf.io.gfile.listdir(folder):
+            if file.startswith(f"{prefix}-") and not file.startswith(f"{prefix}-{name}."):
+                path = os.path.join(folder, file.rstrip("/"))
+                (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
 
 
 @contextlib.contextmanager
@@ -107,16 +125,45 @@ def writing(place: str) -> Iterator[None]:
 
 
 def write_json(path: str, value: Any) -> None:
-    """Writes a JSON file under another name first, so that it is there whole or not at all."""
-    tf.io.gfile.makedirs(os.path.dirname(path))
-    with tf.io.gfile.GFile(f"{path}.part", "w") as file:
-        file.write(json.dumps(value, indent=1))
-    tf.io.gfile.rename(f"{path}.part", path, overwrite=True)
+    """Writes a JSON file under another name first, so that it is there whole or not at all.
+
+    Raises:
+      ModelError: where it can't be written.
+    """
+    with writing(path):
+        with tf.io.gfile.GFile(f"{path}.part", "w") as file:
+            file.write(json.dumps(value, indent=1))
+        tf.io.gfile.rename(f"{path}.part", path, overwrite=True)
 
 
 def read_json(path: str) -> Any:
-    """What a JSON file holds, or None where there is none."""
+    """What a JSON file holds, or None where there is none, or the machine went down before it was on disk."""
     if not tf.io.gfile.exists(path):
         return None
     with tf.io.gfile.GFile(path) as file:
-        return json.load(file)
+        try:
+            return json.load(file)
+        except ValueError:
+            _log.warning("%s is not whole; it is left out.", path)
+            return None
+
+
+def _whole(path: str) -> bool:
+    """Whether all values of a checkpoint can be read; TensorFlow has their checksums."""
+    try:
+        reader = tf.train.load_checkpoint(path)
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+    except (ValueError, RuntimeError, IndexError, tf.errors.OpError):  # what the reader makes of TensorFlow's errors
+        return False
+    return True
+
+
+def _read(checkpoint: tf.train.Checkpoint, path: str) -> None:
+    try:
+        checkpoint.read(path).assert_consumed()
+    except (ValueError, AssertionError, tf.errors.OpError) as error:
+        raise ModelError(
+            f"{path} can't be read into the model that is trained: {str(error).splitlines()[0].rstrip(' .')}. Remedy: "
+            "delete its folder, or name another; the training begins anew."
+        ) from error

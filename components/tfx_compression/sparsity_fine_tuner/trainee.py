@@ -121,13 +121,36 @@ def optimizer_variables(model: Any) -> list[tf.Variable]:
     for each in (optimizer, *([inner] if inner is not None else [])):
         found += each.variables() if _is_method(each.variables) else each.variables
         found += [value for value in vars(each).values() if isinstance(value, tf.Variable)]
+        scale = getattr(each, "_loss_scale", None)  # of Keras 2, with variables of its own
+        found += [value for value in getattr(scale, "_weights", {}).values() if isinstance(value, tf.Variable)]
     return unique(found)
 
 
+def of_replicas(values: Any) -> list[tf.Variable]:
+    """Variables, each once, those that differ among replicas (states of metrics and normalisation) one by one.
+
+    Together, TensorFlow would keep their sum or mean.
+    """
+    apart = [
+        local
+        for variable in unique(values)
+        for local in (
+            tf.distribute.get_strategy().experimental_local_results(variable)
+            if variable.synchronization == tf.VariableSynchronization.ON_READ
+            else (variable,)
+        )
+    ]
+    return unique(apart)
+
+
 def seed_layers(model: Any, seed: int) -> None:
-    """Gives Keras 2 layers that draw random numbers a generator whose state is a variable, so that it can be kept."""
+    """Has layers draw their random numbers from the seed's, by generators whose state is a variable that can be kept."""
     if keras3.is_model(model):
-        return  # a SeedGenerator is one
+        generators = [each for layer in model._flatten_layers() for each in getattr(layer, "_seed_generators", ())]
+        for place, generator in enumerate(generators):
+            own = generator.get_config()["seed"]
+            generator.state.assign([own if own is not None else seed + place, 0])
+        return
     drawing = [layer for layer in model._flatten_layers() if hasattr(layer, "_random_generator")]
     for place, layer in enumerate(drawing):
         own = getattr(layer, "seed", None)
@@ -233,7 +256,8 @@ def _trainee(base: Any) -> Any:
 
 @functools.lru_cache
 def _signature_class() -> Any:
-    class Through(_trainee(tf_keras.Model)):  # type: ignore[misc]
+    # A class of its own below: Keras 2 turns that of a model with a graph into a Functional, for good.
+    class Through(_trainee.__wrapped__(tf_keras.Model)):  # type: ignore[misc]
         """A SavedModel's signature as a model."""
 
         def __init__(self, saved: SavedModel, loss_fn: LossFn | None):

@@ -19,6 +19,7 @@ from tfx_compression.models.kernels import Kernel
 from tfx_compression.models.plan import PruningPlan
 from tfx_compression.models.trained import Trained, of
 from tfx_compression.pruning import criteria
+from tfx_compression.pruning.anew import keras_of
 from tfx_compression.pruning.probe import KerasProbe
 from tfx_compression.pruning.prune import Pruned, shared
 from tfx_compression.pruning.record import Record
@@ -31,11 +32,13 @@ from tfx_compression.sparsity_fine_tuner.loop import Batches, Job, Mover, Outcom
 from tfx_compression.sparsity_fine_tuner.movers import Dynamic, Gradual, Schedule
 from tfx_compression.sparsity_fine_tuner.trainee import CompileFn, LossFn
 
+_CALIBRATION_BATCHES = 16
 _SCHEDULES = {
     "gradual": ("constant", "polynomial", "cubic"),
     "iterative": ("one_shot", "iterative"),
     "dynamic": ("one_shot", "constant"),
 }
+_CHOSEN_BY_LOSS = ("accuracy", "acc", "crossentropy", "ce")  # metrics that are another for each kind of label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,6 @@ class Tuned(Compressed):
     Attributes:
       trained: the model that it came from, whose signatures it answers.
       network: the network that takes its place, where its graph changed; None where its weights did only.
-      names: of kernels that are called otherwise in it, by their name before.
       history: the logs of each epoch, round after round.
       rounds: of `iterative`, what each one came to.
       notes: for the user.
@@ -53,14 +55,9 @@ class Tuned(Compressed):
 
     trained: Trained
     network: Any = None
-    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     history: Sequence[Mapping[str, float]] = ()
     rounds: Sequence[Round] = ()
     notes: Sequence[str] = ()
-
-    def name_of(self, kernel: str) -> str:
-        """What a kernel of the model that was pruned is called now."""
-        return self.names.get(kernel, kernel)
 
     def save(self, path: str, signatures_fn: Callable | None = None, transform_graph: str | None = None) -> None:
         """Writes a SavedModel that answers the same signatures, and a `.keras` beside it where there was one.
@@ -108,7 +105,8 @@ def fine_tune(
       plan: what is to be pruned, for the modes `gradual` and `iterative`; of a Record, which `prune` returns, the
         sparsity of each kernel is taken.
       masks: what was pruned, as `prune` returns it; by default every weight of a kernel that is zero now.
-      validation_data: as `data`, evaluated after each epoch; the guard's too.
+      validation_data: as `data`, evaluated after each epoch; the guard's too. `config.class_weights` are of the
+        training alone, as in Keras.
       compile_fn: compiles the model that it is given; by default loss, metrics and optimizer are those that the model
         was compiled with. Its learning rate is replaced by the configuration's.
       loss_fn: of a SavedModel without layers: `loss_fn(labels, outputs)`, outputs by name.
@@ -129,6 +127,7 @@ def fine_tune(
         origin, model = model.trained, model.trained if model.model is model.trained.model else model.model
     record, plan = (plan, plan.plan) if isinstance(plan, Record) else (None, plan)
     _require_mode(config, plan)
+    _require_monitored(config, validation_data)
     tf_keras.utils.set_random_seed(config.seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -144,7 +143,7 @@ def fine_tune(
             plan=plan,
             targets={part.name: part.target for part in record.parts if part.target} if record else {},
             data=_seeded(data, config),
-            validation=_weighted(_limited(validation_data, config), config),
+            validation=_limited(validation_data, config),
             teachers=[each if isinstance(each, Trained) else of(each) for each in _several(teacher)],
             loss_fn=loss_fn,
             train_step=train_step,
@@ -173,7 +172,6 @@ def fine_tune(
         result.masks,
         origin,
         network,
-        result.names,
         result.history,
         result.rounds,
         result.notes,
@@ -241,7 +239,7 @@ class Session:
             clusters = {
                 each: clustering.cluster(kernel.values, masks.get(each), config.clusters)
                 for each, kernel in kernels.items()
-                if kernel.prunable
+                if kernel.prunable and each not in work.tied
             }
         holds: list[Hold] = [Clusters(kernels, clusters)] if clusters else []
         holds.append(zeros)
@@ -299,17 +297,33 @@ class Session:
         schedule = Schedule(plan, steps)
         if self.config.mode == "dynamic":
             by_batch = plan.model_copy(update={"batch_size": self.config.batch_size})
-            probe = KerasProbe(model, self.data(0), work.kernels, by_batch)
+            probe = _Probe(model, self.data(0), work.kernels, by_batch)
             return [Dynamic(work.kernels, zeros, schedule, plan, self.config.drop_fraction, _gradients(probe))]
         technique = Zeroing(work, work.measure(), plan)
         evidence = None
         if plan.criterion != "scores" and criteria.get(plan.criterion).needs != "nothing":
-            evidence = KerasProbe(model, self.data(0), work.kernels, plan)
+            evidence = _Probe(model, self.data(0), work.kernels, plan)
         technique.rate(evidence)
         targets = self.targets or {name: value for name, value in shared(technique, plan.sparsity).items() if value}
         if lacking := [name for name in targets if name not in zeros.masks]:
             zeros.add(work.kernels, {name: np.ones(work.kernels[name].shape, bool) for name in lacking})
         return [Gradual(technique, targets, zeros, schedule, evidence)]
+
+
+class _Probe(KerasProbe):
+    """A look at a model between two steps, which leaves the epoch's metrics as they are.
+
+    Keras 2 adds each loss that it computes to them.
+    """
+
+    def gradients(self, batch: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """See the base class."""
+        states = trainee.unique(variable for metric in self._model.metrics for variable in metric.variables)
+        before = [state.numpy() for state in states]
+        found = super().gradients(batch, names)
+        for state, values in zip(states, before, strict=True):
+            state.assign(values)
+        return found
 
 
 def _quantization_aware(session: Session, masks: Masks) -> "iterative.Result":
@@ -321,15 +335,17 @@ def _quantization_aware(session: Session, masks: Masks) -> "iterative.Result":
             'Trainer save a tf_keras model with model.save(fn_args.serving_model_dir, save_format="tf", signatures=…).'
         )
     found = quantization.aware(trained.network)
-    clusters = {}
-    for name, kernel in trained.kernels.items():
-        index = clustering.clustered(kernel.values, config.keep_clusters) if config.keep_clusters else None
-        if index is not None:
-            clusters[found.names[name]] = index
+    if found.network is not trained.network:
+        quantization.calibrate(found.network, (batch[0] for batch in session.data(0).take(_CALIBRATION_BATCHES)))
+    shared_values = {
+        name: clustering.clustered(kernel.values, config.keep_clusters) if config.keep_clusters else None
+        for name, kernel in trained.kernels.items()
+    }
     view = Trained("keras2", found.network, notes=found.notes)
-    renamed = {found.names[name]: mask for name, mask in masks.items()}
-    outcome, renamed = session.train(view, renamed, clusters)
-    return iterative.Result(view, renamed, outcome.history, (*found.notes, *outcome.notes), names=found.names)
+    outcome, masks = session.train(
+        view, masks, {name: index for name, index in shared_values.items() if index is not None}
+    )
+    return iterative.Result(view, masks, outcome.history, (*found.notes, *outcome.notes))
 
 
 def _require_mode(config: FineTuning, plan: PruningPlan | None) -> None:
@@ -346,20 +362,59 @@ def _require_mode(config: FineTuning, plan: PruningPlan | None) -> None:
             f"or a schedule among {', '.join(allowed)}."
         )
     if config.mode == "dynamic" and plan is not None and plan.structured:
-        raise ConfigError("FineTuning(mode='dynamic') moves single weights, and the plan removes channels.")
+        raise ConfigError(
+            "FineTuning(mode='dynamic') moves single weights, and the plan removes channels. "
+            "Remedy: mode 'fixed' or 'iterative'."
+        )
     if config.rewind is not None and plan is not None and plan.structured:
-        raise ConfigError("FineTuning.rewind is for weights that are zero, and the plan removes channels.")
+        raise ConfigError(
+            "FineTuning.rewind is for weights that are zero, and the plan removes channels. Remedy: leave rewind out."
+        )
+
+
+def _require_monitored(config: FineTuning, validation_data: Any) -> None:
+    """Raises ConfigError where early stopping looks at evaluation data that isn't there."""
+    monitor = config.early_stopping.monitor if config.early_stopping is not None else None
+    if monitor is not None and monitor.startswith("val_") and validation_data is None:
+        raise ConfigError(
+            f"EarlyStopping.monitor = {monitor!r} is of evaluation data, and there is none. Remedy: a split of it "
+            f"(validation_data=), or {monitor.removeprefix('val_')!r}."
+        )
 
 
 def _compile(trained: Trained, config: FineTuning, compile_fn: CompileFn | None) -> None:
     """Compiles the model as the user wants it, where they say so; everything else is compiled like it."""
-    if trained.kind == "saved_model":
+    layered = trained.kind != "saved_model"
+    _require_known(config, keras_of(trained.model) if layered else tf_keras)
+    if not layered:
         return
     if compile_fn is not None:
         compile_fn(trained.model)
     elif config.loss is not None:
-        optimizer = config.optimizer or getattr(trained.model, "optimizer", None) or "adam"
+        optimizer = getattr(trained.model, "optimizer", None) or "adam"
         trained.model.compile(optimizer=optimizer, loss=config.loss, metrics=list(config.metrics))
+    elif config.metrics:
+        raise ConfigError(
+            "FineTuning.metrics goes with FineTuning.loss; without, the model keeps what it was compiled with. Remedy: "
+            "both, or a compile_fn(model) in the module file."
+        )
+
+
+def _require_known(config: FineTuning, library: Any) -> None:
+    """Raises ConfigError for losses and metrics that Keras doesn't know."""
+    metrics = [name for name in config.metrics if name not in _CHOSEN_BY_LOSS]
+    known = (("loss", [config.loss] if config.loss else [], library.losses), ("metrics", metrics, library.metrics))
+    for field, names, home in known:
+        for name in names:
+            try:
+                found = home.get(name)
+            except ValueError:
+                found = None
+            if found is None or isinstance(found, str):  # Keras 2 hands back the name of a metric that it doesn't know
+                raise ConfigError(
+                    f"FineTuning.{field}: {name!r} is none of Keras. Remedy: a name of {home.__name__}, or a "
+                    "compile_fn(model) in the module file."
+                )
 
 
 def _seeded(data: tf.data.Dataset | Batches, config: FineTuning) -> Batches:
@@ -397,11 +452,14 @@ def _limited(data: tf.data.Dataset | None, config: FineTuning) -> tf.data.Datase
         return None
     if config.steps_per_epoch is not None:
         return data.take(config.steps_per_epoch)
-    if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+    size = int(data.cardinality())
+    if size == tf.data.INFINITE_CARDINALITY:
         raise ModelError(
             "The evaluation data never ends (it repeats), so neither would an epoch. Remedy: "
             "FineTuning.steps_per_epoch."
         )
+    if size == 0 or (size == tf.data.UNKNOWN_CARDINALITY and not any(True for _ in data.take(1))):
+        raise ModelError("The evaluation data is empty. Remedy: check the split, or leave it out.")
     return data
 
 
@@ -411,7 +469,7 @@ def _several(teacher: Any) -> Sequence[Any]:
     return teacher if isinstance(teacher, list | tuple) else (teacher,)
 
 
-def _gradients(probe: KerasProbe) -> Callable[[list[str]], dict[str, np.ndarray]]:
+def _gradients(probe: _Probe) -> Callable[[list[str]], dict[str, np.ndarray]]:
     """The gradient of the mean loss on the probe's sample."""
 
     def of_sample(names: list[str]) -> dict[str, np.ndarray]:

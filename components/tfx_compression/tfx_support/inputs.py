@@ -1,5 +1,6 @@
 """What executors read: examples, schemas, the user's module."""
 
+import functools
 import hashlib
 import importlib
 import importlib.machinery
@@ -19,6 +20,7 @@ from tfx.types import artifact, artifact_utils
 from tfx.utils import io_utils
 
 from tfx_compression.models import serving
+from tfx_compression.models.errors import ModelError
 from tfx_compression.models.examples import (
     ExamplesError,
     label_of,
@@ -83,16 +85,27 @@ def model_batches(
             files = example_files(source, split)
             require_rows(files, f"split {split!r} of {source.uri}")
             schema = read_schema(input_dict)
-            parsed = list(serving.feature_signature(loaded.model.path).features) if label_key is None else []
-            parsed += [weight_key] if weight_key else []
-            label = label_of(schema, parsed, label_key)
-            return serialized_and_labels(files, schema, label, batch_size, seed, weight_key)
+            parsed = _features_of(loaded.model.path) if label_key is None else ()
+            label = label_of(schema, [*parsed, *([weight_key] if weight_key else [])], label_key)
+            return serialized_and_labels(files, schema, label, batch_size, shuffle, seed, weight_key)
     else:
         network = loaded.network if loaded.network is not None else loaded.model
         names = list(getattr(network, "input_names", None) or [tensor.name for tensor in network.inputs])
     return training_batches(
         input_dict, module, names, split, label_key, batch_size, shuffle, seed=seed, weight_key=weight_key
     )
+
+
+@functools.lru_cache(maxsize=4)  # asked for before each epoch, of a model that is then loaded once more
+def _features_of(path: str) -> tuple[str, ...]:
+    """The features that a SavedModel's `serving_default` uses of the tf.Examples that it takes."""
+    try:
+        return tuple(serving.feature_signature(path).features)
+    except ModelError as error:
+        raise ExamplesError(
+            f"The label can't be told, since what the SavedModel in {path} reads can't: {error} Remedy here: set "
+            "label_key to the label's feature."
+        ) from error
 
 
 def training_batches(
