@@ -18,6 +18,7 @@ import hashlib
 import itertools
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,18 +35,22 @@ PACKAGES = ("tensorflow", "tf-keras", "tensorflow-model-optimization", "tfx-comp
 
 BATCH = 128
 STEPS = 469  # of an epoch: 60,000 rows
-START_EPOCHS = 6
-START_RATE = 2e-3  # Adam's, falling to zero along a cosine
-TUNING = {"learning_rate": 1e-3, "learning_rate_schedule": "cosine"}
-EPOCHS = 6
-TEACHING = {"temperature": 4.0, "alpha": 0.7}
+NET = {"units": 192, "dropout": 0.1}
+START: Mapping[str, Any] = {"start": True, "plan": None, "tuning": {"epochs": 6, "learning_rate": 2e-3}}
+TUNING = {"learning_rate": 2e-3, "learning_rate_schedule": "cosine"}
+EPOCHS = 8
+TEACHING = {"temperature": 2.0, "alpha": 0.5}
 
 # Part b.
+METHOD_EPOCHS = 4
 SPARSITIES = (0.9, 0.95, 0.98)
 METHODS = ("fixed", "distillation", "gradual", "dynamic")
 
 # Part a's curve.
-CURVE = (2, 4, 6, 10)
+CURVE = (2, 4, 8)
+
+# Part c.
+PAIRS = {"gradual": "tfmot", "signature": "keras"}
 
 app = typer.Typer(add_completion=False)
 Spec = Mapping[str, Any]
@@ -89,12 +94,11 @@ def main(
 
 
 def _plan(sparsity: float, **more: Any) -> dict[str, Any]:
-    return {"sparsity": sparsity, "allocation": "erdos_renyi", **more}
+    return {"sparsity": sparsity, "allocation": "lamp", **more}
 
 
-def _gradually(sparsity: float, epochs: int) -> dict[str, Any]:
-    """Pruning until half of the training is over: it ends while the learning rate is still high."""
-    return _plan(sparsity, schedule="cubic", frequency=50, end_step=epochs * STEPS // 2)
+def _gradually(sparsity: float) -> dict[str, Any]:
+    return _plan(sparsity, schedule="cubic", frequency=50)
 
 
 def _dense(epochs: int) -> Spec:
@@ -103,14 +107,14 @@ def _dense(epochs: int) -> Spec:
 
 def _all_means(sparsity: float, epochs: int) -> Spec:
     return {
-        "plan": _gradually(sparsity, epochs),
+        "plan": _gradually(sparsity),
         "tuning": {"mode": "gradual", "epochs": epochs, "distillation": TEACHING, **TUNING},
     }
 
 
 RECIPES: dict[str, Spec] = {
     "80 % of the weights": _all_means(0.8, EPOCHS),
-    "95 % of the weights": _all_means(0.95, 10),
+    "95 % of the weights": _all_means(0.95, EPOCHS),
     "2:4": {"plan": {"pattern": "2:4"}, "tuning": {"epochs": EPOCHS, "distillation": TEACHING, **TUNING}},
     "filters, half of the MACs": {
         "plan": {
@@ -118,7 +122,6 @@ RECIPES: dict[str, Spec] = {
             "target": "macs",
             "sparsity": 0.5,
             "allocation": "global",
-            "criterion": "taylor",
         },
         "tuning": {"epochs": EPOCHS, "distillation": TEACHING, **TUNING},
     },
@@ -126,9 +129,9 @@ RECIPES: dict[str, Spec] = {
 
 
 def _method(name: str, sparsity: float) -> Spec:
-    tuning = {"epochs": EPOCHS, **TUNING}
+    tuning = {"epochs": METHOD_EPOCHS, **TUNING}
     if name == "gradual":
-        return {"plan": _gradually(sparsity, EPOCHS), "tuning": {"mode": "gradual", **tuning}}
+        return {"plan": _gradually(sparsity), "tuning": {"mode": "gradual", **tuning}}
     if name == "dynamic":
         return {"plan": _plan(sparsity), "tuning": {"mode": "dynamic", **tuning}}
     if name == "distillation":
@@ -148,34 +151,44 @@ class _Trainings:
 
     def __call__(self, specs: Sequence[Spec]) -> list[list[dict[str, Any]]]:
         """What each training came to, by its seed."""
-        with ThreadPoolExecutor(self._at_once) as pool:
-            list(pool.map(self._start, self.seeds))
-            found = list(pool.map(self._one, *zip(*itertools.product(specs, self.seeds), strict=True)))
-        size = len(self.seeds)
-        return [found[place : place + size] for place in range(0, len(found), size)]
+        self._train([START])
+        self._train(specs)
+        return [[self._found(spec, seed) for seed in self.seeds] for spec in specs]
 
     def starts(self) -> list[float]:
         """The accuracies of the nets that are pruned."""
-        return [json.loads(self._kept("start", {}, seed).read_text())["accuracy"] for seed in self.seeds]
+        return [self._found(START, seed)["accuracy"] for seed in self.seeds]
 
-    def _start(self, seed: int) -> None:
-        kept = self._kept("start", {}, seed)
-        if not (kept.exists() and self._net(seed).exists()):
-            running.write(kept, self._run("start", str(self._net(seed)), str(self._data), str(seed)))
+    def _train(self, specs: Sequence[Spec]) -> None:
+        """Deals what isn't known out to processes, of many trainings each: to trace the first takes long."""
+        jobs = {self._kept(spec, seed): (spec, seed) for spec in specs for seed in self.seeds}
+        lacking = [
+            {"spec": spec, "seed": seed, "result": str(kept), "net": str(self._net(seed))}
+            for kept, (spec, seed) in jobs.items()
+            if not kept.exists() or not self._net(seed).exists()
+        ]
+        shares = [lacking[place :: self._at_once] for place in range(self._at_once)]
+        with ThreadPoolExecutor(self._at_once) as pool:
+            list(pool.map(self._child, range(self._at_once), shares))
 
-    def _one(self, spec: Spec, seed: int) -> dict[str, Any]:
-        kept = self._kept("run", spec, seed)
-        if not kept.exists():
-            found = self._run("train", str(self._net(seed)), str(self._data), str(seed), json.dumps(spec))
-            running.write(kept, {**found, **spec, "seed": seed})
-        return dict(json.loads(kept.read_text()))
+    def _child(self, number: int, share: Sequence[Mapping[str, Any]]) -> None:
+        if share:
+            jobs = self._cache / f"jobs-{number}.json"
+            running.write(jobs, share)
+            self._run("train", str(jobs), str(self._data))
+
+    def _found(self, spec: Spec, seed: int) -> dict[str, Any]:
+        return dict(json.loads(self._kept(spec, seed).read_text()))
 
     def _net(self, seed: int) -> Path:
-        return self._cache / f"start-{START_EPOCHS}-{START_RATE}-{seed}.keras"
+        return self._cache / f"{self._name(START, seed)}.keras"
 
-    def _kept(self, kind: str, spec: Spec, seed: int) -> Path:
-        settings = json.dumps([START_EPOCHS, START_RATE, BATCH, spec, seed], sort_keys=True)
-        return self._cache / "runs" / f"{kind}-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.json"
+    def _kept(self, spec: Spec, seed: int) -> Path:
+        return self._cache / "runs" / f"{self._name(spec, seed)}.json"
+
+    def _name(self, spec: Spec, seed: int) -> str:
+        settings = json.dumps([NET, START, BATCH, spec, seed], sort_keys=True)
+        return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
 def _recipes(trainings: _Trainings) -> dict[str, Any]:
@@ -202,7 +215,7 @@ def _methods(trainings: _Trainings) -> dict[str, Any]:
 
 def _setting(trainings: _Trainings) -> dict[str, Any]:
     return {
-        "net": {"builder": "nets.cnn", "epochs": START_EPOCHS, "learning_rate": START_RATE, "batch_size": BATCH},
+        "net": {"builder": "nets.cnn", **NET, **START["tuning"], "batch_size": BATCH},
         "seeds": trainings.seeds,
         "accuracy_before": trainings.starts(),
     }
@@ -235,19 +248,27 @@ def _drops(spec: Spec, runs: Sequence[Mapping[str, Any]], dense: Sequence[Mappin
 
 def _times(run: running.Children, repeats: int) -> dict[str, Any]:
     """Milliseconds per step of each way, which take turns; and the medians of the ratios of a turn."""
-    ways = ("gradual", "tfmot", "signature", "keras")
-    turns = [{way: run("step", way)["milliseconds"] for way in ways} for _ in range(repeats)]
-    pairs = {"gradual": "tfmot", "signature": "keras"}
+    turns = [{way: run("step", way) for way in _WAYS} for _ in range(repeats)]
     return {
         "batch_size": BATCH,
         "threads": 1,
-        "milliseconds": {way: statistics.median(turn[way] for turn in turns) for way in ways},
-        "ratios": {
-            f"{way}_over_{other}": round(statistics.median(turn[way] / turn[other] for turn in turns), 3)
-            for way, other in pairs.items()
-        },
         "turns": turns,
+        **{
+            clock: {
+                "milliseconds": {way: statistics.median(turn[way][clock] for turn in turns) for way in _WAYS},
+                "ratios": {
+                    f"{way}_over_{other}": _ratios([turn[way][clock] / turn[other][clock] for turn in turns])
+                    for way, other in PAIRS.items()
+                },
+            }
+            for clock in ("wall", "processor")
+        },
     }
+
+
+def _ratios(ratios: Sequence[float]) -> dict[str, float]:
+    found = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+    return {name: round(ratio, 3) for name, ratio in found.items()}
 
 
 # What runs in the children.
@@ -275,7 +296,8 @@ def _batches(rows: Sequence[Any], seed: int) -> Callable[[int], Any]:
     return of_pass
 
 
-def _fit(model: Any, data: Callable[[int], Any], epochs: int, learning_rate: float) -> None:
+def _fit(model: Any, data: Callable[[int], Any], epochs: int, learning_rate: float, **_: Any) -> None:
+    """Adam, its learning rate falling to zero along a cosine."""
     import tf_keras
 
     schedule = tf_keras.optimizers.schedules.CosineDecay(learning_rate, epochs * STEPS)
@@ -290,64 +312,64 @@ def _accuracy(model: Any, test: Sequence[Any]) -> float:
 
 
 @app.command(hidden=True)
-def start(path: Path, data: Path, seed: int) -> None:
-    """The dense net that everything begins with."""
+def train(jobs: Path, data: Path) -> None:
+    """Parts a and b: trains nets, and writes what each came to at once."""
     _one_thread()
     import nets
     import tf_keras
 
-    tf_keras.utils.set_random_seed(seed)
-    model = nets.cnn()
-    _fit(model, _batches(nets.fashion_mnist(data, "train"), seed), START_EPOCHS, START_RATE)
-    unfinished = path.with_name(f"unfinished-{path.name}")
-    model.save(unfinished)
-    unfinished.rename(path)
-    print(json.dumps({"accuracy": _accuracy(model, nets.fashion_mnist(data, "test"))}))
+    rows, test = (nets.fashion_mnist(data, split) for split in nets.IDX)
+    for job in json.loads(jobs.read_text()):
+        tf_keras.backend.clear_session()
+        found = _trained(job["spec"], job["seed"], Path(job["net"]), rows, test)
+        print(time.strftime("%H:%M:%S"), found, job["spec"], file=sys.stderr, flush=True)
+        running.write(Path(job["result"]), {**found, **job["spec"], "seed": job["seed"]})
+    print("{}")
 
 
-@app.command(hidden=True)
-def train(path: Path, data: Path, seed: int, spec: str) -> None:
-    """Parts a and b: prunes and fine-tunes the net, or trains it on as it is."""
-    _one_thread()
+def _trained(spec: Spec, seed: int, net: Path, rows: Sequence[Any], test: Sequence[Any]) -> dict[str, Any]:
+    """The dense net that everything begins with, trained on as it is, or pruned and fine-tuned."""
     import nets
     import tf_keras
     from tfx_compression.models import layers
 
-    rows, test = (nets.fashion_mnist(data, split) for split in nets.IDX)
-    settings = json.loads(spec)
-    batches = _batches(rows, 1000 + seed)
-    model = tf_keras.models.load_model(path)
+    batches = _batches(rows, seed if spec == START else 1000 + seed)
     tf_keras.utils.set_random_seed(seed)
     started = time.perf_counter()
-    if settings["plan"] is None:
-        _fit(model, batches, settings["tuning"]["epochs"], settings["tuning"]["learning_rate"])
-        zeros = 0.0
+    zeros = 0.0
+    if spec == START:
+        model = nets.cnn(**NET)
+        _fit(model, batches, **spec["tuning"])
+        unfinished = net.with_name(f"unfinished-{net.name}")
+        model.save(unfinished)
+        unfinished.rename(net)
+    elif spec["plan"] is None:
+        model = tf_keras.models.load_model(net)
+        _fit(model, batches, **spec["tuning"])
     else:
-        model, zeros = _pruned_and_tuned(model, path, batches, {**settings["tuning"], "seed": seed}, settings["plan"])
-    seconds = time.perf_counter() - started
+        model, zeros = _pruned_and_tuned(net, batches, {**spec["tuning"], "seed": seed}, spec["plan"])
     size = layers.measure(model)
-    report = {
+    return {
         "accuracy": _accuracy(model, test),
         "sparsity_of_prunable": round(zeros, 4),
         "parameters": size.parameters,
         "nonzero_parameters": round(size.parameters * (1 - size.sparsity)),
         "macs": size.macs,
-        "seconds": round(seconds, 1),
+        "seconds": round(time.perf_counter() - started, 1),
     }
-    print(json.dumps(report))
 
 
 def _pruned_and_tuned(
-    model: Any, path: Path, batches: Callable[[int], Any], tuning: Mapping[str, Any], fields: Mapping[str, Any]
+    net: Path, batches: Callable[[int], Any], tuning: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> tuple[Any, float]:
     """The net in the end, and the fraction of its prunable weights that are zero."""
     import tf_keras
     import tfx_compression as tfc
 
     plan = tfc.PruningPlan(**fields)
-    pruned = tfc.prune(model, plan, batches(0).take(-(-plan.sample_rows // BATCH)))
+    pruned = tfc.prune(tf_keras.models.load_model(net), plan, batches(0).take(-(-plan.sample_rows // BATCH)))
     config = tfc.FineTuning(**tuning)
-    teacher = tf_keras.models.load_model(path) if config.distillation else None
+    teacher = tf_keras.models.load_model(net) if config.distillation else None
     tuned = tfc.fine_tune(pruned.model, batches, config, teacher, plan=pruned.record, masks=pruned.masks)
     masks = tuned.masks.values()
     zeros = sum(int((~mask).sum()) for mask in masks) / max(1, sum(mask.size for mask in masks))
@@ -368,28 +390,32 @@ def step(way: str) -> None:
     images, labels = generator.random((rows, 28, 28, 1), np.float32), generator.integers(0, 10, rows)
     batches = _batches((images, labels), 0)
     tf_keras.utils.set_random_seed(1)
-    model = nets.cnn()
+    model = nets.cnn(**NET)
     model.compile(tf_keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
     clock = _clock()
     _WAYS[way](model, batches, epochs, epochs * steps, clock)
-    print(json.dumps({"milliseconds": round(1000 * statistics.median(clock.seconds[1:]) / steps, 3)}))
+    found = {name: round(1000 * statistics.median(times[1:]) / steps, 3) for name, times in clock.seconds.items()}
+    print(json.dumps(found))
 
 
 def _clock() -> Any:
     import tf_keras
 
     class Clock(tf_keras.callbacks.Callback):
-        """The seconds of each epoch."""
+        """The seconds of each epoch: that passed, and of the processor, which other processes hardly lengthen."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.seconds: list[float] = []
+            self.seconds: dict[str, list[float]] = {"wall": [], "processor": []}
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self._started = time.perf_counter()
+            self._started = time.perf_counter(), time.process_time()
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            self.seconds.append(time.perf_counter() - self._started)
+            for times, now, before in zip(
+                self.seconds.values(), (time.perf_counter(), time.process_time()), self._started, strict=True
+            ):
+                times.append(now - before)
 
     return Clock()
 
@@ -433,7 +459,10 @@ def _signature(model: Any, batches: Callable[[int], Any], epochs: int, steps: in
         if loaded.kind != "saved_model":
             raise SystemExit(f"The SavedModel was read as {loaded.kind}: nothing goes through its signature.")
         masks = tfc.prune(loaded, tfc.PruningPlan(sparsity=0.8)).masks
-        named = lambda number: batches(number).map(lambda image, label: ({"image": image}, label))  # noqa: E731
+
+        def named(number: int) -> Any:
+            return batches(number).map(lambda image, label: ({"image": image}, label))
+
         config = tfc.FineTuning(
             epochs=epochs, learning_rate=1e-3, loss="sparse_categorical_crossentropy", metrics=("accuracy",)
         )

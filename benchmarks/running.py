@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def require_data(folder: Path) -> None:
         )
 
 
-def write(path: Path, content: Mapping[str, Any]) -> None:
+def write(path: Path, content: Any) -> None:
     """Writes JSON, with the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tests import helpers  # first: sets which Keras tf.keras is
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -26,6 +24,8 @@ from tfx_compression.models.plan import PruningPlan
 from tfx_compression.pruning.prune import prune
 from tfx_compression.sparsity_fine_tuner import training
 from tfx_compression.sparsity_fine_tuner.config import AccuracyGuard, Distillation, EarlyStopping, FineTuning
+
+from tests import helpers  # first: sets which Keras tf.keras is
 
 ROWS = 42  # of batches of 16, the last is not whole
 
@@ -134,7 +134,7 @@ def convolutions() -> tf_keras.Model:
 def shuffled(features: np.ndarray, labels: np.ndarray) -> Callable[[int], tf.data.Dataset]:
     """Batches of a pass by its number, each time in another order."""
     rows = tf.data.Dataset.from_tensor_slices((features, labels))
-    return lambda number: rows.shuffle(len(features), seed=number).batch(16)
+    return lambda number: rows.shuffle(len(features), seed=number, reshuffle_each_iteration=False).batch(16)
 
 
 def points(number: int) -> tf.data.Dataset:

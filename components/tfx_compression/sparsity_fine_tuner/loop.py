@@ -21,7 +21,7 @@ from tfx_compression.pruning.anew import keras_of
 from tfx_compression.sparsity_fine_tuner import trainee
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.sparsity_fine_tuner.holds import Hold
-from tfx_compression.sparsity_fine_tuner.state import Checkpoints, Kept
+from tfx_compression.sparsity_fine_tuner.state import Checkpoints, Kept, writing
 
 _log = logging.getLogger(__name__)
 
@@ -345,6 +345,7 @@ class _Writer:
 
     def __init__(self, job: Job):
         self._job = job
+        self._place = os.path.join(job.log_dir or "", "train")
         self._files = {}
         if job.log_dir is not None:
             self._files = {
@@ -356,7 +357,7 @@ class _Writer:
         if not self._files or step % self._job.config.log_steps:
             return
         rate = float(self._job.model.optimizer.learning_rate)
-        with self._files["train"].as_default(step):
+        with writing(self._place), self._files["train"].as_default(step):
             for name, value in {**logs, "sparsity": self._job.sparsity(), "learning_rate": rate}.items():
                 tf.summary.scalar(name, value)
 
@@ -364,12 +365,13 @@ class _Writer:
         """The evaluation split's."""
         if not self._files:
             return
-        with self._files["validation"].as_default(step):
-            for name, value in logs.items():
-                if name.startswith("val_"):
-                    tf.summary.scalar(name.removeprefix("val_"), value)
-        for writer in self._files.values():
-            writer.flush()
+        with writing(self._place):
+            with self._files["validation"].as_default(step):
+                for name, value in logs.items():
+                    if name.startswith("val_"):
+                        tf.summary.scalar(name.removeprefix("val_"), value)
+            for writer in self._files.values():
+                writer.flush()
 
 
 def _line(logs: Mapping[str, float]) -> str:

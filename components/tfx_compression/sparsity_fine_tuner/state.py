@@ -119,8 +119,8 @@ def writing(place: str) -> Iterator[None]:
         yield
     except (OSError, tf.errors.OpError) as error:
         raise ModelError(
-            f"The checkpoint can't be written to {place}: {str(error).rstrip(' .')}. Remedy: room on that file system, "
-            "or another place (checkpoint_uri). What was written before is still there: the next attempt goes on there."
+            f"{place} can't be written: {str(error).rstrip(' .')}. Remedy: room on that file system, or another place "
+            "(of checkpoints, checkpoint_uri). What was written before is still there: the next attempt goes on there."
         ) from error
 
 

@@ -144,7 +144,7 @@ def of_replicas(values: Any) -> list[tf.Variable]:
 
 
 def seed_layers(model: Any, seed: int) -> None:
-    """Has layers draw their random numbers from the seed's, by generators whose state is a variable that can be kept."""
+    """Has layers draw the seed's random numbers, by generators whose state is a variable, so that it can be kept."""
     if keras3.is_model(model):
         generators = [each for layer in model._flatten_layers() for each in getattr(layer, "_seed_generators", ())]
         for place, generator in enumerate(generators):

@@ -132,6 +132,11 @@ def fine_tune(
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     trained = model if isinstance(model, Trained) else of(model)
+    if trained.kind == "saved_model" and tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        raise ConfigError(
+            "FineTuning on several devices needs the layers, and the model is a SavedModel without. Remedy: "
+            "distribution 'none', or have Trainer save the Keras model."
+        )
     masks = dict(masks) if masks is not None else _zeros_of(trained)
     require_zeros(trained, masks, "the model before training")
     before = trained.measure()
@@ -167,7 +172,7 @@ def fine_tune(
     origin = origin or trained
     network = None if view is origin else view.network
     return Tuned(
-        view.model if network is None else network,
+        view.model,
         Summary(before=before, after=view.measure()),
         result.masks,
         origin,
@@ -225,7 +230,7 @@ class Session:
           first_step: what the logs count from.
         """
         config = self.config
-        copy = trainee.copied(view.network, config.mixed_precision) if config.mixed_precision else None
+        copy = trainee.copied(_layered(view), config.mixed_precision) if config.mixed_precision else None
         work = of(copy) if copy is not None else view
         teaching = config.distillation
         model = self.trainee(work, teaching.features if teaching is not None else ())
@@ -271,19 +276,10 @@ class Session:
     def trainee(self, view: Trained, taps: Iterable[str] = ()) -> Any:
         """A model that trains, or evaluates, `view` in place; a lesson sees the outputs of the layers `taps`."""
         if view.kind == "saved_model":
-            if self.config.mixed_precision is not None:
-                raise ConfigError(
-                    "FineTuning.mixed_precision needs the layers, and the model is a SavedModel without. Remedy: leave "
-                    "it out, or have Trainer save the Keras model."
-                )
             return trainee.of_signature(view.model, self.config, self.loss_fn)
-        if view.network is None:
-            raise ModelError(
-                f"The model {view.model.name!r} is subclassed: it has no graph of layers to train by. Remedy: build it "
-                "with Sequential or the functional API, or save it as a SavedModel, which trains by its signature."
-            )
+        network = _layered(view)
         source = self.trained if self.trained.kind == view.kind else view  # a teacher of the other Keras
-        return trainee.of_network(source, view.network, self.config, tuple(taps))
+        return trainee.of_network(source, network, self.config, tuple(taps))
 
     def evaluate(self, view: Trained) -> dict[str, float]:
         """Loss and metrics of a model on the evaluation data."""
@@ -310,6 +306,26 @@ class Session:
         return [Gradual(technique, targets, zeros, schedule, evidence)]
 
 
+def _layered(view: Trained) -> Any:
+    """The network of a model that has one.
+
+    Raises:
+      ConfigError: for a SavedModel without, whose precision is that of its signature.
+      ModelError: for a subclassed model.
+    """
+    if view.kind == "saved_model" and view.network is None:
+        raise ConfigError(
+            "FineTuning.mixed_precision needs the layers, and the model is a SavedModel without. Remedy: leave "
+            "it out, or have Trainer save the Keras model."
+        )
+    if view.network is None:
+        raise ModelError(
+            f"The model {view.model.name!r} is subclassed: it has no graph of layers to train by. Remedy: build it "
+            "with Sequential or the functional API, or save it as a SavedModel, which trains by its signature."
+        )
+    return view.network
+
+
 class _Probe(KerasProbe):
     """A look at a model between two steps, which leaves the epoch's metrics as they are.
 
@@ -324,6 +340,15 @@ class _Probe(KerasProbe):
         for state, values in zip(states, before, strict=True):
             state.assign(values)
         return found
+
+    def _gradients(self, variables: Sequence[Any], features: Any, labels: Any, weights: Any) -> list[tf.Tensor]:
+        """On several devices each computes the same: outside of them, their variables can't be watched."""
+        strategy = tf.distribute.get_strategy()
+        devices = strategy.num_replicas_in_sync
+        if devices == 1:
+            return super()._gradients(variables, features, labels, weights)
+        found = strategy.run(super()._gradients, (variables, features, labels, weights))
+        return [strategy.experimental_local_results(value)[0] * devices for value in found]  # of a share of the loss
 
 
 def _quantization_aware(session: Session, masks: Masks) -> "iterative.Result":
@@ -384,9 +409,9 @@ def _require_monitored(config: FineTuning, validation_data: Any) -> None:
 
 def _compile(trained: Trained, config: FineTuning, compile_fn: CompileFn | None) -> None:
     """Compiles the model as the user wants it, where they say so; everything else is compiled like it."""
-    layered = trained.kind != "saved_model"
-    _require_known(config, keras_of(trained.model) if layered else tf_keras)
-    if not layered:
+    keras_model = trained.kind != "saved_model"
+    _require_known(config, keras_of(trained.model) if keras_model else tf_keras)
+    if not keras_model:
         return
     if compile_fn is not None:
         compile_fn(trained.model)
@@ -435,9 +460,13 @@ def _weighted(data: Any, config: FineTuning) -> Any:
     most = max(config.class_weights)
     table = tf.constant([config.class_weights.get(number, 1.0) for number in range(most + 1)], tf.float32)
 
+    if not isinstance(data.element_spec[1], tf.TensorSpec):
+        raise ConfigError(
+            "FineTuning.class_weights is for models of one output; the labels are of several. Remedy: weights of the "
+            "rows, by sample_weight_key or as the data's third part."
+        )
+
     def weigh(features: Any, labels: Any, weights: Any = None) -> tuple[Any, Any, Any]:
-        if not tf.is_tensor(labels):
-            raise ConfigError("FineTuning.class_weights is for models of one output; the labels are of several.")
         known = labels if labels.shape.rank in (1, None) or labels.shape[-1] == 1 else tf.argmax(labels, -1)
         places = tf.reshape(tf.cast(known, tf.int32), [-1])
         found = tf.where(places <= most, tf.gather(table, tf.minimum(places, most)), 1.0)
