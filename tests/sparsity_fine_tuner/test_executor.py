@@ -141,7 +141,7 @@ def convolutional(seed: int = 1, **compiled: Any) -> tf_keras.Model:
     layers = tf_keras.layers
     image = tf_keras.Input(helpers.IMAGE, name="image")
     x = layers.Conv2D(8, 3, activation="relu", name="conv")(image)
-    x = layers.BatchNormalization(name="norm")(layers.Conv2D(8, 3, name="inner")(x))
+    x = layers.BatchNormalization(momentum=0.8, name="norm")(layers.Conv2D(8, 3, name="inner")(x))
     x = layers.GlobalAveragePooling2D(name="pool")(layers.ReLU(name="relu")(x))
     model = tf_keras.Model(image, layers.Dense(3, activation="softmax", name="classes")(x), name="convolutional")
     given = {"optimizer": "adam", "loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"], **compiled}
@@ -427,10 +427,10 @@ def test_a_plain_saved_model_learns_by_the_modules_loss(tmp_path):
 def test_the_model_learns_from_its_teacher(tmp_path):
     set_schema(tmp_path, IMAGES)
     distillation = tfc.Distillation(alpha=1.0, temperature=1.0)
-    config = tfc.FineTuning(epochs=12, learning_rate=0.02, batch_size=16, distillation=distillation)
+    config = tfc.FineTuning(epochs=8, learning_rate=0.02, batch_size=16, distillation=distillation)
     teacher = {"teacher_model": lambda path: _teacher(path, shift=1)}  # what no label says
     run = Run(tmp_path, keras2, PLAN, config, teachers=teacher).do()
-    assert _far(run, ["teacher_model"]) < 0.5 * _far(run, ["teacher_model"], run.pruned)
+    assert _far(run, ["teacher_model"]) < 0.2 * _far(run, ["teacher_model"], run.pruned)
 
 
 def _teacher(path: str, seed: int = 7, shift: int = 0) -> None:
@@ -456,12 +456,12 @@ def _far(run: Run, teachers: list[str], of: Any = None) -> float:
 def test_several_teachers_are_an_ensemble(tmp_path):
     set_schema(tmp_path, IMAGES)
     config = tfc.FineTuning(
-        epochs=12, learning_rate=0.02, batch_size=16, distillation=tfc.Distillation(alpha=1.0, temperature=1.0)
+        epochs=8, learning_rate=0.02, batch_size=16, distillation=tfc.Distillation(alpha=1.0, temperature=1.0)
     )
     keys = ["teacher_model_a", "teacher_model_b"]
     teachers = {key: lambda path, seed=seed: _teacher(path, seed, 1) for seed, key in enumerate(keys, 7)}
     run = Run(tmp_path, keras2, PLAN, config, teachers=teachers).do()
-    assert _far(run, keys) < 0.5 * _far(run, keys, run.pruned)
+    assert _far(run, keys) < 0.2 * _far(run, keys, run.pruned)
 
 
 ITERATIVE = tfc.PruningPlan(sparsity=0.75, protect=(), schedule="iterative", iterations=2)
@@ -484,14 +484,14 @@ def test_a_guard_ends_where_too_much_is_lost_and_the_artifact_tells_of_the_accep
 
 def test_early_stopping_writes_no_other_epochs_metrics_on_the_artifact(tmp_path):
     set_schema(tmp_path, IMAGES)
-    config = tfc.FineTuning(epochs=8, learning_rate=0.5, early_stopping=tfc.EarlyStopping(patience=1))
-    run = Run(tmp_path, _teacher, PLAN, config).do()
-    tuning = run.read("tuning.json")
-    best = min(epoch["val_loss"] for epoch in tuning["history"])
-    assert best < tuning["history"][-1]["val_loss"]
-    assert _loss(run) == pytest.approx(best, rel=1e-3)
+    stopping = tfc.EarlyStopping(patience=0, min_delta=10.0)  # so that the first epoch is the best
+    config = tfc.FineTuning(epochs=8, learning_rate=0.01, early_stopping=stopping)
+    run = Run(tmp_path, keras2, PLAN, config).do()
+    first, second = (epoch["val_loss"] for epoch in run.read("tuning.json")["history"])
+    assert _loss(run) == pytest.approx(first, rel=1e-3)
+    assert second != pytest.approx(first, rel=1e-2)
     if run.tuned.has_custom_property("val_loss"):
-        assert run.tuned.get_custom_property("val_loss") == pytest.approx(best)
+        assert run.tuned.get_custom_property("val_loss") == pytest.approx(first)
 
 
 # Modes

@@ -133,7 +133,7 @@ def test_killed_several_times_the_processes_together_come_to_what_one_does(tmp_p
     assert finished.returncode == 0, finished.stderr[-2000:]
     moments = len(json.loads((whole / "moments.json").read_text()))
     draw = random.Random(" ".join(scenarios))
-    for _ in range(3):
+    for _ in range(2):
         ended = process(killed_often, draw.randrange(moments // 8, moments // 3), *scenarios)
         assert ended.returncode == -signal.SIGKILL, ended.stderr[-2000:]
     finished = process(killed_often, "never", *scenarios)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ from tfx_compression.pruning.probe import KerasProbe
 from tfx_compression.pruning.prune import Pruned, shared
 from tfx_compression.pruning.record import Record
 from tfx_compression.pruning.zeroing import Zeroing
-from tfx_compression.sparsity_fine_tuner import clustering, iterative, lessons, loop, quantization, trainee
+from tfx_compression.sparsity_fine_tuner import clustering, iterative, lessons, loop, quantization, state, trainee
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.sparsity_fine_tuner.holds import Clusters, Hold, Zeros
 from tfx_compression.sparsity_fine_tuner.iterative import Round
@@ -112,7 +113,8 @@ def fine_tune(
       loss_fn: of a SavedModel without layers: `loss_fn(labels, outputs)`, outputs by name.
       train_step: `train_step(model, batch)` to logs, instead of the model's own.
       callbacks: Keras callbacks of the model's Keras; one with an `on_prune(step, sparsity)` hears of masks that moved.
-      checkpoints: a folder in which a training that is killed finds itself again.
+      checkpoints: a folder in which a training that is killed finds itself again; of this model, data, configuration
+        and plan alone. Data that is a Dataset has to come in the same order again.
       log_dir: where TensorBoard's logs are written.
       custom_objects: the user's classes, for checkpoints of networks.
 
@@ -140,6 +142,8 @@ def fine_tune(
     masks = dict(masks) if masks is not None else _zeros_of(trained)
     require_zeros(trained, masks, "the model before training")
     before = trained.measure()
+    if checkpoints is not None:
+        _require_same_training(checkpoints, config, plan)
     _compile(trained, config, compile_fn)
     with contextlib.ExitStack() as stack:
         session = Session(
@@ -335,10 +339,10 @@ class _Probe(KerasProbe):
     def gradients(self, batch: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
         """See the base class."""
         states = trainee.unique(variable for metric in self._model.metrics for variable in metric.variables)
-        before = [state.numpy() for state in states]
+        before = [variable.numpy() for variable in states]
         found = super().gradients(batch, names)
-        for state, values in zip(states, before, strict=True):
-            state.assign(values)
+        for variable, values in zip(states, before, strict=True):
+            variable.assign(values)
         return found
 
     def _gradients(self, variables: Sequence[Any], features: Any, labels: Any, weights: Any) -> list[tf.Tensor]:
@@ -404,6 +408,20 @@ def _require_monitored(config: FineTuning, validation_data: Any) -> None:
         raise ConfigError(
             f"EarlyStopping.monitor = {monitor!r} is of evaluation data, and there is none. Remedy: a split of it "
             f"(validation_data=), or {monitor.removeprefix('val_')!r}."
+        )
+
+
+def _require_same_training(folder: str, config: FineTuning, plan: PruningPlan | None) -> None:
+    """Raises ConfigError where a folder holds the checkpoints of another configuration."""
+    path = os.path.join(folder, "training.json")
+    own = {"config": json.loads(config.to_json()), "plan": None if plan is None else json.loads(plan.to_json())}
+    found = state.read_json(path)
+    if found is None:
+        state.write_json(path, own)
+    elif found != own:
+        raise ConfigError(
+            f"The checkpoints in {folder} are of another configuration or plan. Remedy: another folder (checkpoints=), "
+            "or delete it."
         )
 
 
