@@ -208,7 +208,7 @@ class Scripted:
         return [done.accepted for done in self.tuned.rounds]
 
 
-@pytest.mark.parametrize("metric", ["loss", "accuracy"])  # less is better, more is better
+@pytest.mark.parametrize("metric", ["loss", pytest.param("accuracy", marks=slow)])  # less is better, more is better
 def test_the_step_is_halved_where_too_much_is_lost_until_it_is_too_small(monkeypatch, metric):
     found = Scripted(
         monkeypatch,
@@ -230,6 +230,7 @@ def test_the_step_is_halved_where_too_much_is_lost_until_it_is_too_small(monkeyp
         assert sparsity(mask) == pytest.approx(0.55, abs=0.02)
 
 
+@slow
 def test_a_guard_that_nothing_offends_goes_to_the_plans_sparsity_and_not_beyond(monkeypatch):
     found = Scripted(monkeypatch, lambda reached: 0.0, max_drop=0.0, step=0.4)
     assert found.asked == [0.3, 0.7, 0.9]
@@ -266,6 +267,7 @@ def test_without_a_teacher_a_first_round_that_loses_too_much_is_an_error(monkeyp
         Scripted(monkeypatch, lambda reached: 0.5, teacher=False, baseline=1.0, max_drop=0.1)
 
 
+@slow
 def test_the_baseline_may_be_said(monkeypatch):
     found = Scripted(monkeypatch, lambda reached: 0.5, teacher=False, baseline=1.45, max_drop=0.1, step=0.6)
     assert [done.drop for done in found.tuned.rounds] == pytest.approx([0.05, 0.05])

@@ -169,7 +169,8 @@ def test_the_values_of_clusters_are_trained_by_the_mean_gradient_of_their_weight
     np.testing.assert_allclose(nets.kernels(model)["hidden"], expected, rtol=1e-5, atol=1e-7)
 
 
-def test_shared_weights_are_clustered_once():
+@pytest.mark.parametrize("clusters", [2, 3, 4])
+def test_shared_weights_are_clustered_once(clusters):
     first = tf_keras.layers.Dense(4, name="first")
     second = tf_keras.layers.Dense(4, name="second")
     x = tf_keras.Input((4,))
@@ -181,10 +182,10 @@ def test_shared_weights_are_clustered_once():
     assert trained.of(model).tied == {"second": "first"}
     pruned = nets.pruned(model, sparsity=0.5)
     data = helpers.batches(*2 * (helpers.points(32)[0],))
-    config = FineTuning(mode="cluster", clusters=3, epochs=1, learning_rate=0.01)
+    config = FineTuning(mode="cluster", clusters=clusters, epochs=1, learning_rate=0.01)
     tuned = fine_tune(model, data, config, masks=pruned.masks)
     values = first.kernel.numpy()
-    assert np.unique(values).size == 3
+    assert np.unique(values).size == clusters
     assert np.mean(values == 0) == 0.5
     assert set(tuned.masks) == {"first"}
 

@@ -263,6 +263,7 @@ def test_gradual_pruning_shares_the_sparsity_out_as_the_plan_does(allocation, re
         assert sparsity(value) == pytest.approx(targets[name], abs=1.01 / value.size)
 
 
+@pytest.mark.slow
 def test_n_of_m_is_chosen_anew_while_training_and_always_whole():
     _, seen = gradual("keras2", None, epochs=8, schedule="constant", pattern="2:4", sparsity=0.5)
     kernels = trained.of(helpers.small_dense()).kernels

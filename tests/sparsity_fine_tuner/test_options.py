@@ -81,7 +81,7 @@ def require_same_training(library, optimizer, data, config, **fit):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=slow), "adam"])
 def test_without_masks_it_is_the_training_of_keras_fit(library, optimizer):
     rate = {"sgd": 0.1, "adam": 0.05}[optimizer]
     config = FineTuning(epochs=2, learning_rate=rate)
@@ -121,6 +121,7 @@ def test_the_weights_of_a_row_and_of_its_class_multiply():
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
+@slow
 def test_classes_without_a_weight_count_once_and_one_hot_labels_have_theirs():
     plain = classifier(tf_keras)
     encoded = classifier(tf_keras, loss="categorical_crossentropy")
@@ -149,7 +150,7 @@ def rates(config, steps_per_epoch=5):
     return found
 
 
-@pytest.mark.parametrize("warmup", [0, 3])
+@pytest.mark.parametrize("warmup", [pytest.param(0, marks=slow), 3])
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_the_learning_rate_is_that_of_keras_schedules_behind_the_warm_up(schedule, warmup):
     config = FineTuning(
@@ -444,6 +445,7 @@ def test_tensorboard_shows_loss_metrics_sparsity_and_learning_rate_by_step(tmp_p
 # Models of several inputs and outputs.
 
 
+@slow
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_model_of_several_inputs_and_outputs_learns_from_dicts(library):
     library.utils.set_random_seed(1)

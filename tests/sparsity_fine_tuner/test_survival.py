@@ -18,6 +18,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 import tfx_compression
+from tfx_compression.models.config import ConfigError
 from tfx_compression.models.errors import ModelError
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.sparsity_fine_tuner.state import Checkpoints, Kept
@@ -259,6 +260,14 @@ def test_on_a_full_disk_an_error_names_the_place_and_with_room_it_goes_on(tmp_pa
         assert (tmp_path / "full/training/step-000000002-000000/state.json").exists()
         went_on = tuned("full")
     require_same(killed.described(whole), killed.described(went_on))
+
+
+def test_a_folder_of_another_configurations_checkpoints_is_refused(tmp_path):
+    data = helpers.batches(*helpers.points(32))
+    with eagerly():
+        fine_tune(wide(), data, FineTuning(epochs=1), checkpoints=str(tmp_path))
+        with pytest.raises(ConfigError, match=r"another configuration or plan.*Remedy: another folder"):
+            fine_tune(wide(), data, FineTuning(epochs=2), checkpoints=str(tmp_path))
 
 
 # What is not a number
