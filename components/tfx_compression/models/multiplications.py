@@ -66,6 +66,14 @@ def flatten(function: Any) -> Flat:
         return _imported(function, definition, rows=None)
 
 
+def last_operation(function: Any) -> str:
+    """The type of the operation that computes a function's or signature's first output: `Softmax`, `BiasAdd`."""
+    op = flatten(function).graph.get_operation_by_name(function.outputs[0].op.name)
+    while op.type in ("Identity", *_RESHAPING):
+        op = op.inputs[0].op
+    return str(op.type)
+
+
 def handle(variable: Any) -> Any:
     """The eager handle of a tf.Variable or a Keras 3 Variable; of a tensor, which has none, itself."""
     inner = getattr(variable, "_value", variable)

@@ -169,6 +169,12 @@ def shared(technique: Technique, asked: float, curves: tuple[Curve, ...] = (), d
     return allocate(parts, plan.allocation, asked, fixed, achieved, plan.target)  # type: ignore[arg-type]
 
 
+def looks_at_data(plan: PruningPlan) -> bool:
+    """Whether criterion or allocation need data; the criterion is known."""
+    needs = "nothing" if plan.criterion == "scores" else criteria.get(plan.criterion).needs
+    return needs not in ("nothing", "scale") or plan.allocation == "sensitivity"
+
+
 def evidence_of(
     trained: Trained, plan: PruningPlan, data: tf.data.Dataset | None, loss_fn: Loss | None
 ) -> KerasProbe | SignatureProbe | None:

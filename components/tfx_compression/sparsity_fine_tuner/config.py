@@ -89,7 +89,8 @@ class FineTuning(Config):
         `cosine`; each round of `iterative` starts anew (learning-rate rewinding, arXiv:2003.02389).
       final_learning_rate: a fraction of `learning_rate`.
       warmup_steps: over which the learning rate rises from zero.
-      loss: a Keras name, for a model that was saved without one.
+      loss: a Keras name, for a model that was saved without one; a cross entropy of a SavedModel's logits is taken of
+        logits.
       metrics: Keras names, the same.
       label_key: the label's feature; by default the one feature of the schema that is no input of the model.
       sample_weight_key: a feature of the examples that weighs its row.

@@ -113,24 +113,11 @@ class Executor(base_executor.BaseExecutor):
             macs=size.macs,
             rounds=len(tuned.rounds) or None,
             epochs=len(tuned.history),
-            **_measured(tuned, config),
+            **{name: value for name, value in tuned.metrics.items() if name.startswith("val_")},
         )
         checkpoints.remove(folder)
         for note in tuned.notes:
             _log.warning("SparsityFineTuner: %s", note)
-
-
-def _measured(tuned: Tuned, config: FineTuning) -> dict[str, float]:
-    """Loss and metrics on the evaluation split of the model as it is written, called as in the history.
-
-    None where that isn't the model of the last epoch, nor of a round: another epoch's numbers are not its.
-    """
-    if tuned.rounds:
-        accepted = [each for each in tuned.rounds if each.accepted]
-        return {f"val_{name}": value for name, value in accepted[-1].metrics.items()} if accepted else {}
-    if not tuned.history or tuned.notes or (config.early_stopping and config.early_stopping.restore_best):
-        return {}
-    return {name: value for name, value in tuned.history[-1].items() if name.startswith("val_")}
 
 
 def _described(tuned: Tuned, config: FineTuning) -> str:

@@ -54,11 +54,12 @@ class Round(pydantic.BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a fine-tuning came to: the model as it is now, its masks, and how it went."""
+    """What a fine-tuning came to: the model as it is now, its masks, its metrics, and how it went."""
 
     view: Trained
     masks: Masks
-    history: Sequence[Mapping[str, float]] = ()
+    history: Sequence[Mapping[str, float]]
+    metrics: Mapping[str, float]
     notes: Sequence[str] = ()
     rounds: Sequence[Round] = ()
 
@@ -108,7 +109,10 @@ class _Rounds:
             self._round()
         assert self._accepted is not None
         self._load(self._accepted)
-        return Result(self._accepted.view, self._accepted.masks, self._history, self._notes, self._rounds)
+        accepted = self._accepted
+        metrics = self._rounds[accepted.number - 1].metrics if accepted.number else {}
+        metrics = {f"val_{name}": value for name, value in metrics.items()}
+        return Result(accepted.view, accepted.masks, self._history, metrics, self._notes, self._rounds)
 
     def _round(self) -> None:
         session, number = self._session, len(self._rounds) + 1

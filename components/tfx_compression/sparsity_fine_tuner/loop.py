@@ -82,12 +82,19 @@ class Outcome:
     Attributes:
       steps: that were made.
       history: the logs of each epoch.
+      epoch: whose model it is, counted from 0.
       notes: for the user: why it ended before its time.
     """
 
     steps: int
     history: list[dict[str, float]]
+    epoch: int
     notes: tuple[str, ...] = ()
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The logs of that epoch."""
+        return self.history[self.epoch]
 
 
 @dataclasses.dataclass
@@ -103,6 +110,7 @@ class _Place:
     best_epoch: int | None = None
     waited: int = 0
     over: bool = False
+    diverged: bool = False
     logs: dict[str, float] = dataclasses.field(default_factory=dict)  # of the last step
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -171,10 +179,11 @@ class _Run:
         while place.epoch < job.config.epochs and not place.over:
             self._epoch()
         self._callbacks.on_train_end()
-        stopping = job.config.early_stopping
-        if place.best_epoch is not None and (place.notes or (stopping is not None and stopping.restore_best)):
-            self._kept.read(str(place.best_epoch))
-        return Outcome(place.step, place.history, tuple(place.notes))
+        stopping, epoch = job.config.early_stopping, place.epoch - 1
+        if place.best_epoch is not None and (place.diverged or (stopping is not None and stopping.restore_best)):
+            epoch = place.best_epoch
+            self._kept.read(str(epoch))
+        return Outcome(place.step, place.history, epoch, tuple(place.notes))
 
     def _epoch(self) -> None:
         job, place = self._job, self._place
@@ -312,7 +321,7 @@ class _Run:
         if place.best_epoch is None:
             raise ModelError(f"{what}. {remedy}")
         place.notes.append(f"{what}; the model is that of epoch {place.best_epoch + 1}. {remedy}")
-        place.over = True
+        place.over = place.diverged = True
         _log.warning("%s", place.notes[-1])
 
     def _tell_of_masks(self) -> None:

@@ -14,11 +14,13 @@ import tf_keras
 from tfx_compression.models import graph, keras2, keras3
 from tfx_compression.models.config import ConfigError
 from tfx_compression.models.errors import ModelError
+from tfx_compression.models.multiplications import last_operation
 from tfx_compression.models.saved_model import SavedModel
 from tfx_compression.models.trained import Trained, compile_as
 from tfx_compression.pruning.anew import keras_of, made_anew
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 
+_LINEAR = ("AddV2", "Add", "BiasAdd", "Conv2D", "Einsum", "MatMul")  # what logits are computed by
 CompileFn = Callable[[Any], None]
 LossFn = Callable[[Any, Mapping[str, tf.Tensor]], tf.Tensor]
 # (the model's own loss, features, the model's answer, what it tapped) to the loss that is trained.
@@ -71,11 +73,24 @@ def of_signature(saved: SavedModel, config: FineTuning, loss_fn: LossFn | None =
             "(with metrics), or a loss_fn(labels, outputs) in the module file."
         )
     model = _signature_class()(saved, loss_fn)
-    model.compile(loss=config.loss, metrics=list(config.metrics))
+    model.compile(loss=_loss_of(saved, config.loss), metrics=list(config.metrics))
     if loss_fn is not None:
         model.loss = loss_fn
     model.optimizer = _optimizer(model, config, "adam")
     return model
+
+
+def _loss_of(saved: SavedModel, name: str | None) -> Any:
+    """The loss of this name; a cross entropy takes logits where the signature's answer is no probability."""
+    classes = {
+        "binary_crossentropy": tf_keras.losses.BinaryCrossentropy,
+        "categorical_crossentropy": tf_keras.losses.CategoricalCrossentropy,
+        "sparse_categorical_crossentropy": tf_keras.losses.SparseCategoricalCrossentropy,
+    }
+    if name not in classes:
+        return name
+    linear = last_operation(next(iter(saved.signatures.values()))) in _LINEAR
+    return classes[name](from_logits=linear)
 
 
 def copied(network: Any, policy: str) -> Any:

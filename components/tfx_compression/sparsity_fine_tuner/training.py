@@ -51,6 +51,7 @@ class Tuned(Compressed):
       network: the network that takes its place, where its graph changed; None where its weights did only.
       history: the logs of each epoch, round after round.
       rounds: of `iterative`, what each one came to.
+      metrics: of the epoch or round whose model it is, called as in the history.
       notes: for the user.
     """
 
@@ -58,6 +59,7 @@ class Tuned(Compressed):
     network: Any = None
     history: Sequence[Mapping[str, float]] = ()
     rounds: Sequence[Round] = ()
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
 
     def save(self, path: str, signatures_fn: Callable | None = None, transform_graph: str | None = None) -> None:
@@ -168,7 +170,7 @@ def fine_tune(
             result = _quantization_aware(session, masks)
         else:
             outcome, masks = session.train(trained, masks)
-            result = iterative.Result(trained, masks, outcome.history, outcome.notes)
+            result = iterative.Result(trained, masks, outcome.history, outcome.metrics, outcome.notes)
     view = result.view
     if broken := trainee.finite(view.network if view.network is not None else _module(view)):
         raise ModelError(f"Weights of the trained model are not finite: {', '.join(broken)}.")
@@ -183,6 +185,7 @@ def fine_tune(
         network,
         result.history,
         result.rounds,
+        result.metrics,
         result.notes,
     )
 
@@ -374,7 +377,7 @@ def _quantization_aware(session: Session, masks: Masks) -> "iterative.Result":
     outcome, masks = session.train(
         view, masks, {name: index for name, index in shared_values.items() if index is not None}
     )
-    return iterative.Result(view, masks, outcome.history, (*found.notes, *outcome.notes))
+    return iterative.Result(view, masks, outcome.history, outcome.metrics, (*found.notes, *outcome.notes))
 
 
 def _require_mode(config: FineTuning, plan: PruningPlan | None) -> None:
