@@ -349,7 +349,7 @@ def test_dynamic_training_drops_the_least_and_grows_where_the_gradient_is_larges
     step, made = nets.before_holds(model)
     seen = nets.seen(model)
     x, y = helpers.points(64)
-    config = FineTuning(mode="dynamic", epochs=4, drop_fraction=0.6, batch_size=16, **SGD)
+    config = FineTuning(mode="dynamic", epochs=4, drop_fraction=0.6, batch_size=16, learning_rate=0.05)
     updates, masks = [], [pruned.masks]
 
     def expected(number):

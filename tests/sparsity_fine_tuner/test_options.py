@@ -91,7 +91,6 @@ def test_without_masks_it_is_the_training_of_keras_fit(library, optimizer):
         np.testing.assert_allclose([logs[name] for logs in own], values, rtol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="loop.py doesn't let the optimizer finalize its averages")
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_weights_that_the_optimizer_averages_are_the_averages_in_the_end_as_in_fit(library):
     require_same_training(library, "ema", classes(), FineTuning(epochs=1, learning_rate=0.1))
@@ -224,7 +223,6 @@ def test_training_ends_when_the_metric_no_longer_gets_better_with_the_best_weigh
         assert f"Stopped after epoch {ran} of {len(values)}: loss was best after epoch {best + 1}" in tuned.notes[0]
 
 
-@pytest.mark.xfail(strict=True, reason="loop.py restores the best epoch wherever there is a note")
 def test_without_restore_best_the_weights_are_the_last_ones(eagerly):  # noqa: F811
     tuned, epoch = scripted([3.0, 2.0, 2.5, 1.0], patience=0, restore_best=False)
     assert len(tuned.history) == 3

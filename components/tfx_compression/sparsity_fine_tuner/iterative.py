@@ -183,7 +183,9 @@ class _Rounds:
             done=accepted.reached,
         )
         if not plan.structured:
-            return _State(accepted.view, pruned.masks, asked, pruned.record.reached, len(self._rounds) + 1)
+            # What an earlier round pruned stays so, also where it ties with weights that are worth nothing.
+            masks = {name: mask & accepted.masks.get(name, True) for name, mask in pruned.masks.items()}
+            return _State(accepted.view, masks, asked, pruned.record.reached, len(self._rounds) + 1)
         gone = 1 - (1 - accepted.reached) * (1 - pruned.record.reached)
         return _State(models.of(pruned.model), {}, asked, gone, len(self._rounds) + 1)
 

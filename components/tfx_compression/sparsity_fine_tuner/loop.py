@@ -178,6 +178,8 @@ class _Run:
         self._callbacks.on_train_begin()
         while place.epoch < job.config.epochs and not place.over:
             self._epoch()
+        if getattr(job.model.optimizer, "use_ema", False):  # the averages are the result, as in fit
+            job.model.optimizer.finalize_variable_values(job.model.trainable_variables)
         self._callbacks.on_train_end()
         stopping, epoch = job.config.early_stopping, place.epoch - 1
         if place.best_epoch is not None and (place.diverged or (stopping is not None and stopping.restore_best)):

@@ -86,7 +86,11 @@ class Gradual:
         gone = self._schedule.gone(step)
         sparsities = {name: start + (target - start) * gone for name, (start, target) in self._ways.items()}
         self._technique.rate(self._evidence)
-        self._zeros.exchange(self._technique.masks(sparsities))
+        masks, present = self._technique.masks(sparsities), self._zeros.masks
+        for name, mask in masks.items():
+            if 1 - mask.mean() < sparsities[name] - 1 / mask.size:  # many tie: what is pruned already stays so
+                masks[name] = mask & present[name]
+        self._zeros.exchange(masks)
         return True
 
     def done(self, step: int) -> bool:
