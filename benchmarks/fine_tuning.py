@@ -115,18 +115,9 @@ def _all_means(sparsity: float, epochs: int) -> Spec:
 RECIPES: dict[str, Spec] = {
     "80 % of the weights": _all_means(0.8, EPOCHS),
     "95 % of the weights": _all_means(0.95, EPOCHS),
-    "2:4, fixed masks": {"plan": {"pattern": "2:4"}, "tuning": {"epochs": EPOCHS, "distillation": TEACHING, **TUNING}},
-    "2:4, masks chosen anew": {
-        "plan": {"pattern": "2:4", "schedule": "constant", "frequency": 50},
-        "tuning": {"mode": "gradual", "epochs": EPOCHS, "distillation": TEACHING, **TUNING},
-    },
+    "2:4": {"plan": {"pattern": "2:4"}, "tuning": {"epochs": EPOCHS, **TUNING}},
     "filters, half of the MACs": {
-        "plan": {
-            "technique": "filter",
-            "target": "macs",
-            "sparsity": 0.5,
-            "allocation": "global",
-        },
+        "plan": {"technique": "filter", "target": "macs", "sparsity": 0.5, "allocation": "global"},
         "tuning": {"epochs": EPOCHS, "distillation": TEACHING, **TUNING},
     },
 }

@@ -110,7 +110,7 @@ def compile_arguments(model: tf_keras.Model) -> dict[str, Any]:
         return {}
     # The objects themselves: a loss or metric of the user's own has no registered name to make it from again.
     arguments = dict(model._get_compile_args())
-    return {**arguments, "optimizer": fresh_optimizer(model.optimizer)}
+    return {**arguments, "optimizer": fresh_optimizer(model.optimizer), "run_eagerly": model._run_eagerly}
 
 
 def fresh_optimizer(

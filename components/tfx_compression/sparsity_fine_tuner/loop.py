@@ -209,6 +209,8 @@ class _Run:
             self._callbacks.on_train_batch_end(place.in_epoch - 1, logs)
             if self._checkpoints and place.step % job.config.checkpoint_steps == 0:
                 self._save()
+            if job.model.stop_training:
+                break
         if broken := trainee.finite(job.model):
             self._diverged(broken)
             return
@@ -273,11 +275,12 @@ class _Run:
     def _make_metrics(self) -> None:
         """Has Keras make the metrics, which it does in the first step: a checkpoint is to find them before."""
         job = self._job
-        data = self._strategy.experimental_distribute_dataset(job.data(0))
         if not job.model.run_eagerly:
+            data = self._strategy.experimental_distribute_dataset(job.data(0))
             self._step.get_concrete_function(data.element_spec)
         elif job.train_step is None:
-            self._strategy.run(job.model.test_step, (next(iter(data)),))
+            for batch in job.data(0).take(1):
+                self._strategy.run(job.model.test_step, (batch,))
 
     def _set_learning_rate(self) -> None:
         config, step = self._job.config, self._place.step

@@ -192,15 +192,17 @@ def _optimizer(model: Any, config: FineTuning, default: str = "") -> Any:
     """The model's optimizer without its state, or the configuration's, at the configuration's rate."""
     library = keras_of(model)
     name = config.optimizer or default
-    if not name:
-        return keras2.fresh_optimizer(model.optimizer, config.learning_rate)
     try:
-        made = library.optimizers.get(name)
+        made = library.optimizers.get(name) if name else model.optimizer
     except ValueError as error:
         raise ConfigError(
             f"FineTuning.optimizer = {name!r} is none of Keras. Remedy: adam, sgd, rmsprop, adamw, …"
         ) from error
-    return keras2.fresh_optimizer(made, config.learning_rate)
+    fresh = keras2.fresh_optimizer(made, config.learning_rate)
+    if config.mixed_precision != "mixed_float16" or "inner_optimizer" in fresh.get_config():
+        return fresh
+    scaling = library.optimizers if keras3.is_model(model) else library.mixed_precision
+    return scaling.LossScaleOptimizer(fresh)  # small gradients would be zero in 16 bits
 
 
 def _tap(network: Any, taps: tuple[str, ...]) -> Callable[[Any, Any], tuple[Any, dict[str, Any]]]:
@@ -314,6 +316,8 @@ def _signature_class() -> Any:
         def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
             if self._loss_fn is None:
                 return super().compute_metrics(x, y, y_pred, sample_weight)
+            if len(y_pred) == 1:
+                return super().compute_metrics(x, y, next(iter(y_pred.values())), sample_weight)
             return {metric.name: metric.result() for metric in self.metrics}
 
     return Through

@@ -251,7 +251,7 @@ class Session:
             clusters = {
                 each: clustering.cluster(kernel.values, masks.get(each), config.clusters)
                 for each, kernel in kernels.items()
-                if kernel.prunable and each not in work.tied
+                if kernel.prunable and each not in (*work.tied, *work.frozen)
             }
         holds: list[Hold] = [Clusters(kernels, clusters)] if clusters else []
         holds.append(zeros)
