@@ -256,7 +256,7 @@ def _times(run: running.Children, repeats: int) -> dict[str, Any]:
                     for way, other in PAIRS.items()
                 },
             }
-            for clock in ("wall", "processor")
+            for clock in ("wall", "cpu")
         },
     }
 
@@ -401,7 +401,7 @@ def _clock() -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            self.seconds: dict[str, list[float]] = {"wall": [], "processor": []}
+            self.seconds: dict[str, list[float]] = {"wall": [], "cpu": []}
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             self._started = time.perf_counter(), time.process_time()

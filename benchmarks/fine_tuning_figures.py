@@ -68,10 +68,10 @@ def _times(found: Mapping[str, Any]) -> str:
     rows = []
     for way, (title, other, other_title) in WAYS.items():
         ours, theirs = (f"{found['wall']['milliseconds'][each]:.2f} ms" for each in (way, other))
-        ratios = [found[clock]["ratios"][f"{way}_over_{other}"] for clock in ("wall", "processor")]
+        ratios = [found[clock]["ratios"][f"{way}_over_{other}"] for clock in ("wall", "cpu")]
         cells = [f"**{each['median']:.2f}x** ({each['least']:.2f} to {each['most']:.2f})" for each in ratios]
         rows.append([title, ours, other_title, theirs, *cells])
-    return figures.table(["", "a step", "beside", "a step", "ratio", "of processor time"], rows)
+    return figures.table(["", "a step", "beside", "a step", "ratio", "of CPU time"], rows)
 
 
 def _middle(accuracies: Sequence[float]) -> str:
@@ -85,33 +85,31 @@ def _drop(run: Mapping[str, Any]) -> str:
 
 def _epochs_plot(runs: Sequence[Mapping[str, Any]]) -> alt.TopLevelMixin:
     rows = [{"epochs": run["epochs"], **_range(run)} for run in runs]
-    x = alt.X("epochs:Q", title="epochs of fine-tuning", scale=alt.Scale(nice=False, zero=True))
-    base = alt.Chart(alt.Data(values=rows)).encode(x=x)
-    return _styled(base.mark_rule() + base.mark_line(point=True), color=None, title="95 % of the weights")
+    chart = alt.Chart(alt.Data(values=rows)).encode(x=alt.X("epochs:Q", title="epochs of fine-tuning"))
+    return _drops_plot(chart, chart.mark_line(point=True), "95 % of the weights")
 
 
 def _methods_plot(runs: Sequence[Mapping[str, Any]]) -> alt.TopLevelMixin:
     rows = [{"sparsity": f"{run['sparsity']:.0%}", "method": METHODS[run["method"]], **_range(run)} for run in runs]
-    base = alt.Chart(alt.Data(values=rows)).encode(
+    order = list(METHODS.values())
+    chart = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("sparsity:N", title="weights that are zero", axis=alt.Axis(labelAngle=0)),
-        xOffset=alt.XOffset("method:N", sort=list(METHODS.values())),
+        xOffset=alt.XOffset("method:N", sort=order),
+        color=alt.Color("method:N", sort=order, legend=alt.Legend(title=None, orient="bottom")),
     )
-    color = alt.Color("method:N", sort=list(METHODS.values()), legend=alt.Legend(title=None, orient="bottom"))
-    return _styled(base.mark_rule() + base.mark_point(filled=True, size=60), color, "against dense trained as long")
+    return _drops_plot(chart, chart.mark_point(filled=True, size=60), "against the dense net trained as long")
 
 
 def _range(run: Mapping[str, Any]) -> dict[str, float]:
     return {"drop": run["drop"], "least": min(run["drops"]), "most": max(run["drops"])}
 
 
-def _styled(chart: alt.LayerChart, color: alt.Color | None, title: str) -> alt.TopLevelMixin:
+def _drops_plot(chart: alt.Chart, medians: alt.Chart, title: str) -> alt.TopLevelMixin:
     """Drops from the least to the most of the seeds, the median marked."""
-    ranges, medians = chart.layer
-    ranges = ranges.encode(y=alt.Y("least:Q", title="drop, points"), y2="most:Q")
-    medians = medians.encode(y=alt.Y("drop:Q"))
-    layers = [each if color is None else each.encode(color=color) for each in (ranges, medians)]
-    made = alt.layer(*layers, title=title).properties(width=420, height=240)
-    return made.configure(background="white", font="sans-serif")
+    axis = {"title": "drop, points", "scale": alt.Scale(domainMin=0)}
+    ranges = chart.mark_rule().encode(y=alt.Y("least:Q", **axis), y2="most:Q")
+    made = alt.layer(ranges, medians.encode(y=alt.Y("drop:Q", **axis)), title=title)
+    return made.properties(width=420, height=240).configure(background="white", font="sans-serif")
 
 
 if __name__ == "__main__":
