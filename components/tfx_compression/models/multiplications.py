@@ -18,6 +18,8 @@ _SAME = (
 )
 _RESHAPING = ("Reshape", "Squeeze", "ExpandDims")
 _KEEPS_CALLS = {"api_implements", "_XlaMustCompile"}  # attributes that keep a call from being inlined
+_ADDING = ("Add", "AddV2", "Sub", "Mul", "RealDiv", "ClipByValue", "Maximum", "Minimum", "Mean")
+_REARRANGING = ("ConcatV2", "StridedSlice", "Transpose", "GatherV2", "Pack", "Unpack")
 _UNIMPORTANT = ("Shape", "NextIteration")
 UNKNOWN = "Unknown"  # the operation of a use that can't be seen
 
@@ -67,9 +69,12 @@ def flatten(function: Any) -> Flat:
 
 
 def last_operation(function: Any) -> str:
-    """The type of the operation that computes a function's or signature's first output: `Softmax`, `BiasAdd`."""
+    """The type of the operation that makes a function's or signature's first output: `Softmax`, `BiasAdd`.
+
+    What scales, shifts, clips, averages or rearranges its result is passed over.
+    """
     op = flatten(function).graph.get_operation_by_name(function.outputs[0].op.name)
-    while op.type in ("Identity", *_RESHAPING):
+    while op.inputs and op.type in (*_SAME, *_RESHAPING, *_ADDING, *_REARRANGING):
         op = op.inputs[0].op
     return str(op.type)
 

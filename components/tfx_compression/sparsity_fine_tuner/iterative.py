@@ -17,7 +17,7 @@ from tfx_compression.models.errors import ModelError
 from tfx_compression.models.metric_names import smaller_is_better
 from tfx_compression.models.trained import Trained
 from tfx_compression.pruning.prune import prune
-from tfx_compression.sparsity_fine_tuner import state, trainee
+from tfx_compression.sparsity_fine_tuner import loop, state, trainee
 from tfx_compression.sparsity_fine_tuner.config import AccuracyGuard
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ class _Rounds:
         assert self._accepted is not None
         self._load(self._accepted)
         accepted = self._accepted
-        metrics = self._rounds[accepted.number - 1].metrics if accepted.number else {}
-        metrics = {f"val_{name}": value for name, value in metrics.items()}
+        made = self._rounds[accepted.number - 1].metrics if accepted.number else self._session.evaluate(accepted.view)
+        metrics = {f"val_{name}": value for name, value in made.items()}
         return Result(accepted.view, accepted.masks, self._history, metrics, self._notes, self._rounds)
 
     def _round(self) -> None:
@@ -120,23 +120,24 @@ class _Rounds:
         _log.info("Round %d: sparsity %.4g", number, current.reached)
         if session.config.rewind is not None:
             self._rewind(current)
-        outcome, masks = session.train(
-            current.view, current.masks, name=f"round-{number:03d}", first_step=sum(each.steps for each in self._rounds)
-        )
-        current = dataclasses.replace(current, masks=masks)
-        metrics = session.evaluate(current.view) if session.validation is not None else {}
-        drop, accepted = self._judged(metrics)
-        done = Round(
-            asked=current.asked,
-            reached=current.reached,
-            metrics=metrics,
-            drop=drop,
-            accepted=accepted,
-            steps=outcome.steps,
-        )
-        self._history += outcome.history
-        self._notes += outcome.notes
-        if accepted:
+        steps = sum(each.steps for each in self._rounds)
+        done = Round(asked=current.asked, reached=current.reached, accepted=False)
+        try:
+            outcome, masks = session.train(current.view, current.masks, name=f"round-{number:03d}", first_step=steps)
+        except loop.DivergedError as error:
+            if self._guard is None:
+                raise
+            self._notes.append(f"Round {number} is thrown away: {error}")
+        else:
+            current = dataclasses.replace(current, masks=masks)
+            metrics = session.evaluate(current.view) if session.validation is not None else {}
+            drop, accepted = self._judged(metrics)
+            done = done.model_copy(
+                update={"metrics": metrics, "drop": drop, "accepted": accepted, "steps": outcome.steps}
+            )
+            self._history += outcome.history
+            self._notes += outcome.notes
+        if done.accepted:
             self._accepted = current
             self._keep(current, number)
         else:
@@ -206,7 +207,7 @@ class _Rounds:
         teachers = self._session.teachers
         if not teachers:
             raise ModelError(
-                f"Already the first step, to a sparsity of {failed.reached:.4g}, lost {failed.drop:.4g} of "
+                f"Already the first step, to a sparsity of {failed.reached:.4g}, lost {_amount(failed.drop)} of "
                 f"{self._guard.metric if self._guard else ''}, more than FineTuning.guard.max_drop. Remedy: connect "
                 "teacher_model (teacher=), from which smaller steps can start, more epochs, or a smaller first step."
             )
@@ -307,6 +308,10 @@ class _Rounds:
 def _drop(guard: AccuracyGuard, metrics: Mapping[str, float], baseline: float) -> float:
     value = _metric(guard, metrics)
     return value - baseline if smaller_is_better(guard.metric) else baseline - value
+
+
+def _amount(drop: float | None) -> str:
+    return "all (its training diverged)" if drop is None else f"{drop:.4g}"
 
 
 def _metric(guard: AccuracyGuard, metrics: Mapping[str, float]) -> float:

@@ -29,6 +29,10 @@ Batches = Callable[[int], tf.data.Dataset]
 TrainStep = Callable[[Any, Any], Mapping[str, Any]]
 
 
+class DivergedError(ModelError):
+    """A training whose loss is not a number, before any epoch ended."""
+
+
 class Mover(Protocol):
     """What moves masks between steps."""
 
@@ -160,8 +164,10 @@ class _Run:
             self._step = self._compiled()
             self._make_metrics()
             own += trainee.variables(job.model)
-        own += [variable for hold in job.holds for variable in hold.variables]
-        self._kept = Kept(os.path.join(folder, "best"), trainee.unique(job.model.weights))
+        held = [variable for hold in job.holds for variable in hold.variables]
+        own += held
+        self._kept = Kept(os.path.join(folder, "best"), trainee.unique([*job.model.weights, *held]))
+        self._source: Iterator[Any] | None = None
         self._checkpoints = Checkpoints(folder, trainee.of_replicas(own)) if job.folder else None
         library = keras_of(job.model)
         self._callbacks = library.callbacks.CallbackList(
@@ -178,13 +184,13 @@ class _Run:
         self._callbacks.on_train_begin()
         while place.epoch < job.config.epochs and not place.over:
             self._epoch()
-        if getattr(job.model.optimizer, "use_ema", False):  # the averages are the result, as in fit
-            job.model.optimizer.finalize_variable_values(job.model.trainable_variables)
         self._callbacks.on_train_end()
         stopping, epoch = job.config.early_stopping, place.epoch - 1
         if place.best_epoch is not None and (place.diverged or (stopping is not None and stopping.restore_best)):
             epoch = place.best_epoch
             self._kept.read(str(epoch))
+        elif getattr(job.model.optimizer, "use_ema", False):
+            self._take_averages()
         return Outcome(place.step, place.history, epoch, tuple(place.notes))
 
     def _epoch(self) -> None:
@@ -231,26 +237,34 @@ class _Run:
             place.over = True
         self._save()
 
+    def _take_averages(self) -> None:
+        """Gives the weights the averages that the optimizer kept, as fit does, and the last epoch their metrics."""
+        job = self._job
+        job.model.optimizer.finalize_variable_values(job.model.trainable_variables)
+        for hold in job.holds:
+            hold.apply()
+        if job.validation is not None:
+            found = job.model.evaluate(job.validation, verbose=0, return_dict=True)
+            self._place.history[-1] |= {f"val_{name}": float(value) for name, value in found.items()}
+
     def _batches(self) -> Iterator[Any]:
-        """The batches that are left of the epoch; an iterator is passed on, and read inside the step."""
+        """The batches that are left of the epoch; a pass goes on in the next one where epochs have their steps."""
         place, wanted = self._place, self._job.config.steps_per_epoch
-        while True:
-            dataset = self._job.data(place.passed).skip(place.offset)
-            iterator = iter(self._strategy.experimental_distribute_dataset(dataset))
-            before = place.step
-            while wanted is None or place.in_epoch < wanted:
-                try:
-                    batch = next(iterator)
-                except StopIteration:
-                    break
-                yield batch
-            else:
-                return
-            if wanted is None:
-                return
-            if place.step == before and not place.offset:
-                raise ModelError("The data to train on is empty. Remedy: check the split.")
-            place.passed, place.offset = place.passed + 1, 0
+        while wanted is None or place.in_epoch < wanted:
+            if self._source is None:
+                dataset = self._job.data(place.passed).skip(place.offset)
+                self._source = iter(self._strategy.experimental_distribute_dataset(dataset))
+            try:
+                batch = next(self._source)
+            except StopIteration:
+                self._source = None
+                if wanted is None:
+                    return
+                if not place.offset:
+                    raise ModelError("The data to train on is empty. Remedy: check the split.") from None
+                place.passed, place.offset = place.passed + 1, 0
+                continue
+            yield batch
 
     def _compiled(self) -> Any:
         """One step on all replicas, then the holds."""
@@ -324,7 +338,7 @@ class _Run:
             "features that are not finite."
         )
         if place.best_epoch is None:
-            raise ModelError(f"{what}. {remedy}")
+            raise DivergedError(f"{what}. {remedy}")
         place.notes.append(f"{what}; the model is that of epoch {place.best_epoch + 1}. {remedy}")
         place.over = place.diverged = True
         _log.warning("%s", place.notes[-1])

@@ -20,7 +20,8 @@ from tfx_compression.models.trained import Trained, compile_as
 from tfx_compression.pruning.anew import keras_of, made_anew
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 
-_LINEAR = ("AddV2", "Add", "BiasAdd", "Conv2D", "Einsum", "MatMul")  # what logits are computed by
+_LINEAR = ("BiasAdd", "Conv2D", "Einsum", "MatMul", "BatchMatMulV2", "LogSoftmax")  # what logits are computed by
+_PROBABILITIES = ("Sigmoid", "Softmax")
 CompileFn = Callable[[Any], None]
 LossFn = Callable[[Any, Mapping[str, tf.Tensor]], tf.Tensor]
 # (the model's own loss, features, the model's answer, what it tapped) to the loss that is trained.
@@ -39,7 +40,10 @@ def of_network(trained: Trained, network: Any, config: FineTuning, taps: tuple[s
     Raises:
       ModelError: where there is no loss, or no such layer.
     """
+    _require_own_loss_kept(trained.model, network is trained.network)
     model = _class_of(network)(*graph.arguments(network), name=network.name)
+    for layer in _added_losses(trained.model):
+        model.add_loss(layer.input)
     if taps:
         model.see(_tap(network, taps))
     compile_as(trained.model, model)
@@ -54,6 +58,31 @@ def of_network(trained: Trained, network: Any, config: FineTuning, taps: tuple[s
     if keras3.is_model(model):
         model.jit_compile = False  # the loop compiles the step
     return model
+
+
+def _added_losses(model: Any) -> list[Any]:
+    """The layers by which Keras 2 keeps losses of symbolic tensors: they lead to no output."""
+    return [layer for layer in model.layers if type(layer).__name__ == "AddLoss"]
+
+
+def _require_own_loss_kept(model: Any, same_graph: bool) -> None:
+    """Raises ModelError for a loss of symbolic tensors that a network of another graph would lose."""
+    if _added_losses(model) and not same_graph:
+        raise ModelError(
+            f"The model {model.name!r} has a loss of its own (add_loss on a tensor), which another network would lose. "
+            "Remedy: add it in a layer's call, or mode 'fixed', 'gradual', 'dynamic' or 'cluster'."
+        )
+
+
+def require_known_step(model: Any) -> None:
+    """Raises ModelError for a model of a class that trains in its own way, which would be replaced silently."""
+    base = keras_of(model).Model
+    own = [name for name in ("train_step", "compute_loss") if getattr(type(model), name) is not getattr(base, name)]
+    if own:
+        raise ModelError(
+            f"The model {model.name!r} is a {type(model).__name__}, whose {own[0]} of its own would not be used. "
+            "Remedy: train_step(model, batch) in the module file (fine_tune(…, train_step=…)), which is."
+        )
 
 
 def of_signature(saved: SavedModel, config: FineTuning, loss_fn: LossFn | None = None) -> Any:
@@ -89,8 +118,14 @@ def _loss_of(saved: SavedModel, name: str | None) -> Any:
     }
     if name not in classes:
         return name
-    linear = last_operation(next(iter(saved.signatures.values()))) in _LINEAR
-    return classes[name](from_logits=linear)
+    made_by = last_operation(next(iter(saved.signatures.values())))
+    if made_by not in (*_LINEAR, *_PROBABILITIES):
+        raise ModelError(
+            f"Whether the SavedModel in {saved.path} answers logits or probabilities can't be told: {made_by} makes "
+            f"them, and FineTuning.loss = {name!r} is another for each. Remedy: a loss_fn(labels, outputs) in the "
+            "module file."
+        )
+    return classes[name](from_logits=made_by in _LINEAR)
 
 
 def copied(network: Any, policy: str) -> Any:
@@ -199,10 +234,17 @@ def _optimizer(model: Any, config: FineTuning, default: str = "") -> Any:
             f"FineTuning.optimizer = {name!r} is none of Keras. Remedy: adam, sgd, rmsprop, adamw, …"
         ) from error
     fresh = keras2.fresh_optimizer(made, config.learning_rate)
-    if config.mixed_precision != "mixed_float16" or "inner_optimizer" in fresh.get_config():
+    before = getattr(model, "optimizer", None)
+    scaled = config.mixed_precision == "mixed_float16" or (before is not None and _scales(before))
+    if not scaled or _scales(fresh):
         return fresh
     scaling = library.optimizers if keras3.is_model(model) else library.mixed_precision
     return scaling.LossScaleOptimizer(fresh)  # small gradients would be zero in 16 bits
+
+
+def _scales(optimizer: Any) -> bool:
+    """Whether an optimizer scales the loss, for gradients of 16 bits."""
+    return "inner_optimizer" in optimizer.get_config()
 
 
 def _tap(network: Any, taps: tuple[str, ...]) -> Callable[[Any, Any], tuple[Any, dict[str, Any]]]:
@@ -308,6 +350,11 @@ def _signature_class() -> Any:
                 return super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, **more)
             loss = self._loss_fn(y, y_pred)
             if sample_weight is not None:
+                if loss.shape.rank == 0:
+                    raise ConfigError(
+                        "loss_fn answers one number for the batch, so its rows can't be weighted. Remedy: the loss of "
+                        "each row, [batch]."
+                    )
                 loss = loss * tf.cast(tf.reshape(sample_weight, [-1]), loss.dtype)
             self._mean_loss.update_state(loss)
             loss = tf.reduce_mean(loss) / tf.distribute.get_strategy().num_replicas_in_sync

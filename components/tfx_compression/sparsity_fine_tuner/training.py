@@ -147,6 +147,8 @@ def fine_tune(
     if checkpoints is not None:
         _require_same_training(checkpoints, config, plan)
     _compile(trained, config, compile_fn)
+    if train_step is None and trained.kind != "saved_model":
+        trainee.require_known_step(trained.model)
     with contextlib.ExitStack() as stack:
         session = Session(
             trained=trained,
@@ -487,6 +489,12 @@ def _weighted(data: Any, config: FineTuning) -> Any:
             "rows, by sample_weight_key or as the data's third part."
         )
 
+    if (data.element_spec[1].shape.rank or 0) > 2:
+        raise ConfigError(
+            f"FineTuning.class_weights weigh rows, and the labels, {data.element_spec[1].shape}, are of positions in "
+            "them. Remedy: weights as the data's third part."
+        )
+
     def weigh(features: Any, labels: Any, weights: Any = None) -> tuple[Any, Any, Any]:
         known = labels if labels.shape.rank in (1, None) or labels.shape[-1] == 1 else tf.argmax(labels, -1)
         places = tf.reshape(tf.cast(known, tf.int32), [-1])
@@ -500,10 +508,10 @@ def _limited(data: tf.data.Dataset | None, config: FineTuning) -> tf.data.Datase
     """Evaluation data that ends."""
     if data is None:
         return None
-    if config.steps_per_epoch is not None:
-        return data.take(config.steps_per_epoch)
     size = int(data.cardinality())
     if size == tf.data.INFINITE_CARDINALITY:
+        if config.steps_per_epoch is not None:
+            return data.take(config.steps_per_epoch)
         raise ModelError(
             "The evaluation data never ends (it repeats), so neither would an epoch. Remedy: "
             "FineTuning.steps_per_epoch."
