@@ -58,6 +58,7 @@ def test_each_round_removes_the_same_fraction_of_what_is_left(kind, tmp_path):
         assert not nets.kernels(tuned.model if kind != "saved_model" else tuned.trained)[name][~mask].any()
 
 
+@slow
 def test_what_one_round_pruned_the_next_ones_do_not_bring_back():
     _, seen = iterative()
     for before, after in nets.pairs(seen.kernels):
@@ -237,11 +238,13 @@ def test_a_guard_that_nothing_offends_goes_to_the_plans_sparsity_and_not_beyond(
     assert not found.tuned.notes
 
 
+@slow
 def test_a_drop_of_just_what_is_allowed_is_accepted(monkeypatch):
     found = Scripted(monkeypatch, lambda reached: 0.25, max_drop=0.25, step=0.6)
     assert found.accepted == [True, True]
 
 
+@slow
 def test_where_the_first_round_loses_too_much_smaller_ones_start_from_the_teacher(monkeypatch):
     found = Scripted(
         monkeypatch, lambda reached: 0.0 if reached < 0.2 else 0.5, max_drop=0.1, step=0.2, minimum_step=0.05

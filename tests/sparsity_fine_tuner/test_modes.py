@@ -83,6 +83,7 @@ MODES = {
 }
 
 
+@slow
 @pytest.mark.parametrize("kind", nets.EVERY_KIND)
 @pytest.mark.parametrize("mode", MODES)
 def test_no_mode_lets_a_kernel_get_denser_than_its_masks(mode, kind, tmp_path):

@@ -91,6 +91,7 @@ def test_without_masks_it_is_the_training_of_keras_fit(library, optimizer):
         np.testing.assert_allclose([logs[name] for logs in own], values, rtol=1e-5)
 
 
+@slow
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_weights_that_the_optimizer_averages_are_the_averages_in_the_end_as_in_fit(library):
     require_same_training(library, "ema", classes(), FineTuning(epochs=1, learning_rate=0.1))

@@ -273,6 +273,7 @@ def test_a_folder_of_another_configurations_checkpoints_is_refused(tmp_path):
 # What is not a number
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_ends_a_resumed_training_as_it_does_another(tmp_path):
     """Also where the checkpoint is of a step whose weights are not numbers already."""
 
