@@ -28,7 +28,7 @@ test: setup  ## all tests, whole pipeline runs included
 	$(BIN)/python -m pytest $(ARGS)
 
 test-fast: setup  ## the tests that run no pipeline, in under two minutes
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile $(ARGS)
 
 test-next:  ## all tests on the other TFX line (1.21, Python 3.11), in a Debian 13 chroot
 	.ci/test-next $(ARGS)

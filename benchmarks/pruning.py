@@ -14,22 +14,18 @@ Prints one JSON object; `--out FOLDER` also writes each part to `pruning-<part>.
 
 import itertools
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
+import running
 import typer
 
 CACHE = Path(__file__).parents[1] / ".cache" / "benchmarks" / "pruning"
-DATA = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 PARTS = {"a": "sizes", "b": "accuracy", "c": "resnet50", "d": "weights"}
 PACKAGES = ("tensorflow", "tf-keras", "tensorflow-model-optimization", "ai-edge-litert", "tfx-compression")
 NETS = ("resnet", "mobilenet")
@@ -52,7 +48,9 @@ def main(
     context: typer.Context,
     repeats: Annotated[int, typer.Option(min=1, help="Of everything that is timed.")] = 3,
     only: Annotated[str, typer.Option(help="The letters of the parts to run.")] = "abcd",
-    data: Annotated[Path, typer.Option(help="The folder with Fashion-MNIST's idx files, gzipped or not.")] = DATA,
+    data: Annotated[
+        Path, typer.Option(help="The folder with Fashion-MNIST's idx files, gzipped or not.")
+    ] = running.DATA,
     epochs: Annotated[int, typer.Option(min=1, help="Of the training before part b.")] = 6,
     rows: Annotated[int, typer.Option(min=BATCH, help="Of the data in part b.")] = 60_000,
     cache: Annotated[Path, typer.Option(help="Where the trained net and the log are kept.")] = CACHE,
@@ -63,13 +61,9 @@ def main(
         return
     if not only or set(only) - set(PARTS):
         raise typer.BadParameter(f"{only!r}: the parts are a, b, c and d.")
-    if "b" in only and not any((data / f"train-images-idx3-ubyte{end}").is_file() for end in ("", ".gz")):
-        raise typer.BadParameter(
-            f"There is no train-images-idx3-ubyte or .gz in the folder {data}. Remedy: apt-get install "
-            "dataset-fashion-mnist, or --data FOLDER with (Fashion-)MNIST's four idx files."
-        )
-    cache.mkdir(parents=True, exist_ok=True)
-    run = _Children(cache / "log.txt")
+    if "b" in only:
+        running.require_data(data)
+    run = running.Children(__file__, cache / "log.txt")
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "a": lambda: _sizes(run, repeats),
         "b": lambda: run("accuracy", str(cache), str(data.resolve()), str(epochs), str(rows)),
@@ -77,52 +71,18 @@ def main(
         "d": lambda: _weights(run, repeats),
     }
     report: dict[str, Any] = {}
+    machine = running.machine(PACKAGES)
     for letter in sorted(set(only)):
         report[PARTS[letter]] = parts[letter]()
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            content = {**report[PARTS[letter]], **_machine()}
-            (out / f"pruning-{PARTS[letter]}.json").write_text(json.dumps(content, indent=1) + "\n")
-    print(json.dumps({**report, **_machine()}, indent=1))
-
-
-class _Children:
-    """Runs this file's commands in processes of their own: a peak of memory, or a failure, is then theirs alone."""
-
-    def __init__(self, log: Path):
-        self._log = log
-
-    def __call__(self, *arguments: str) -> dict[str, Any]:
-        """What the command prints as its last line."""
-        print(f"{time.strftime('%H:%M:%S')} {' '.join(arguments)}", file=sys.stderr)
-        environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-        command = [sys.executable, __file__, *arguments]
-        with self._log.open("a") as file:
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=file, env=environment, text=True, check=False)
-        if done.returncode:
-            message = f"`{' '.join(arguments)}` failed with {done.returncode}; why is at the end of {self._log}"
-            raise SystemExit(message)
-        return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "processor": _processor(),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
-    }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+            running.write(out / f"pruning-{PARTS[letter]}.json", {**report[PARTS[letter]], **machine})
+    print(json.dumps({**report, **machine}, indent=1))
 
 
 # What the runs say.
 
 
-def _sizes(run: _Children, repeats: int) -> dict[str, Any]:
+def _sizes(run: running.Children, repeats: int) -> dict[str, Any]:
     return {net: _ratios(run("sizes", net, str(repeats))) for net in NETS}
 
 
@@ -149,7 +109,7 @@ def _ratios(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _resnet50(run: _Children, repeats: int, *plan: str) -> dict[str, Any]:
+def _resnet50(run: running.Children, repeats: int, *plan: str) -> dict[str, Any]:
     runs = [run("resnet50", *plan) for _ in range(repeats)]
     return {
         **runs[0],
@@ -159,7 +119,7 @@ def _resnet50(run: _Children, repeats: int, *plan: str) -> dict[str, Any]:
     }
 
 
-def _weights(run: _Children, repeats: int) -> dict[str, Any]:
+def _weights(run: running.Children, repeats: int) -> dict[str, Any]:
     ours = {each: _resnet50(run, repeats, "weight", each, "0.8") for each in ("global", "uniform")}
     tfmot = _resnet50(run, repeats, "tfmot", "uniform", "0.8")
     return {
@@ -322,7 +282,7 @@ def _pruned_accuracy(
     import tensorflow as tf
     import tf_keras
     import tfx_compression as tfc
-    from tfx_compression.pruner.pruning import Sensitivities
+    from tfx_compression.pruning.prune import Sensitivities
 
     tf_keras.backend.clear_session()
     plan = tfc.PruningPlan(technique="filter", criterion=criterion, allocation=allocation, sparsity=sparsity)

@@ -2,15 +2,14 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import altair as alt
+import figures
 import typer
 
-DOCS = Path(__file__).parents[1] / "docs"
 MODELS = {
     "whole": "whole",
     "classifier_protected": '`filter` at 0.5, `protect=("last",)`',
@@ -21,34 +20,21 @@ MODELS = {
 NETS = {"resnet": "ResNet", "mobilenet": "MobileNet"}
 
 
-def main(docs: Annotated[Path, typer.Option(help="The folder with pruning.md and benchmarks/.")] = DOCS) -> None:
+def main(
+    docs: Annotated[Path, typer.Option(help="The folder with pruning.md and benchmarks/.")] = figures.DOCS,
+) -> None:
     """Write the figures."""
     found = {
         name: json.loads((docs / "benchmarks" / f"pruning-{name}.json").read_text())
         for name in ("sizes", "accuracy", "resnet50", "weights")
     }
-    page = docs / "pruning.md"
-    text = page.read_text()
-    for mark, table in {
+    tables = {
         "sizes": _sizes(found["sizes"]),
         "accuracy": _accuracy(found["accuracy"]),
         "times": _times(found["resnet50"], found["weights"]),
-    }.items():
-        text = _between(text, mark, table)
-    page.write_text(text)
+    }
+    figures.fill(docs / "pruning.md", tables)
     _plot(found["accuracy"]).save(docs / "pruning-accuracy.svg")
-
-
-def _between(text: str, mark: str, content: str) -> str:
-    pattern = rf"(<!-- {mark} -->\n).*?(<!-- end -->)"
-    if not re.search(pattern, text, re.DOTALL):
-        raise SystemExit(f"pruning.md has no place for {mark!r}: <!-- {mark} --> … <!-- end -->.")
-    return re.sub(pattern, lambda found: f"{found[1]}{content}\n{found[2]}", text, flags=re.DOTALL)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["--:" for _ in columns[1:]]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, rule, *rows))
 
 
 def _sizes(found: Mapping[str, Any]) -> str:
@@ -56,15 +42,15 @@ def _sizes(found: Mapping[str, Any]) -> str:
     for net, title in NETS.items():
         for name, model in found[net].items():
             smaller = model["times_smaller"]
-            figures = [
+            columns = [
                 (f"{model['parameters']:,}", smaller["parameters"]),
                 (f"{model['macs'] / 1e6:.1f} M", smaller["macs"]),
                 (f"{model['tflite_bytes'] / 1000:,.0f} kB", smaller["tflite_bytes"]),
                 (f"{model['latency_ms']:.3f} ms", model["times_faster"]),
             ]
-            cells = [value if name == "whole" else f"{value} · **{times:.1f}x**" for value, times in figures]
+            cells = [value if name == "whole" else f"{value} · **{times:.1f}x**" for value, times in columns]
             rows.append([f"{title}, {MODELS[name]}", *cells])
-    return _table(["", "parameters", "MACs", "float TFLite", "one row, one thread"], rows)
+    return figures.table(["", "parameters", "MACs", "float TFLite", "one row, one thread"], rows)
 
 
 def _accuracy(found: Mapping[str, Any]) -> str:
@@ -76,13 +62,9 @@ def _accuracy(found: Mapping[str, Any]) -> str:
     columns = ["criterion, allocation", *map(str, first), *(f"tuned {sparsity}" for sparsity in tuned)]
     rows = []
     for recipe, cells in by_recipe.items():
-        once = [_percent(cell["accuracy"]) for cell in cells.values()]
-        rows.append([", ".join(recipe), *once, *(_percent(cells[sparsity]["fine_tuned"]) for sparsity in tuned)])
-    return _table(columns, rows)
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}"
+        once = [figures.percent(cell["accuracy"]) for cell in cells.values()]
+        rows.append([", ".join(recipe), *once, *(figures.percent(cells[sparsity]["fine_tuned"]) for sparsity in tuned)])
+    return figures.table(columns, rows)
 
 
 def _times(removal: Mapping[str, Any], zeroing: Mapping[str, Any]) -> str:
@@ -104,7 +86,7 @@ def _times(removal: Mapping[str, Any], zeroing: Mapping[str, Any]) -> str:
                 f"{macs / 1e9:.2f} → {macs_after / 1e9:.2f} G",
             ]
         )
-    return _table(["ResNet-50", "time", "peak memory / weights", "parameters", "MACs"], rows)
+    return figures.table(["ResNet-50", "time", "peak memory / weights", "parameters", "MACs"], rows)
 
 
 def _plot(found: Mapping[str, Any]) -> alt.TopLevelMixin:

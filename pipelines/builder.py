@@ -43,6 +43,7 @@ def components(settings: Settings, input_base: str) -> list[BaseNode]:
     tuner = tfc.SparsityFineTuner(
         model=pruner.outputs["pruned_model"],
         pruning_plan=pruner.outputs["pruning_plan"],
+        teacher_model=trainer.outputs["model"],  # for settings that distil or guard
         examples=transform.outputs["transformed_examples"],
         schema=transform.outputs["post_transform_schema"],
         config=settings.fine_tuning,

@@ -83,8 +83,8 @@ def test_a_missing_field_is_named(config):
 
 def test_every_bad_field_is_named_at_once():
     with pytest.raises(ConfigError) as refused:
-        tfc.FineTuning(epochs=0, batch_size=0, optimizer="adam")
-    for part in ("FineTuning.epochs = 0", "FineTuning.batch_size = 0", "no field 'optimizer'"):
+        tfc.FineTuning(epochs=0, batch_size=0, optimiser="adam")
+    for part in ("FineTuning.epochs = 0", "FineTuning.batch_size = 0", "no field 'optimiser'"):
         assert part in str(refused.value)
     assert "\n" not in str(refused.value)
 

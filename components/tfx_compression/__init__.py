@@ -17,6 +17,9 @@ _HOME = {
     "PruningPlan": "models.plan",
     "LayerRule": "models.plan",
     "FineTuning": "sparsity_fine_tuner.config",
+    "Distillation": "sparsity_fine_tuner.config",
+    "AccuracyGuard": "sparsity_fine_tuner.config",
+    "EarlyStopping": "sparsity_fine_tuner.config",
     "Quantization": "tflite_quantizer.config",
     "Budget": "compressed_evaluator.budget",
     "StoreTarget": "store.target",
@@ -24,7 +27,7 @@ _HOME = {
     "EvaluationReport": "tfx_support.artifacts",
     "Compressed": "models.compressed",
     "Evaluation": "compressed_evaluator.record",
-    "prune": "pruner.pruning",
+    "prune": "pruning.prune",
     "fine_tune": "sparsity_fine_tuner.training",
     "quantize": "tflite_quantizer.quantization",
     "evaluate": "compressed_evaluator.evaluation",
@@ -40,9 +43,9 @@ if TYPE_CHECKING:
     from tfx_compression.models.compressed import Compressed
     from tfx_compression.models.plan import LayerRule, PruningPlan
     from tfx_compression.pruner.component import Pruner
-    from tfx_compression.pruner.pruning import prune
+    from tfx_compression.pruning.prune import prune
     from tfx_compression.sparsity_fine_tuner.component import SparsityFineTuner
-    from tfx_compression.sparsity_fine_tuner.config import FineTuning
+    from tfx_compression.sparsity_fine_tuner.config import AccuracyGuard, Distillation, EarlyStopping, FineTuning
     from tfx_compression.sparsity_fine_tuner.training import fine_tune
     from tfx_compression.store.target import StoreTarget
     from tfx_compression.tflite_quantizer.component import TFLiteQuantizer

@@ -14,14 +14,14 @@ import tfx_compression as tfc
 from tfx.types import standard_artifacts
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.plan import PruningPlan
-from tfx_compression.pruner import criteria
 from tfx_compression.pruner.executor import Executor
-from tfx_compression.pruner.pruning import prune
-from tfx_compression.pruner.record import Record
+from tfx_compression.pruning import criteria
+from tfx_compression.pruning.prune import prune
+from tfx_compression.pruning.record import Record
 
 from tests import helpers
 from tests.models import kinds
-from tests.pruner.test_techniques import residual_net, widths
+from tests.pruning.test_techniques import residual_net, widths
 
 pytestmark = pytest.mark.slow  # imports TFX
 
@@ -205,7 +205,7 @@ def _sample() -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 MODULE = """
 import tf_keras
-from tfx_compression.pruner import criteria
+from tfx_compression.pruning import criteria
 
 class Doubled(tf_keras.layers.Layer):
     def call(self, x):
@@ -246,7 +246,7 @@ def test_the_module_file_brings_custom_layers_a_loss_and_a_criterion(tmp_path):
 def test_sensitivity_goes_on_where_a_killed_attempt_ended(tmp_path, monkeypatch):
     helpers.save_with_examples_signature(residual_net(), serving(tmp_path))
     plan = PruningPlan(allocation="sensitivity", sparsity=0.4, sensitivity_levels=(0.5, 0.9))
-    from tfx_compression.pruner.probe import KerasProbe
+    from tfx_compression.pruning.probe import KerasProbe
 
     measured, real = [], KerasProbe.metrics
 

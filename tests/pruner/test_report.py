@@ -9,7 +9,7 @@ from tfx_compression.models.compressed import Summary
 from tfx_compression.models.layers import LayerSize, ModelSize
 from tfx_compression.models.plan import LayerRule, PruningPlan
 from tfx_compression.pruner import report
-from tfx_compression.pruner.record import Curve, Pruned, Record
+from tfx_compression.pruning.record import Curve, Pruned, Record
 
 from tests.compressed_evaluator.test_report import Page
 

@@ -17,6 +17,10 @@ from tfx_compression.models.serving import FeatureSignature
 _TIMEOUT_SECONDS = 3600.0
 
 
+class ConversionError(ModelError):
+    """TensorFlow's converter can't make a TFLite model of it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """What the converting process is asked for; all paths but `source` are local.
@@ -49,7 +53,7 @@ def convert(
       calibration: for `int8` of a FeatureSignature, rows as `{feature: [1, …] array}`.
 
     Raises:
-      ModelError: where the converter refuses the model, crashes or hangs.
+      ConversionError: where the converter refuses the model, crashes or hangs.
     """
     with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
         request = Request(
@@ -75,16 +79,18 @@ def _run(request: Request) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        raise ModelError(
+        raise ConversionError(
             f"TensorFlow's converter hung in mode {request.mode!r}: no result in {error.timeout:.0f} s."
         ) from error
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        raise ModelError(
+        raise ConversionError(
             f"TensorFlow's converter crashed in mode {request.mode!r} ({name}). Its last words: {_tail(done.stderr)}"
         )
     if done.returncode:
-        raise ModelError(f"TensorFlow's converter refused the model in mode {request.mode!r}: {_tail(done.stderr)}")
+        raise ConversionError(
+            f"TensorFlow's converter refused the model in mode {request.mode!r}: {_tail(done.stderr)}"
+        )
     sys.stderr.write(done.stderr)
 
 

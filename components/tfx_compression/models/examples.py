@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -89,8 +90,9 @@ def labelled(
     batch_size: int,
     shuffle: bool,
     seed: int | None = None,
+    weight: str | None = None,
 ) -> tf.data.Dataset:
-    """Batches of (features, label) for a Keras model whose inputs are called `inputs`.
+    """Batches of (features, label[, weight]) for a Keras model whose inputs are called `inputs`.
 
     Args:
       files: TFRecord files of tf.Examples.
@@ -100,12 +102,14 @@ def labelled(
       batch_size: rows in a batch.
       shuffle: in a buffer of 10,000 rows, in another order each epoch.
       seed: of shuffling; by default TensorFlow's global one.
+      weight: feature name of the rows' weights, one number each; none where it is None.
 
     Raises:
       ExamplesError: where an input of the model is no feature of fixed shape in the schema.
     """
     spec = feature_spec(schema)
-    missing = [name for name in [*inputs, label] if name not in spec]
+    others = [label, *([weight] if weight else [])]
+    missing = [name for name in [*inputs, *others] if name not in spec]
     if missing:
         raise ExamplesError(
             f"The model needs {', '.join(missing)}, which the schema has not, or not with a fixed shape; it has: "
@@ -113,42 +117,63 @@ def labelled(
             "(for a model behind Transform: transform.outputs['transformed_examples'] and ['post_transform_schema']), "
             "or an input_fn in the module file."
         )
-    wanted = {name: spec[name] for name in [*inputs, label]}
     rows = records(files)
     if shuffle:
         rows = rows.shuffle(10_000, seed)
 
-    def split(batch: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        features = tf.io.parse_example(batch, wanted)
-        target = features.pop(label)
-        return features, target
+    def split(batch: tf.Tensor) -> tuple[Any, ...]:
+        parsed = tf.io.parse_example(batch, {name: spec[name] for name in [*inputs, *others]})
+        return {name: parsed[name] for name in inputs}, *_targets(parsed, label, weight)
 
     return rows.batch(batch_size).map(split, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
+def _targets(parsed: Mapping[str, tf.Tensor], label: str, weight: str | None) -> tuple[tf.Tensor, ...]:
+    """The label and, where there is one, the weight of each row, [batch]."""
+    if weight is None:
+        return (parsed[label],)
+    return parsed[label], tf.reshape(tf.cast(parsed[weight], tf.float32), [-1])
+
+
 def serialized_and_labels(
-    files: Sequence[str], schema: schema_pb2.Schema, label: str, batch_size: int, seed: int | None = None
+    files: Sequence[str],
+    schema: schema_pb2.Schema,
+    label: str,
+    batch_size: int,
+    shuffle: bool,
+    seed: int | None = None,
+    weight: str | None = None,
 ) -> tf.data.Dataset:
-    """Shuffled batches of (serialized tf.Examples, label), for a signature that parses them itself.
+    """Batches of (serialized tf.Examples, label[, weight]), for a signature that parses them itself.
 
     Args:
       files: TFRecord files of tf.Examples.
       schema: theirs.
       label: feature name; the label is a [batch, …] tensor, shaped as in the schema.
       batch_size: rows in a batch.
+      shuffle: in a buffer of 10,000 rows, in another order each epoch.
       seed: of shuffling; by default TensorFlow's global one.
+      weight: feature name of the rows' weights, one number each; none where it is None.
 
     Raises:
-      ExamplesError: where the label is no feature of fixed shape in the schema.
+      ExamplesError: where the label, or the weight, is no feature of fixed shape in the schema.
     """
     spec = feature_spec(schema)
-    if label not in spec:
-        raise ExamplesError(
-            f"The schema has no label {label!r} of a fixed shape; it has: {', '.join(spec) or 'none'}. "
-            "Remedy: give it a shape in the schema, or an input_fn in the module file."
-        )
-    rows = records(files).shuffle(10_000, seed).batch(batch_size)
-    return rows.map(lambda batch: (batch, tf.io.parse_example(batch, {label: spec[label]})[label]))
+    wanted = [label, *([weight] if weight else [])]
+    for name in wanted:
+        if name not in spec:
+            raise ExamplesError(
+                f"The schema has no feature {name!r} of a fixed shape; it has: {', '.join(spec) or 'none'}. "
+                "Remedy: give it a shape in the schema, or an input_fn in the module file."
+            )
+
+    def split(batch: tf.Tensor) -> tuple[Any, ...]:
+        return batch, *_targets(tf.io.parse_example(batch, {name: spec[name] for name in wanted}), label, weight)
+
+    rows = records(files)
+    if shuffle:
+        rows = rows.shuffle(10_000, seed)
+    return rows.batch(batch_size).map(split)
 
 
 def sample(

@@ -73,10 +73,16 @@ def children(layer: Any) -> list[Any]:
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
+def is_wrapper(layer: Any) -> bool:
+    """Whether a layer is tfmot's, around one that it makes quantization-aware: its weights are ranges only."""
+    return any(kind.__name__ == "QuantizeWrapper" for kind in type(layer).__mro__)
+
+
 def leaves(model: Any) -> dict[str, Any]:
     """The layers of a Keras model that hold weights of their own or no other layers, each once, in the model's order.
 
-    By name, behind the names of the models and layers that they are nested in: `encoder/dense`, `lstm/lstm_cell`.
+    By name, behind the names of the models and layers that they are nested in: `encoder/dense`, `lstm/lstm_cell`. A
+    quantization-aware layer is the one that tfmot wraps, under the wrapper's name.
     """
     found: dict[str, Any] = {}
     seen: set[int] = set()
@@ -85,6 +91,9 @@ def leaves(model: Any) -> dict[str, Any]:
         if id(layer) in seen:
             return
         seen.add(id(layer))
+        if is_wrapper(layer):
+            found[name] = layer.layer
+            return
         inner = children(layer)
         if not inner or own_weights(layer):
             found[name] = layer
@@ -102,15 +111,36 @@ def own_weights(layer: Any) -> list[Any]:
     return [weight for weight in layer.weights if id(weight) not in inner]
 
 
+def ranges(model: Any) -> list[Any]:
+    """What tfmot adds to the weights of a quantization-aware model: the ranges that it rounds in, counts of steps."""
+    found: list[Any] = []
+    for layer in model._flatten_layers(include_self=False):
+        if type(layer).__name__ == "QuantizeLayer":
+            found += layer.weights
+        elif is_wrapper(layer):
+            own = {id(weight) for weight in (*layer.layer.weights, *_unrounded(layer).values())}
+            found += [weight for weight in layer.weights if id(weight) not in own]
+    return found
+
+
+def _unrounded(wrapper: Any) -> dict[str, Any]:
+    """The variables that a wrapper of tfmot's rounds, by attribute of its layer, which holds the rounded tensor."""
+    return {wrapper._weight_name(weight.name): weight for weight, _, _ in wrapper._weight_vars}
+
+
 def of_keras(model: Any) -> dict[str, Kernel]:
     """The kernels of rank 2 or more of a Keras 2 or Keras 3 model, by name, in the model's order."""
+    unrounded = {
+        id(layer.layer): _unrounded(layer) for layer in model._flatten_layers(include_self=False) if is_wrapper(layer)
+    }
     found = {}
     for leaf, layer in leaves(model).items():
         attributes = [name for name in ATTRIBUTES if len(getattr(getattr(layer, name, None), "shape", ())) >= 2]
         for attribute in attributes:
             name = leaf if len(attributes) == 1 else f"{leaf}/{attribute}"
             kind, inputs, outputs = _axes(layer, attribute)
-            found[name] = Kernel(name, getattr(layer, attribute), kind, inputs, outputs, layer, attribute)
+            variable = unrounded.get(id(layer), {}).get(attribute, getattr(layer, attribute))
+            found[name] = Kernel(name, variable, kind, inputs, outputs, layer, attribute)
     return found
 
 

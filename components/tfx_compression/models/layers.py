@@ -66,6 +66,7 @@ def measure(model: Any) -> ModelSize:
     times or in a loop, all of them. Products of activations with each other are not counted.
     """
     macs = _macs(model)
+    ranges = {_key(weight) for weight in kernels.ranges(model)}
     by_layer: dict[int, list[Kernel]] = {}
     for kernel in kernels.of_keras(model).values():
         by_layer.setdefault(id(kernel.layer), []).append(kernel)
@@ -73,14 +74,16 @@ def measure(model: Any) -> ModelSize:
     for leaf, layer in kernels.leaves(model).items():
         own = by_layer.get(id(layer), [])
         rows += [row(kernel, type(layer).__name__, macs.pop(_key(kernel.variable), None)) for kernel in own]
-        weights = {id(weight): weight for weight in kernels.own_weights(layer) if _is_numbers(weight)}
-        others = sum(_size(weight) for weight in weights.values()) - sum(_size(kernel.variable) for kernel in own)
+        weights = {_key(weight): weight for weight in kernels.own_weights(layer) if _is_numbers(weight)}
+        beside = set(weights) - {_key(kernel.variable) for kernel in own} - ranges
+        others = sum(_size(weights[key]) for key in beside)
         if others > 0 and own:  # the bias is counted with the layer's last kernel
             rows[-1] = rows[-1].model_copy(update={"parameters": rows[-1].parameters + others})
         elif others > 0:
             rows.append(other_row(leaf, type(layer).__name__, others))
     size = sum(_size(kernel.variable) for own in by_layer.values() for kernel in own)
-    return whole(rows, size, (np.asarray(weight) for weight in model.weights if _is_numbers(weight)))
+    counted = (weight for weight in model.weights if _is_numbers(weight) and _key(weight) not in ranges)
+    return whole(rows, size, (np.asarray(weight) for weight in counted))
 
 
 def row(kernel: Kernel, kind: str, macs: int | None) -> LayerSize:

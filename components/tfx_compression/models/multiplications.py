@@ -12,9 +12,14 @@ from tensorflow.python.grappler import tf_optimizer
 from tfx_compression.models.kernels import Kind
 
 # What a variable passes on its way to a multiplication without being changed.
-_SAME = ("ReadVariableOp", "Identity", "Cast", "Enter", "Switch", "Merge", "StopGradient", "Snapshot")
+_SAME = (
+    *("ReadVariableOp", "Identity", "Cast", "Enter", "Switch", "Merge", "StopGradient", "Snapshot"),
+    *("FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxVarsPerChannel"),  # of quantization-aware training
+)
 _RESHAPING = ("Reshape", "Squeeze", "ExpandDims")
 _KEEPS_CALLS = {"api_implements", "_XlaMustCompile"}  # attributes that keep a call from being inlined
+_ADDING = ("Add", "AddV2", "Sub", "Mul", "RealDiv", "ClipByValue", "Maximum", "Minimum", "Mean")
+_REARRANGING = ("ConcatV2", "StridedSlice", "Transpose", "GatherV2", "Pack", "Unpack")
 _UNIMPORTANT = ("Shape", "NextIteration")
 UNKNOWN = "Unknown"  # the operation of a use that can't be seen
 
@@ -63,9 +68,22 @@ def flatten(function: Any) -> Flat:
         return _imported(function, definition, rows=None)
 
 
+def last_operation(function: Any) -> str:
+    """The type of the operation that makes a function's or signature's first output: `Softmax`, `BiasAdd`.
+
+    What scales, shifts, clips, averages or rearranges its result is passed over.
+    """
+    op = flatten(function).graph.get_operation_by_name(function.outputs[0].op.name)
+    while op.inputs and op.type in (*_SAME, *_RESHAPING, *_ADDING, *_REARRANGING):
+        op = op.inputs[0].op
+    return str(op.type)
+
+
 def handle(variable: Any) -> Any:
     """The eager handle of a tf.Variable or a Keras 3 Variable; of a tensor, which has none, itself."""
     inner = getattr(variable, "_value", variable)
+    if replicas := getattr(inner, "values", None):  # of a tf.distribute strategy
+        inner = replicas[0]
     return getattr(inner, "handle", inner)
 
 

@@ -52,10 +52,10 @@ class PruningPlan(Config):
       round_to: for `filter` and `neuron`, what is left of each layer is a multiple of this (8 suits most kernels), at
         least one multiple, unless nothing is removed.
       strict: an unsupported layer is an error; otherwise what it touches is left alone, with a note in the report.
-      schedule: `one_shot`, all at once. Of the others Pruner takes the first step, and the plan tells the rest to what
-        trains the model (in this version SparsityFineTuner refuses them rather than end short of the target):
-        `constant` (the target at once, masks chosen anew while training), `polynomial` and `cubic` (from
-        `initial_sparsity`; Zhu & Gupta, arXiv:1710.01878), `iterative` (prune and train, `iterations` times).
+      schedule: `one_shot`, all at once. Of the others Pruner takes the first step, and SparsityFineTuner the rest, in
+        its mode `gradual`: `constant` (the target at once, masks chosen anew while training), `polynomial` and `cubic`
+        (from `initial_sparsity`; Zhu & Gupta, arXiv:1710.01878); in its mode `iterative`: `iterative` (prune and train,
+        `iterations` times).
       initial_sparsity: where `polynomial` and `cubic` start.
       power: of `polynomial`.
       iterations: of `iterative`; each removes the same fraction of what is left.

@@ -48,9 +48,18 @@ class SavedModel:
 
     @functools.cached_property
     def variables(self) -> dict[str, tf.Variable]:
-        """The variables that the signatures use, by name, made unique."""
+        """The variables that the signatures use, by name, made unique.
+
+        Raises:
+          ModelError: where it was loaded for several devices.
+        """
         found: dict[int, tf.Variable] = {}
         for signature in self.signatures.values():
+            if any(isinstance(variable, tf.distribute.DistributedValues) for variable in signature.variables):
+                raise ModelError(
+                    f"The SavedModel in {self.path} shows no layers, and is trained on one device only. Remedy: no "
+                    "tf.distribute strategy of several, or have Trainer save the Keras model."
+                )
             found.update({id(variable.handle): variable for variable in signature.variables})
         named: dict[str, tf.Variable] = {}
         for variable in found.values():

@@ -139,6 +139,24 @@ def _function(arguments: Mapping[str, tf.TensorSpec], front: Callable, network: 
     return tf.function(serve, input_signature=list(arguments.values()))
 
 
+def answers(saved: SavedModel) -> dict[str, dict[str, np.ndarray]]:
+    """What each signature of a SavedModel answers to made rows, by output: the same rows for the same signature.
+
+    Raises:
+      ModelError: where one can't be called.
+    """
+    found = {}
+    for name, signature in saved.signatures.items():
+        place = f"{name!r} of {saved.path}"
+        arguments = _arguments(place, signature)
+        try:
+            answer = signature(**_feeds(arguments, _parsed(place, signature), {}, ()))
+        except tf.errors.OpError as error:
+            raise ModelError(f"The signature {place} doesn't answer: {error.message}") from error
+        found[name] = {output: value.numpy() for output, value in answer.items()}
+    return found
+
+
 def _front(arguments: Mapping[str, tf.TensorSpec], spec: Mapping[str, Any], call: Callable) -> Callable:
     """From the signature's arguments to what the network takes."""
     if not spec:

@@ -298,6 +298,7 @@ def _write(network: Any, rebuilt: Rebuilt, path: str) -> None:
     if not keras3.is_model(network):
         for name, thing in rebuilt.tracked.items():
             setattr(network, name, thing)
+        keras2.resolve_metrics(network)
         network.save(path, save_format="tf", signatures=rebuilt.signatures)
         return
     module = tf.Module()

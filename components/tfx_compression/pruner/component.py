@@ -8,7 +8,9 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 
 from tfx_compression.models.config import ConfigError
 from tfx_compression.models.plan import PruningPlan
-from tfx_compression.pruner import criteria, executor
+from tfx_compression.pruner import executor
+from tfx_compression.pruning import criteria
+from tfx_compression.pruning.prune import looks_at_data
 from tfx_compression.tfx_support import artifacts, declaration
 
 
@@ -122,8 +124,7 @@ def _require_inputs(plan: PruningPlan, data: bool, module: bool) -> None:
     """Raises ConfigError where the plan's criterion is unknown, or data is missing that it or the allocation needs."""
     if plan.criterion not in criteria.NAMES and module:
         return  # the module registers it, and says what it needs
-    needs = "nothing" if plan.criterion == "scores" else criteria.get(plan.criterion).needs
-    if not data and (needs not in ("nothing", "scale") or plan.allocation == "sensitivity"):
+    if looks_at_data(plan) and not data:
         raise ConfigError(
             f"Pruner(plan=…): criterion {plan.criterion!r} with allocation {plan.allocation!r} looks at data. "
             "Remedy: Pruner(examples=…, schema=…), those that the Trainer got."

@@ -8,13 +8,13 @@ import tensorflow as tf
 from tfx import types
 from tfx.dsl.components.base import base_executor
 
-from tfx_compression.models import examples, serving, trained
+from tfx_compression.models import trained
 from tfx_compression.models.compressed import SUMMARY_FILE, write_masks, write_text
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.plan import PruningPlan
 from tfx_compression.pruner import report
-from tfx_compression.pruner.pruning import Sensitivities, prune
-from tfx_compression.pruner.record import RECORD_FILE
+from tfx_compression.pruning.prune import Sensitivities, looks_at_data, prune
+from tfx_compression.pruning.record import RECORD_FILE
 from tfx_compression.tfx_support import artifacts, checkpoints, inputs
 
 _log = logging.getLogger(__name__)
@@ -51,10 +51,14 @@ class Executor(base_executor.BaseExecutor):
         store = os.path.join(folder, "sensitivity.json") if plan.allocation == "sensitivity" else None
         if store:
             tf.io.gfile.makedirs(folder)
+        data = None
+        if input_dict.get("examples") and looks_at_data(plan):
+            split, rows = exec_properties["split"], plan.batch_size
+            data = inputs.model_batches(loaded, input_dict, module, split, plan.label_key, rows, True, plan.seed)
         compressed = prune(
             loaded,
             plan,
-            self._data(loaded, plan, input_dict, module, exec_properties),
+            data,
             loss_fn=module.function("loss_fn"),
             sensitivities=Sensitivities(store, key),
         )
@@ -86,50 +90,6 @@ class Executor(base_executor.BaseExecutor):
         checkpoints.remove(folder)
         for note in compressed.record.notes:
             _log.warning("Pruner: %s", note)
-
-    def _data(
-        self,
-        loaded: trained.Trained,
-        plan: PruningPlan,
-        input_dict: dict[str, list[types.Artifact]],
-        module: inputs.UserModule,
-        exec_properties: dict[str, Any],
-    ) -> tf.data.Dataset | None:
-        """Batches of (features, label), where examples are connected.
-
-        Of a SavedModel without layers, the features are what its signature takes.
-        """
-        if not input_dict.get("examples"):
-            return None
-        if loaded.kind == "saved_model":
-            signature = next(iter(loaded.model.signatures.values()))
-            specs = signature.structured_input_signature[1]
-            names = list(specs)
-            if len(specs) == 1 and specs[names[0]].dtype == tf.string and not module.function("input_fn"):
-                return self._serialized(loaded, plan, input_dict, exec_properties)
-        else:
-            network = loaded.network if loaded.network is not None else loaded.model
-            names = list(getattr(network, "input_names", None) or [tensor.name for tensor in network.inputs])
-        split = exec_properties["split"]
-        return inputs.training_batches(
-            input_dict, module, names, split, plan.label_key, plan.batch_size, shuffle=True, seed=plan.seed
-        )
-
-    def _serialized(
-        self,
-        loaded: trained.Trained,
-        plan: PruningPlan,
-        input_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
-    ) -> tf.data.Dataset:
-        """Batches of (serialized tf.Examples, label)."""
-        source = artifacts.single(input_dict, "examples")
-        files = inputs.example_files(source, exec_properties["split"])
-        examples.require_rows(files, f"split {exec_properties['split']!r} of {source.uri}")
-        schema = inputs.read_schema(input_dict)
-        parsed = list(serving.feature_signature(loaded.model.path).features) if plan.label_key is None else []
-        label = examples.label_of(schema, parsed, plan.label_key)
-        return examples.serialized_and_labels(files, schema, label, plan.batch_size, plan.seed)
 
 
 def _compile(loaded: trained.Trained, compile_fn: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 
 from tfx_compression.page import plots
-from tfx_compression.pruner.record import Curve, Pruned
+from tfx_compression.pruning.record import Curve, Pruned
 
 # How many parts have a line each, with their names; more stand side by side.
 _LINES = 40

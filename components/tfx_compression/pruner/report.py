@@ -11,7 +11,7 @@ from tfx_compression.page import numbers, tables, template
 from tfx_compression.page.tables import Cell, Column
 from tfx_compression.pruner import plots
 from tfx_compression.pruner.plots import kept_fraction
-from tfx_compression.pruner.record import Curve, Pruned, Record
+from tfx_compression.pruning.record import Curve, Pruned, Record
 
 # How many names of coupled layers stand in a line; the JSON has them all.
 _NAMES = 8

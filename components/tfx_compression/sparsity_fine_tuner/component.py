@@ -1,11 +1,15 @@
 """The SparsityFineTuner component."""
 
+import re
+from collections.abc import Mapping
+
 from tfx import types
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.orchestration import data_types
 from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
+from tfx_compression.models.config import ConfigError
 from tfx_compression.sparsity_fine_tuner import executor
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.tfx_support import artifacts, declaration
@@ -18,6 +22,8 @@ class SparsityFineTunerSpec(ComponentSpec):
         "config": ExecutionParameter(type=str),
         "epochs": ExecutionParameter(type=int, optional=True),
         "learning_rate": ExecutionParameter(type=float, optional=True),
+        "mode": ExecutionParameter(type=str, optional=True),
+        "checkpoint_uri": ExecutionParameter(type=str, optional=True),
         "train_split": ExecutionParameter(type=str),
         "eval_split": ExecutionParameter(type=str),
         declaration.CODE_VERSION: ExecutionParameter(type=str),
@@ -29,6 +35,7 @@ class SparsityFineTunerSpec(ComponentSpec):
         "examples": ChannelParameter(type=standard_artifacts.Examples),
         "schema": ChannelParameter(type=standard_artifacts.Schema),
         "transform_graph": ChannelParameter(type=standard_artifacts.TransformGraph, optional=True),
+        executor.TEACHER: ChannelParameter(type=standard_artifacts.Model, optional=True),
     }
     OUTPUTS = {
         "fine_tuned_model": ChannelParameter(type=standard_artifacts.Model),
@@ -37,22 +44,26 @@ class SparsityFineTunerSpec(ComponentSpec):
 
 
 class SparsityFineTuner(base_component.BaseComponent):
-    """Trains a pruned model to win its accuracy back; what was pruned stays zero, and that is checked.
+    """Trains a pruned model to win its accuracy back, or prunes it further while it trains; what is pruned stays so.
 
     ```python
     tuner = tfc.SparsityFineTuner(
         model=pruner.outputs["pruned_model"],
         pruning_plan=pruner.outputs["pruning_plan"],
+        teacher_model=trainer.outputs["model"],
         examples=transform.outputs["transformed_examples"],
         schema=transform.outputs["post_transform_schema"],
         module_file="trainer.py",
-        config=tfc.FineTuning(epochs=3),
+        config=tfc.FineTuning(mode="fixed", epochs=3, distillation=tfc.Distillation()),
     )
     ```
 
+    A run that was killed goes on from its last checkpoint when the pipeline is started again.
+
     Outputs:
-      fine_tuned_model: the Model, with the Trainer's signatures; `summary.json` (before and after) beside it.
-      model_run: TensorBoard logs.
+      fine_tuned_model: the Model, with the Trainer's signatures; `summary.json` (size, before and after) and
+        `tuning.json` (the epochs, the rounds, notes) beside it.
+      model_run: TensorBoard logs: loss, metrics, sparsity and learning rate by step.
     """
 
     SPEC_CLASS = SparsityFineTunerSpec
@@ -66,11 +77,14 @@ class SparsityFineTuner(base_component.BaseComponent):
         schema: types.BaseChannel,
         config: FineTuning | None = None,
         *,
+        teacher_model: types.BaseChannel | Mapping[str, types.BaseChannel] | None = None,
         transform_graph: types.BaseChannel | None = None,
         epochs: int | data_types.RuntimeParameter | None = None,
         learning_rate: float | data_types.RuntimeParameter | None = None,
+        mode: str | data_types.RuntimeParameter | None = None,
         train_split: str = "train",
         eval_split: str = "eval",
+        checkpoint_uri: str | None = None,
         module_file: str | None = None,
     ):
         """Declares the fine-tuning of `model`.
@@ -78,38 +92,82 @@ class SparsityFineTuner(base_component.BaseComponent):
         Args:
           model: Pruner's Model channel.
           pruning_plan: Pruner's.
-          examples: what the Trainer's network was trained on (behind Transform: `transformed_examples`).
+          examples: what the Trainer's network was trained on (behind Transform: `transformed_examples`). Of a
+            SavedModel without layers, what its signature takes: mostly ExampleGen's.
           schema: theirs (behind Transform: `post_transform_schema`).
           config: how to train; the default otherwise.
-          transform_graph: what a user's `input_fn` gets instead of the schema, as a TFTransformOutput.
+          teacher_model: the dense Model (`trainer.outputs["model"]`), or several by name, in letters, digits and `_`:
+            to learn from (`config.distillation`) and to be compared with (`config.guard`; the first by name).
+          transform_graph: what a user's `input_fn` gets instead of the schema, as a TFTransformOutput; also for
+            signatures of a network whose graph changed.
           epochs: overrides the configuration's, also at run time.
           learning_rate: the same.
+          mode: the same.
           train_split: split to train on.
-          eval_split: split whose metrics are logged after each epoch.
+          eval_split: split that is evaluated after each epoch.
+          checkpoint_uri: where checkpoints are kept for a second attempt; by default beside the node's outputs. Needed
+            on Kubeflow, where each run has other outputs: a folder that all of them share.
           module_file: the user's module. Used of it, all optional:
-            `input_fn(files, data_accessor, tf_transform_output_or_schema, batch_size)`, batches of (features, label);
-            `compile_fn(model)`; `custom_objects()`.
+            `input_fn(files, data_accessor, tf_transform_output_or_schema, batch_size)`, batches of (features, label[,
+            weight]); `compile_fn(model)`; `loss_fn(labels, outputs)` of a SavedModel without layers;
+            `train_step(model, batch)`, which makes a step and returns its logs; `callbacks_fn()`, Keras callbacks;
+            `strategy_fn()`, a tf.distribute strategy; `signatures_fn(model, tf_transform_output)`; `custom_objects()`.
 
         Raises:
-          ConfigError: where an override is no value for the configuration.
+          ConfigError: where an override is no value for the configuration, a teacher's name is none, or the
+            configuration needs a teacher and there is none.
         """
+        config = config or FineTuning()
         properties = declaration.config_properties(
-            "config", config or FineTuning(), {"epochs": epochs, "learning_rate": learning_rate}
+            "config", config, {"epochs": epochs, "learning_rate": learning_rate, "mode": mode}
         )
+        teachers = _teachers(teacher_model)
+        _require_teacher(config, bool(teachers))
         super().__init__(
-            SparsityFineTunerSpec(
+            _spec_of(list(teachers))(
                 model=model,
                 pruning_plan=pruning_plan,
                 examples=examples,
                 schema=schema,
                 transform_graph=transform_graph,
+                **teachers,
                 fine_tuned_model=types.Channel(type=standard_artifacts.Model),
                 model_run=types.Channel(type=standard_artifacts.ModelRun),
                 train_split=train_split,
                 eval_split=eval_split,
+                checkpoint_uri=checkpoint_uri,
                 module_file=module_file,
                 code_version=declaration.code_version(__name__),
                 **properties,
             )
         )
         declaration.package_module(self)
+
+
+def _teachers(teacher: types.BaseChannel | Mapping[str, types.BaseChannel] | None) -> dict[str, types.BaseChannel]:
+    """The inputs of the teachers."""
+    if teacher is None:
+        return {}
+    if not isinstance(teacher, Mapping):
+        return {executor.TEACHER: teacher}
+    if bad := [name for name in teacher if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)]:
+        raise ConfigError(f"Teachers are named in letters, digits and '_'; got {bad}.")
+    return {f"{executor.TEACHER}_{name}": channel for name, channel in teacher.items()}
+
+
+def _require_teacher(config: FineTuning, given: bool) -> None:
+    needs = config.distillation is not None or (config.guard is not None and config.guard.baseline is None)
+    if needs and not given:
+        what = "distillation" if config.distillation is not None else "guard"
+        raise ConfigError(
+            f"FineTuning.{what} needs the dense model. Remedy: SparsityFineTuner(teacher_model="
+            "trainer.outputs['model'])."
+        )
+
+
+def _spec_of(teachers: list[str]) -> type[SparsityFineTunerSpec]:
+    """The spec with an input for each teacher: Kubeflow takes one plain channel per input."""
+    more = {name: ChannelParameter(type=standard_artifacts.Model) for name in teachers if name != executor.TEACHER}
+    if not more:
+        return SparsityFineTunerSpec
+    return type("SparsityFineTunerSpec", (SparsityFineTunerSpec,), {"INPUTS": {**SparsityFineTunerSpec.INPUTS, **more}})

@@ -1,19 +1,32 @@
 """Runs the SparsityFineTuner: reads the pruned Model and the Examples, trains, writes the Model and its logs."""
 
+import contextlib
+import json
+import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
-import tf_keras
+import tensorflow as tf
 from tfx import types
 from tfx.dsl.components.base import base_executor
 
-from tfx_compression.models import keras2
-from tfx_compression.models.compressed import SUMMARY_FILE, read_json, read_masks, require_zeros, write_text
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.plan import PruningPlan
+from tfx_compression.models import trained
+from tfx_compression.models.compressed import SUMMARY_FILE, Summary, read_json, read_masks, write_text
+from tfx_compression.models.errors import ModelError
+from tfx_compression.pruning.record import RECORD_FILE, Record
+from tfx_compression.sparsity_fine_tuner import promises
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
-from tfx_compression.sparsity_fine_tuner.training import fine_tune
-from tfx_compression.tfx_support import artifacts, inputs
+from tfx_compression.sparsity_fine_tuner.training import Tuned, fine_tune
+from tfx_compression.tfx_support import artifacts, checkpoints, inputs
+
+TEACHER = "teacher_model"
+TUNING_FILE = "tuning.json"
+_NO_CHECKPOINT_URI = (
+    "checkpoints are kept in {folder}, where another run of the pipeline may not look. Remedy: checkpoint_uri, a "
+    "folder that all runs share."
+)
+_log = logging.getLogger(__name__)
 
 
 class Executor(base_executor.BaseExecutor):
@@ -28,54 +41,126 @@ class Executor(base_executor.BaseExecutor):
         """Fine-tunes.
 
         Args:
-          input_dict: `model`, `pruning_plan`, `examples`, `schema`, `transform_graph` (optional).
+          input_dict: `model`, `pruning_plan`, `examples`, `schema`; `transform_graph`, `teacher_model` and
+            `teacher_model_<name>`, all optional.
           output_dict: `fine_tuned_model`, `model_run`.
-          exec_properties: `config` (JSON), `epochs` and `learning_rate` (override it), `train_split`, `eval_split`,
-            `module_path` or `module_file`.
+          exec_properties: `config` (JSON), `epochs`, `learning_rate` and `mode` (override it), `train_split`,
+            `eval_split`, `checkpoint_uri`, `module_path` or `module_file`.
         """
         model = artifacts.single(input_dict, "model")
-        tuned = artifacts.single(output_dict, "fine_tuned_model")
+        output = artifacts.single(output_dict, "fine_tuned_model")
         logs = artifacts.single(output_dict, "model_run")
-        overrides = {name: exec_properties.get(name) for name in ("epochs", "learning_rate")}
+        overrides = {name: exec_properties.get(name) for name in ("epochs", "learning_rate", "mode")}
         config = FineTuning.merged(exec_properties["config"], overrides)
-        masks = read_masks(_plan_file(input_dict, artifacts.MASKS_FILE))
-        _require_finished(PruningPlan(**read_json(_plan_file(input_dict, artifacts.PLAN_FILE))), config)
+        record = Record(**read_json(_plan_file(input_dict, RECORD_FILE)))
         module = inputs.UserModule(exec_properties)
         objects = module.custom_objects()
-        loaded = keras2.load(artifacts.model_path(model), objects)
-        names = list(keras2.network(loaded).input_names)
-        train, evaluation = (
-            inputs.training_batches(
-                input_dict, module, names, exec_properties[split], config.label_key, config.batch_size, shuffle
+        key = checkpoints.fingerprint(input_dict, exec_properties)
+        folder = checkpoints.folder(output, key, exec_properties.get("checkpoint_uri"))
+        if "://" in output.uri and not exec_properties.get("checkpoint_uri"):
+            _log.warning("SparsityFineTuner: %s", _NO_CHECKPOINT_URI.format(folder=folder))
+        with _strategy(config, module).scope():
+            loaded = trained.load(artifacts.model_path(model), objects)
+            taught = config.distillation is not None or config.guard is not None
+            teachers = _teachers(input_dict) if taught else []
+            dense = [trained.load(artifacts.model_path(each), objects) for each in teachers]
+
+            def batches(split: str, shuffle: bool, seed: int) -> tf.data.Dataset:
+                return inputs.model_batches(
+                    loaded,
+                    input_dict,
+                    module,
+                    split,
+                    config.label_key,
+                    config.batch_size,
+                    shuffle,
+                    seed,
+                    config.sample_weight_key,
+                )
+
+            callbacks_fn = module.function("callbacks_fn")
+            tuned = fine_tune(
+                loaded,
+                lambda number: batches(exec_properties["train_split"], True, config.seed + number),
+                config,
+                dense,
+                record,
+                masks=read_masks(_plan_file(input_dict, artifacts.MASKS_FILE)),
+                validation_data=batches(exec_properties["eval_split"], False, config.seed),
+                compile_fn=module.function("compile_fn"),
+                loss_fn=module.function("loss_fn"),
+                train_step=module.function("train_step"),
+                callbacks=callbacks_fn() if callbacks_fn else (),
+                checkpoints=folder,
+                log_dir=logs.uri,
+                custom_objects=objects,
             )
-            for split, shuffle in (("train_split", True), ("eval_split", False))
-        )
-        compressed = fine_tune(
-            loaded,
-            train,
-            config,
-            masks=masks,
-            validation_data=evaluation,
-            compile_fn=module.function("compile_fn"),
-            callbacks=[tf_keras.callbacks.TensorBoard(logs.uri)],
-        )
-        compressed.save(artifacts.model_path(tuned))
-        require_zeros(keras2.load(artifacts.model_path(tuned), objects), masks, "the fine-tuned model as written")
-        write_text(os.path.join(tuned.uri, SUMMARY_FILE), compressed.summary.model_dump_json(indent=1))
-        after = compressed.summary.after
+        graph = artifacts.optional(input_dict, "transform_graph")
+        path = artifacts.model_path(output)
+        with _whole(output.uri):
+            tuned.save(path, module.function("signatures_fn"), None if graph is None else graph.uri)
+            size = promises.check(path, tuned, record, artifacts.model_path(model), objects)
+            summary = Summary(before=tuned.summary.before, after=size)
+            write_text(os.path.join(output.uri, SUMMARY_FILE), summary.model_dump_json(indent=1))
+            write_text(os.path.join(output.uri, TUNING_FILE), _described(tuned, config))
         artifacts.describe_model(
-            tuned, model, mode=config.mode, sparsity=after.sparsity, parameters=after.parameters, macs=after.macs
+            output,
+            model,
+            kind=loaded.kind,
+            mode=config.mode,
+            sparsity=size.sparsity,
+            parameters=size.parameters,
+            macs=size.macs,
+            rounds=len(tuned.rounds) or None,
+            epochs=len(tuned.history),
+            **{name: value for name, value in tuned.metrics.items() if name.startswith("val_")},
         )
+        checkpoints.remove(folder)
+        for note in tuned.notes:
+            _log.warning("SparsityFineTuner: %s", note)
+
+
+def _described(tuned: Tuned, config: FineTuning) -> str:
+    found = {
+        "config": config.model_dump(),
+        "history": list(tuned.history),
+        "rounds": [each.model_dump() for each in tuned.rounds],
+        "notes": list(tuned.notes),
+    }
+    return json.dumps(found, indent=1)
 
 
 def _plan_file(input_dict: dict[str, list[types.Artifact]], name: str) -> str:
     return os.path.join(artifacts.single(input_dict, "pruning_plan").uri, name)
 
 
-def _require_finished(plan: PruningPlan, config: FineTuning) -> None:
-    """Raises ConfigError for a schedule whose later steps the mode doesn't take: the target would never be reached."""
-    if plan.schedule != "one_shot":
-        raise ConfigError(
-            f"PruningPlan.schedule = {plan.schedule!r}: FineTuning(mode={config.mode!r}) holds what is pruned now and "
-            f"would never reach the sparsity of {plan.sparsity:g}. Remedy: schedule 'one_shot'."
-        )
+def _teachers(input_dict: dict[str, list[types.Artifact]]) -> list[types.Artifact]:
+    """The teachers: the one, or those of several by name."""
+    keys = sorted(key for key in input_dict if key == TEACHER or key.startswith(f"{TEACHER}_"))
+    return [artifacts.single(input_dict, key) for key in keys if input_dict[key]]
+
+
+def _strategy(config: FineTuning, module: inputs.UserModule) -> Any:
+    if strategy_fn := module.function("strategy_fn"):
+        return strategy_fn()
+    return tf.distribute.MirroredStrategy() if config.distribution == "mirrored" else tf.distribute.get_strategy()
+
+
+@contextlib.contextmanager
+def _whole(uri: str) -> Iterator[None]:
+    """Writes an artifact whole or not at all.
+
+    Raises:
+      ModelError: where it can't be written.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if tf.io.gfile.exists(uri):
+            tf.io.gfile.rmtree(uri)
+        if isinstance(error, OSError | tf.errors.OpError):
+            raise ModelError(
+                f"The fine-tuned model can't be written to {uri}: {str(error).rstrip(' .')}. Remedy: room on that file "
+                "system. The checkpoints are kept: the next attempt goes on where this one ended."
+            ) from error
+        raise

@@ -53,7 +53,7 @@ def code_version(component_module: str) -> str:
     package = Path(__file__).parents[1]
     folder = component_module.split(".")[1]
     digest = hashlib.sha256(__version__.encode())
-    for part in (folder, "models", "page", "store", "tfx_support"):
+    for part in (folder, "models", "page", "pruning", "store", "tfx_support"):
         for path in sorted((package / part).rglob("*")):
             if path.suffix in (".py", ".jinja"):
                 digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())

@@ -1,5 +1,6 @@
 """What executors read: examples, schemas, the user's module."""
 
+import functools
 import hashlib
 import importlib
 import importlib.machinery
@@ -18,7 +19,16 @@ from tfx.proto import example_gen_pb2
 from tfx.types import artifact, artifact_utils
 from tfx.utils import io_utils
 
-from tfx_compression.models.examples import ExamplesError, label_of, labelled, require_rows
+from tfx_compression.models import serving
+from tfx_compression.models.errors import ModelError
+from tfx_compression.models.examples import (
+    ExamplesError,
+    label_of,
+    labelled,
+    require_rows,
+    serialized_and_labels,
+)
+from tfx_compression.models.trained import Trained
 from tfx_compression.tfx_support.artifacts import Artifacts, optional, single
 
 
@@ -51,6 +61,53 @@ def read_schema(inputs: Artifacts, key: str = "schema") -> schema_pb2.Schema:
     return io_utils.SchemaReader().read(os.path.join(single(inputs, key).uri, "schema.pbtxt"))
 
 
+def model_batches(
+    loaded: Trained,
+    input_dict: Artifacts,
+    module: "UserModule",
+    split: str,
+    label_key: str | None,
+    batch_size: int,
+    shuffle: bool,
+    seed: int | None = None,
+    weight_key: str | None = None,
+) -> tf.data.Dataset:
+    """Batches of (features, label[, weight]) of a split, as a model of any kind takes them.
+
+    Of a SavedModel without layers, the features are what its signature takes: by name, or serialized tf.Examples. The
+    arguments, and errors, are those of `training_batches`.
+    """
+    if loaded.kind == "saved_model":
+        specs = next(iter(loaded.model.signatures.values())).structured_input_signature[1]
+        names = list(specs)
+        if len(specs) == 1 and specs[names[0]].dtype == tf.string and not module.function("input_fn"):
+            source = single(input_dict, "examples")
+            files = example_files(source, split)
+            require_rows(files, f"split {split!r} of {source.uri}")
+            schema = read_schema(input_dict)
+            parsed = _features_of(loaded.model.path) if label_key is None else ()
+            label = label_of(schema, [*parsed, *([weight_key] if weight_key else [])], label_key)
+            return serialized_and_labels(files, schema, label, batch_size, shuffle, seed, weight_key)
+    else:
+        network = loaded.network if loaded.network is not None else loaded.model
+        names = list(getattr(network, "input_names", None) or [tensor.name for tensor in network.inputs])
+    return training_batches(
+        input_dict, module, names, split, label_key, batch_size, shuffle, seed=seed, weight_key=weight_key
+    )
+
+
+@functools.lru_cache(maxsize=4)  # asked for before each epoch, of a model that is then loaded once more
+def _features_of(path: str) -> tuple[str, ...]:
+    """The features that a SavedModel's `serving_default` uses of the tf.Examples that it takes."""
+    try:
+        return tuple(serving.feature_signature(path).features)
+    except ModelError as error:
+        raise ExamplesError(
+            f"The label can't be told, since what the SavedModel in {path} reads can't: {error} Remedy here: set "
+            "label_key to the label's feature."
+        ) from error
+
+
 def training_batches(
     input_dict: Artifacts,
     module: "UserModule",
@@ -60,8 +117,9 @@ def training_batches(
     batch_size: int,
     shuffle: bool,
     seed: int | None = None,
+    weight_key: str | None = None,
 ) -> tf.data.Dataset:
-    """Batches of (features, label) of a split, from the user's `input_fn` or the schema.
+    """Batches of (features, label[, weight]) of a split, from the user's `input_fn` or the schema.
 
     Args:
       input_dict: with `examples`, `schema` and, optionally, `transform_graph`.
@@ -72,6 +130,7 @@ def training_batches(
       batch_size: rows in a batch.
       shuffle: in another order each epoch; a user's `input_fn` does as it likes.
       seed: of shuffling; by default TensorFlow's global one.
+      weight_key: the feature that weighs the rows; a user's `input_fn` gives the weights itself.
 
     Raises:
       ExamplesError: where there are no such examples, or they are not what the network takes.
@@ -91,7 +150,8 @@ def training_batches(
         return input_fn([example_pattern(examples, split)], accessor, described, batch_size)
     files = example_files(examples, split)
     require_rows(files, f"split {split!r} of {examples.uri}")
-    return labelled(files, schema, names, label_of(schema, names, label_key), batch_size, shuffle, seed)
+    label = label_of(schema, [*names, *([weight_key] if weight_key else [])], label_key)
+    return labelled(files, schema, names, label, batch_size, shuffle, seed, weight_key)
 
 
 class UserModule:

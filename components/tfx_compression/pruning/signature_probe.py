@@ -1,0 +1,80 @@
+"""What data tells of a SavedModel without layers: gradients and the loss, through its signature."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfx_compression.models.errors import ModelError
+from tfx_compression.models.kernels import Kernel
+from tfx_compression.models.plan import PruningPlan
+from tfx_compression.models.saved_model import SavedModel
+from tfx_compression.pruning.probe import Sample
+
+# The labels and what the signature answers, by name, to the mean loss of the batch, or one of each row.
+Loss = Callable[[Any, Mapping[str, tf.Tensor]], tf.Tensor]
+
+
+class SignatureProbe(Sample):
+    """A SavedModel, a loss and a sample of data: `criteria.Evidence` of it.
+
+    Args:
+      saved: the SavedModel; its first signature (`serving_default`) is called.
+      data: batches of (features, labels): features by the signature's argument, or its one argument itself.
+      kernels: of the model, by name.
+      plan: its `sample_rows` and `batch_size` are used.
+      loss: of a batch.
+    """
+
+    def __init__(
+        self, saved: SavedModel, data: tf.data.Dataset, kernels: Mapping[str, Kernel], plan: PruningPlan, loss: Loss
+    ):
+        self._signature = next(iter(saved.signatures.values()))
+        super().__init__(data, plan, saved.path)
+        self._kernels = kernels
+        self._loss = loss
+
+    def gradients(self, batch: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Of the batch's mean loss by each of these kernels.
+
+        Raises:
+          ModelError: where the loss can't be computed of what the signature answers.
+        """
+        variables = [self._kernels[name].variable for name in names]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            loss = self._mean(batch)
+        found = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return {name: tf.convert_to_tensor(value).numpy() for name, value in zip(names, found, strict=True)}
+
+    def gates(self, batch: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """None: without layers, what is made of a kernel can't be told."""
+        return {}
+
+    def activations(self, batch: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """None, for the same reason."""
+        return {}
+
+    def scales(self) -> dict[str, np.ndarray]:
+        """None, for the same reason."""
+        return {}
+
+    def metrics(self) -> dict[str, float]:
+        """The loss on the sample, with the weights of now."""
+        sums = [(float(self._mean(batch)), int(tf.shape(tf.nest.flatten(batch[1])[0])[0])) for batch in self.batches()]
+        rows = sum(count for _, count in sums)
+        return {"loss": sum(loss * count for loss, count in sums) / rows}
+
+    def _mean(self, batch: Any) -> tf.Tensor:
+        features, labels = batch[0], batch[1]
+        if not isinstance(features, Mapping):
+            features = {next(iter(self._signature.structured_input_signature[1])): features}
+        try:
+            return tf.reduce_mean(self._loss(labels, self._signature(**features)))
+        except (TypeError, ValueError, KeyError, tf.errors.OpError) as error:
+            raise ModelError(
+                f"The loss of the SavedModel can't be computed: {error} Its signature takes "
+                f"{sorted(self._signature.structured_input_signature[1])} and answers "
+                f"{sorted(self._signature.structured_outputs)}. Remedy: a loss_fn(labels, outputs) that fits it."
+            ) from error

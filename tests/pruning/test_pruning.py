@@ -1,0 +1,182 @@
+"""Magnitude pruning of whole models, against NumPy."""
+
+import numpy as np
+import pytest
+import tf_keras
+from tfx_compression.models import keras2
+from tfx_compression.models.config import ConfigError
+from tfx_compression.models.errors import ModelError
+from tfx_compression.models.plan import LayerRule, PruningPlan
+from tfx_compression.pruning.prune import prune
+
+from tests import helpers
+
+PRUNABLE = {  # kernels of small_cnn and their sizes; the depthwise kernel of a separable convolution is not pruned
+    "conv": 3 * 3 * 1 * 8,
+    "separable/pointwise_kernel": 8 * 16,
+    "dense": 256 * 32,
+    "probabilities": 32 * 3,
+}
+
+
+def everywhere(**fields) -> PruningPlan:
+    """A plan that protects no layer."""
+    return PruningPlan(protect=(), **fields)
+
+
+def kernel(model: tf_keras.Model, name: str) -> np.ndarray:
+    layer, _, attribute = name.partition("/")
+    return getattr(model.get_layer(layer), attribute or "kernel").numpy()
+
+
+def largest(values: np.ndarray, sparsity: float) -> np.ndarray:
+    """Where the largest absolute values are; those that tie with the smallest one of them belong to them."""
+    keep = max(1, round(values.size * (1 - sparsity)))
+    threshold = np.sort(np.abs(values), axis=None)[values.size - keep]
+    return np.abs(values) >= threshold
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.25, 0.5, 0.8, 0.95, 0.999])
+def test_the_largest_weights_of_each_kernel_stay_as_they_are_and_the_others_are_zero(sparsity):
+    model = helpers.small_cnn()
+    before = {name: kernel(model, name) for name in PRUNABLE}
+    compressed = prune(model, everywhere(sparsity=sparsity))
+    assert compressed.model is model
+    assert set(compressed.masks) == set(PRUNABLE)
+    for name, values in before.items():
+        expected = largest(values, sparsity)
+        np.testing.assert_array_equal(compressed.masks[name], expected)
+        np.testing.assert_array_equal(kernel(model, name), np.where(expected, values, 0))
+        assert expected.sum() == max(1, round(PRUNABLE[name] * (1 - sparsity)))
+
+
+def test_weights_of_the_same_size_stay_or_go_together():
+    """tfmot's rule, so that the result depends on no order; where many weights tie, fewer are zero than asked for."""
+    model = helpers.small_dense()
+    values = np.array([[3, -3, 2, -2, 2, 2, 1, -1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]] * 4, np.float32)
+    model.get_layer("hidden").kernel.assign(values)
+    compressed = prune(model, everywhere(sparsity=0.8))
+    np.testing.assert_array_equal(compressed.masks["hidden"], np.abs(values) >= 2)
+
+
+def test_the_summary_counts_the_zeros_of_each_layer_before_and_after():
+    compressed = prune(helpers.small_cnn(), everywhere(sparsity=0.75))
+    after = {layer.name: layer for layer in compressed.summary.after.layers}
+    assert not any(layer.zeros for layer in compressed.summary.before.layers)
+    assert {name: after[name].zeros for name in PRUNABLE} == {name: 0.75 * size for name, size in PRUNABLE.items()}
+    assert after["separable/depthwise_kernel"].zeros == 0
+    assert compressed.summary.after.parameters == compressed.summary.before.parameters
+    assert compressed.summary.after.macs == compressed.summary.before.macs
+    assert compressed.summary.after.bytes_gzip < 0.6 * compressed.summary.before.bytes_gzip
+
+
+def test_rules_make_exceptions_and_the_last_one_wins():
+    model = helpers.small_cnn()
+    rules = (LayerRule(layers=".*", sparsity=0.75), LayerRule(layers="conv|probabilities", sparsity=0.0))
+    before = {name: kernel(model, name) for name in PRUNABLE}
+    compressed = prune(model, everywhere(sparsity=0.5, rules=rules))
+    assert set(compressed.masks) == {"separable/pointwise_kernel", "dense"}
+    for name in PRUNABLE:
+        if name in compressed.masks:
+            assert np.mean(kernel(model, name) == 0) == 0.75
+        else:
+            np.testing.assert_array_equal(kernel(model, name), before[name])
+
+
+def test_biases_normalisation_and_layers_that_can_not_be_pruned_stay_as_they_are():
+    model = helpers.small_cnn()
+    for name in ("dense", "probabilities", "separable"):
+        bias = model.get_layer(name).bias
+        bias.assign(np.random.default_rng(0).normal(size=bias.shape))
+    pruned = [f"{name}{'' if '/' in name else '/kernel'}:0" for name in PRUNABLE]
+    before = {weight.name: weight.numpy() for weight in model.weights}
+    prune(model, everywhere(sparsity=0.9))
+    assert set(pruned) < set(before)
+    for weight in model.weights:
+        if weight.name in pruned:
+            assert not np.array_equal(weight.numpy(), before[weight.name])
+        else:
+            np.testing.assert_array_equal(weight.numpy(), before[weight.name])
+
+
+def test_transposed_and_dense_kernels_are_pruned_beside_depthwise_ones_that_are_not():
+    model = helpers.small_convolutions()
+    compressed = prune(model, everywhere(sparsity=0.5))
+    assert set(compressed.masks) == {"separable/pointwise_kernel", "transposed", "y"}
+    assert np.count_nonzero(model.get_layer("depthwise").depthwise_kernel.numpy()) == 3 * 3 * 4
+
+
+def test_a_sparsity_of_zero_changes_nothing():
+    model = helpers.small_cnn()
+    before = model.get_weights()
+    assert prune(model, everywhere(sparsity=0.0)).masks == {}
+    for weight, values in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, values)
+
+
+def test_a_layer_that_is_called_with_inputs_of_two_shapes_is_pruned():
+    shared = tf_keras.layers.Conv2D(4, 3, name="shared")
+    inputs = [tf_keras.Input((8, 8, 1)), tf_keras.Input((5, 5, 1))]
+    pooled = [tf_keras.layers.GlobalMaxPooling2D()(shared(image)) for image in inputs]
+    model = tf_keras.Model(inputs, tf_keras.layers.Add()(pooled))
+    prune(model, everywhere(sparsity=0.5))
+    assert np.mean(shared.kernel.numpy() == 0) == 0.5
+
+
+def test_layers_of_the_same_name_in_two_inner_models_are_both_pruned():
+    inner = [
+        tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(4, name="same")], name=name)
+        for name in ("one", "two")
+    ]
+    prune(tf_keras.Sequential([tf_keras.Input((4,)), *inner]), everywhere(sparsity=0.5))
+    assert [np.mean(model.get_layer("same").kernel.numpy() == 0) for model in inner] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_no_number_is_refused_by_its_layer(value):
+    model = helpers.small_cnn()
+    values = kernel(model, "dense")
+    values[3, 5] = value
+    model.get_layer("dense").kernel.assign(values)
+    with pytest.raises(ModelError, match=r"'dense/kernel:0' is not finite.*Remedy"):
+        prune(model, everywhere(sparsity=0.5))
+
+
+def test_a_model_without_a_layer_to_prune_is_refused_by_its_name():
+    image = tf_keras.Input((8, 8, 1))
+    model = tf_keras.Model(image, tf_keras.layers.DepthwiseConv2D(3)(image), name="depthwise_only")
+    with pytest.raises(ConfigError, match="nothing of 'depthwise_only' to prune"):
+        prune(model, everywhere(sparsity=0.5))
+
+
+@pytest.mark.parametrize("pattern", ["no_such_layer", "den", "normalisation"])
+def test_a_rule_that_matches_no_layer_is_refused_with_the_names_that_there_are(pattern):
+    model = helpers.small_cnn()
+    before = model.get_weights()
+    with pytest.raises(ConfigError, match=rf"'{pattern}'.*conv, separable/pointwise_kernel, dense, probabilities"):
+        prune(model, everywhere(sparsity=0.5, rules=(LayerRule(layers=pattern, sparsity=0.1),)))
+    for weight, values in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, values)
+
+
+def test_a_saved_model_is_pruned_by_its_path_and_saved_again_answers_its_examples(tmp_path):
+    trained = helpers.save_with_examples_signature(helpers.small_dense(), tmp_path / "trained", "x", (4,))
+    compressed = prune(trained, everywhere(sparsity=0.75))
+    compressed.save(str(tmp_path / "pruned"))
+    x, _ = helpers.points(7)
+    examples = helpers.serialized({"x": x})
+    answer = helpers.answers(str(tmp_path / "pruned"), examples=examples)["probabilities"]
+    np.testing.assert_allclose(answer, compressed.model(x / helpers.LARGEST), atol=1e-6)
+    assert np.abs(answer - helpers.answers(trained, examples=examples)["probabilities"]).max() > 1e-3
+    reloaded = keras2.load(str(tmp_path / "pruned"))
+    assert np.mean(reloaded.get_layer("hidden").kernel.numpy() == 0) == 0.75
+
+
+def test_a_model_and_its_path_are_pruned_alike(tmp_path):
+    model = helpers.small_dense()
+    model.save(tmp_path / "model.keras")
+    by_path = prune(str(tmp_path / "model.keras"), everywhere(sparsity=0.6))
+    by_model = prune(model, everywhere(sparsity=0.6))
+    assert by_path.summary == by_model.summary
+    for one, other in zip(by_path.model.get_weights(), by_model.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -1,0 +1,249 @@
+"""Which channels belong together, and what is left alone and why."""
+
+import os
+
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from tfx_compression.models.errors import ModelError
+from tfx_compression.pruning.structure import Group, Structure
+from tfx_compression.pruning.surgery import remove
+
+from tests.pruning import exactness
+from tests.pruning.graphs import GRAPHS, KERAS
+
+both_keras = pytest.mark.parametrize("K", KERAS, ids=["keras2", "keras3"])
+
+
+def _structure(graph, K):
+    return Structure(GRAPHS[graph](K))
+
+
+def _free(structure) -> dict[str, Group]:
+    return {name: group for name, group in structure.groups.items() if not group.blocked}
+
+
+def _members(structure) -> set[tuple[frozenset[str], int, int]]:
+    """Of each free group the layers, units and channels per unit."""
+    return {(frozenset(group.layers), group.size, group.width) for group in _free(structure).values()}
+
+
+def _group(size, *layers, width=1):
+    return frozenset(layers), size, width
+
+
+@both_keras
+@pytest.mark.parametrize(
+    ("graph", "groups"),
+    [
+        ("plain_convolutions", {_group(4, "first"), _group(5, "second")}),
+        ("depthwise", {_group(6, "first", "depthwise"), _group(4, "second")}),
+        ("depthwise_that_multiplies", {_group(4, "first", "depthwise", "second", width=2)}),
+        ("grouped", {_group(3, "first", "second", width=3), _group(4, "third", "fourth", width=2)}),
+        ("residual", {_group(6, "stem", "first_out", "second_out"), _group(4, "first"), _group(4, "second")}),
+        ("element_by_element", {_group(6, "a", "b", "c", "d", "e", "f")}),
+        ("squeeze_excite", {_group(6, "first", "expand"), _group(2, "squeeze"), _group(4, "second")}),
+        ("concatenation", {_group(4, "a", "depthwise"), _group(3, "b", "depthwise"), _group(5, "second")}),
+        ("concatenation_along_places", {_group(4, "a", "b"), _group(5, "second")}),
+        ("concatenation_of_residuals", {_group(4, "a", "a2", "joined"), _group(3, "b", "b2", "joined")}),
+        ("concatenations_that_overlap", {_group(2, "a", "b", width=2)}),
+        ("dense_net", {_group(4, "a"), _group(4, "b"), _group(4, "c"), _group(5, "transition")}),
+        ("dense_to_image", {_group(4, "first", width=4), _group(5, "second")}),
+        ("channel_shuffle", {_group(3, "first", "second", width=2)}),
+        ("group_normalisation", {_group(3, "first", width=2), _group(4, "second"), _group(2, "third", width=4)}),
+        ("one_group_normalisation_twice", {_group(4, "first", "second", width=2)}),
+        ("recurrent_states", {_group(6, "encoder", "decoder"), _group(4, "gru")}),
+        ("bidirectional_concat", {_group(4, "both/forward_lstm", "both/backward_lstm")}),
+        ("siamese", {_group(6, "first"), _group(5, "second")}),
+        ("shared_nested_model", {_group(4, "first", "second"), _group(5, "tower/inner")}),
+        ("one_layer_again_and_again", {_group(4, "first", "again")}),
+        ("inner_tensor_as_output", {_group(4, "first"), _group(6, "third")}),
+        ("several_inputs_and_outputs", {_group(6, "first"), _group(5, "hidden")}),
+        ("softmax_layer_at_the_end", {_group(6, "first")}),
+    ],
+)
+def test_coupled_channels_are_one_group(graph, groups, K):
+    assert _members(_structure(graph, K)) == groups
+
+
+@both_keras
+def test_heads_and_the_width_of_a_transformer_are_groups(K):
+    groups = _free(_structure("transformer", K))
+    assert {name: (group.kind, group.size) for name, group in groups.items()} == {
+        "embedding": ("neuron", 8),
+        "first/heads": ("head", 2),
+        "first_mlp": ("neuron", 6),
+        "second/heads": ("head", 2),
+        "second_mlp": ("neuron", 6),
+    }
+    assert groups["embedding"].layers == ("embedding", "first", "first_out", "second", "second_out")
+    assert [name for name, _ in groups["embedding"].scales] == [
+        *("first_norm", "first_norm2", "second_norm", "second_norm2", "norm")
+    ]
+
+
+@both_keras
+def test_a_group_knows_the_kernels_and_scales_of_its_units(K):
+    group = _structure("concatenation", K).groups["b"]
+    kernels = {maker.kernel: (maker.axis, maker.units.tolist()) for maker in group.makers}
+    assert kernels == {"b": (3, [0, 1, 2]), "depthwise": (2, [-1] * 7 + [0, 1, 2])}
+    ((name, units),) = group.scales
+    assert (name, units.tolist()) == ("norm", [-1] * 7 + [0, 1, 2])
+
+
+@both_keras
+def test_a_recurrent_unit_is_a_column_of_each_gate(K):
+    group = _structure("repeated", K).groups["gru"]
+    (maker,) = group.makers
+    assert maker.units.tolist() == [0, 1, 2, 3] * 3
+    assert maker.outputs.tolist() == [0, 1, 2, 3]
+
+
+@both_keras
+@pytest.mark.parametrize(
+    ("graph", "group", "reason"),
+    [
+        ("plain_convolutions", "out", "is an output of the network"),
+        ("inner_tensor_as_output", "second", "is an output of the network"),
+        ("tied_to_the_input", "first", "is combined with values that stay"),
+        ("state_from_the_input", "rnn", "is combined with values that stay"),
+        ("softmax_in_the_middle", "attention", "goes through the softmax of layer 'attention'"),
+        ("spatial_attention", "attention", "is one channel that is spread over others"),
+    ],
+)
+def test_what_can_not_be_removed_says_why(graph, group, reason, K):
+    assert _structure(graph, K).groups[group].blocked == reason
+
+
+@both_keras
+def test_the_first_and_last_layers_are_known(K):
+    several = _structure("several_inputs_and_outputs", K)
+    assert (sorted(several.firsts), several.lasts) == (["first", "hidden"], ["label", "size"])
+    nested = _structure("nested_models", K)
+    assert (nested.firsts, nested.lasts) == (["first"], ["out"])
+
+
+def _between(K, middle, shape=(4, 4, 3)):
+    """A convolution, what `middle` makes of it, and another convolution."""
+    image = K.Input(shape, name="image")
+    x = K.layers.Conv2D(4, 1, activation="relu", name="before")(image)
+    x = K.layers.Conv2D(5, 1, activation="relu", name="behind")(middle(x))
+    return K.Model(image, K.layers.Dense(2, name="out")(K.layers.GlobalAveragePooling2D()(x)))
+
+
+def _custom(K):
+    class Doubled(K.layers.Layer):
+        def call(self, x):
+            return x * 2.0
+
+    return Doubled(name="custom")
+
+
+UNSUPPORTED = {
+    "custom_layer": (_custom, "Doubled, which is not one of Keras'"),
+    "lambda_layer": (lambda K: K.layers.Lambda(lambda x: x * 2.0, name="custom"), "no rule"),
+    "unit_normalisation": (lambda K: K.layers.UnitNormalization(name="custom"), "no rule"),
+    "rescaling_by_channel": (lambda K: K.layers.Rescaling([1.0, 2.0, 3.0, 4.0], name="custom"), "by its place"),
+    "normalisation_of_rows": (lambda K: K.layers.LayerNormalization(axis=1, name="custom"), "along the axes"),
+    "batch_normalisation_of_rows": (lambda K: K.layers.BatchNormalization(axis=1, name="custom"), "along the axes"),
+    "noise_of_one_shape": (lambda K: K.layers.Dropout(0.5, noise_shape=(1, 4, 4, 4), name="custom"), "noise_shape"),
+    "channels_first": (lambda K: K.layers.AveragePooling2D(1, data_format="channels_first", name="custom"), "first"),
+    "own_activation": (lambda K: K.layers.Activation(lambda x: x[..., ::-1], name="custom"), "look at all channels"),
+}
+
+
+@both_keras
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_an_unsupported_layer_leaves_what_it_touches_alone(case, K):
+    make, reason = UNSUPPORTED[case]
+    model = exactness.trained(_between(K, make(K)))
+    structure = Structure(model)
+    assert reason in structure.unsupported["custom"]
+    assert reason in structure.groups["before"].blocked
+    assert list(_free(structure)) == ["behind"]
+    with pytest.raises(ModelError, match="strict, and layer 'custom' .*Remedy: strict=False"):
+        structure.require_supported()
+    choices = {"behind": np.array([True, False, True, True, False])}
+    pruned = remove(structure, choices)
+    exactness.zero(structure, choices)
+    inputs = exactness.inputs_of(model)
+    exactness.assert_same(exactness.answers(model, inputs), exactness.answers(pruned, inputs))
+
+
+@both_keras
+def test_a_convolution_with_channels_first_is_left_alone(K):
+    image = K.Input((3, 4, 4))
+    x = K.layers.Conv2D(4, 1, data_format="channels_first", name="first")(image)
+    structure = Structure(K.Model(image, K.layers.Dense(2, name="out")(K.layers.Flatten()(x))))
+    assert structure.unsupported == {"first": "has its channels first; only channels_last is supported"}
+    assert not _free(structure)
+
+
+@both_keras
+def test_a_sum_with_an_array_is_left_alone(K):
+    structure = Structure(_between(K, lambda x: x * np.array([1.0, 2.0, 3.0, 4.0], np.float32)))
+    assert "array of its own" in structure.groups["before"].blocked
+    assert list(_free(structure)) == ["behind"]
+
+
+@both_keras
+def test_the_layers_of_an_unsupported_call_are_left_alone_at_their_other_calls(K):
+    """One Reshape keeps the channels apart at one call, and not at the other."""
+    x = K.Input((None, 4), name="x")
+    reshape = K.layers.Reshape((-1, 4))
+    one = reshape(K.layers.Dense(4, name="one")(x))
+    other = reshape(K.layers.Dense(8, name="other")(x))
+    pooled = [K.layers.GlobalAveragePooling1D()(each) for each in (one, other)]
+    model = exactness.trained(K.Model(x, K.layers.Dense(2, name="out")(K.layers.Concatenate()(pooled))))
+    structure = Structure(model)
+    assert not _free(structure)
+    assert "not fixed" in structure.groups["one"].blocked
+
+
+@both_keras
+def test_weights_that_a_layer_without_a_rule_shares_are_left_alone(K):
+    """An output layer of the user's own that is tied to the embedding."""
+
+    class Tied(K.layers.Layer):
+        def __init__(self, embedding, **kwargs):
+            super().__init__(**kwargs)
+            self.embedding = embedding
+
+        def call(self, x):
+            table = self.embedding.embeddings
+            return tf.matmul(x, tf.transpose(tf.convert_to_tensor(table)))
+
+    words = K.Input((5,), dtype="int32")
+    embedding = K.layers.Embedding(7, 4, name="embedding")
+    x = K.layers.GlobalAveragePooling1D()(embedding(words))
+    x = K.layers.Dense(6, activation="relu", name="hidden")(x)
+    x = K.layers.Dense(4, name="back")(x)
+    structure = Structure(K.Model(words, Tied(embedding, name="tied")(x)))
+    assert list(_free(structure)) == ["hidden"]
+    assert "belongs to layer 'tied'" in structure.groups["embedding"].blocked
+
+
+@both_keras
+def test_a_model_without_a_graph_of_layers_is_refused(K):
+    class Subclassed(K.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = K.layers.Dense(3)
+
+        def call(self, x):
+            return self.dense(x)
+
+    with pytest.raises(ModelError, match="no graph of layers.*functional"):
+        Structure(Subclassed())
+
+
+def test_a_mask_of_each_head_blocks_the_heads():
+    x, mask = tf_keras.Input((5, 4)), tf_keras.Input((2, 5, 5), dtype="bool")
+    attended = tf_keras.layers.MultiHeadAttention(2, 3, name="attention")(x, x, attention_mask=mask)
+    model = tf_keras.Model([x, mask], tf_keras.layers.Dense(2, name="out")(attended))
+    structure = Structure(model)
+    assert "differs by channel or head" in structure.unsupported["attention"]
+    assert not _free(structure)

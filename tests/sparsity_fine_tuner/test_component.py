@@ -1,0 +1,153 @@
+"""The SparsityFineTuner as a pipeline's author declares it: teachers, overrides, and what is refused at once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tfx_compression as tfc
+from tfx import types
+from tfx import v1 as tfx
+from tfx.types import standard_artifacts
+from tfx_compression.models.config import ConfigError
+
+pytestmark = pytest.mark.slow  # imports TFX
+
+DISTILLED = tfc.FineTuning(distillation=tfc.Distillation())
+GUARDED = tfc.FineTuning(mode="iterative", guard=tfc.AccuracyGuard(max_drop=0.1))
+
+
+def channel(kind: Any) -> types.Channel:
+    return types.Channel(type=kind)
+
+
+def tuner(**arguments: Any) -> tfc.SparsityFineTuner:
+    given = {
+        "model": channel(standard_artifacts.Model),
+        "pruning_plan": channel(tfc.PruningPlanArtifact),
+        "examples": channel(standard_artifacts.Examples),
+        "schema": channel(standard_artifacts.Schema),
+        **arguments,
+    }
+    return tfc.SparsityFineTuner(**given)
+
+
+def teachers(*names: str) -> dict[str, types.Channel]:
+    return {name: channel(standard_artifacts.Model) for name in names}
+
+
+def parameter(name: str, default: Any) -> Any:
+    return tfx.dsl.experimental.RuntimeParameter(name=name, ptype=type(default), default=default)
+
+
+def test_each_teacher_is_an_input():
+    assert "teacher_model" not in tuner().inputs
+    assert "teacher_model" in tuner(teacher_model=channel(standard_artifacts.Model)).inputs
+    several = tuner(teacher_model=teachers("large", "b_2"), config=DISTILLED).inputs
+    assert {name for name in several if "teacher" in name} == {"teacher_model_large", "teacher_model_b_2"}
+    assert "teacher_model_large" not in tuner().inputs  # one's teachers are not another's
+
+
+@pytest.mark.parametrize("name", ["", "2nd", "my-teacher", "größer"])
+def test_a_teachers_name_has_to_be_one_for_an_input(name):
+    with pytest.raises(ConfigError, match="letters, digits and '_'"):
+        tuner(teacher_model=teachers(name), config=DISTILLED)
+
+
+@pytest.mark.parametrize(("config", "what"), [(DISTILLED, "distillation"), (GUARDED, "guard")])
+@pytest.mark.parametrize("given", [None, {}])
+def test_what_needs_a_teacher_is_refused_without_one(config, what, given):
+    with pytest.raises(ConfigError, match=rf"{what} needs the dense model\. Remedy: SparsityFineTuner\(teacher_model="):
+        tuner(config=config, teacher_model=given)
+    tuner(config=config, teacher_model=channel(standard_artifacts.Model))
+
+
+def test_a_guard_with_a_baseline_needs_no_teacher():
+    guard = tfc.AccuracyGuard(metric="accuracy", max_drop=0.1, baseline=0.9)
+    tuner(config=tfc.FineTuning(mode="iterative", guard=guard))
+
+
+def test_what_is_overridden_is_a_scalar_of_its_own():
+    properties = tuner(epochs=7, learning_rate=1, mode="gradual").exec_properties
+    assert (properties["epochs"], properties["learning_rate"], properties["mode"]) == (7, 1.0, "gradual")
+    assert isinstance(properties["learning_rate"], float)
+    assert json.loads(properties["config"])["epochs"] == tfc.FineTuning().epochs
+    assert "epochs" not in {name for name, value in tuner().exec_properties.items() if value is not None}
+
+
+@pytest.mark.parametrize(("name", "value"), [("epochs", 7), ("learning_rate", 0.5), ("mode", "dynamic")])
+def test_a_runtime_parameter_overrides_too(name, value):
+    given = parameter(name, value)
+    assert tuner(**{name: given}).exec_properties[name] is given
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epochs": 0}, r"FineTuning\.epochs = 0"),
+        ({"learning_rate": -0.1}, r"FineTuning\.learning_rate = -0\.1"),
+        ({"mode": "faster"}, r"FineTuning\.mode = 'faster'"),
+        ({"mode": parameter("mode", "faster")}, r"FineTuning\.mode = 'faster'"),
+        ({"mode": "fixed", "config": GUARDED, "teacher_model": teachers("a")}, "guard is of mode 'iterative'"),
+    ],
+)
+def test_a_bad_override_is_refused_when_the_pipeline_is_made(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        tuner(**arguments)
+
+
+def test_the_configuration_comes_back_from_its_exec_property_whole():
+    config = tfc.FineTuning(
+        mode="iterative",
+        epochs=2,
+        class_weights={0: 1.0, 2: 0.5},
+        metrics=("accuracy",),
+        early_stopping=tfc.EarlyStopping(patience=0),
+        distillation=tfc.Distillation(features={"hidden": "dense"}),
+        guard=tfc.AccuracyGuard(max_drop=0.1),
+    )
+    made = tuner(config=config, teacher_model=channel(standard_artifacts.Model), epochs=5)
+    assert tfc.FineTuning.merged(made.exec_properties["config"], {}) == config
+    overrides = {name: made.exec_properties.get(name) for name in ("epochs", "learning_rate", "mode")}
+    assert tfc.FineTuning.merged(made.exec_properties["config"], overrides) == config.model_copy(update={"epochs": 5})
+
+
+def test_it_compiles_for_kubeflow_with_several_teachers(tmp_path, monkeypatch):
+    """An input for each teacher, the overrides as parameters of the run, and a place for checkpoints."""
+    monkeypatch.setenv("UNSUPPORTED_DO_NOT_PACKAGE_USER_MODULES", "1")
+    importers = {
+        name: tfx.dsl.Importer(source_uri=f"gs://bucket/{name}", artifact_type=kind).with_id(name)
+        for name, kind in {
+            "trained": tfx.types.standard_artifacts.Model,
+            "larger": tfx.types.standard_artifacts.Model,
+            "examples": tfx.types.standard_artifacts.Examples,
+            "schema": tfx.types.standard_artifacts.Schema,
+        }.items()
+    }
+    results = {name: importer.outputs["result"] for name, importer in importers.items()}
+    pruner = tfc.Pruner(model=results["trained"])
+    made = tfc.SparsityFineTuner(
+        model=pruner.outputs["pruned_model"],
+        pruning_plan=pruner.outputs["pruning_plan"],
+        examples=results["examples"],
+        schema=results["schema"],
+        teacher_model={"dense": results["trained"], "larger": results["larger"]},
+        config=DISTILLED,
+        epochs=parameter("epochs", 3),
+        mode=parameter("mode", "fixed"),
+        checkpoint_uri="gs://bucket/checkpoints",
+        module_file="/pipeline/trainer.py",
+    )
+    pipeline = tfx.dsl.Pipeline(
+        pipeline_name="tuned", pipeline_root="gs://bucket/root", components=[*importers.values(), pruner, made]
+    )
+    config = tfx.orchestration.experimental.KubeflowV2DagRunnerConfig(default_image="registry/tfx:1")
+    runner = tfx.orchestration.experimental.KubeflowV2DagRunner(
+        config, output_dir=str(tmp_path), output_filename="spec.json"
+    )
+    runner.run(pipeline, parameter_values={"epochs": 3, "mode": "fixed"})
+    spec = json.loads(Path(tmp_path, "spec.json").read_text())["pipelineSpec"]
+    found = spec["components"]["SparsityFineTuner"]["inputDefinitions"]
+    assert {"model", "pruning_plan", "teacher_model_dense", "teacher_model_larger"} <= set(found["artifacts"])
+    assert {"config", "epochs", "mode", "checkpoint_uri", "module_file", "code_version"} <= set(found["parameters"])
+    assert set(spec["root"]["inputDefinitions"]["parameters"]) == {"epochs", "mode"}
