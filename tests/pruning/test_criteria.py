@@ -210,7 +210,7 @@ def test_a_users_mistakes_are_told(registered):
 
 def test_an_unknown_name_lists_the_others(registered):
     criteria.register("cubes", weights=lambda view: view.values**3)
-    with pytest.raises(ConfigError, match="'magnitud' is unknown. There are: magnitude, l1.*apoz, cubes. Remedy"):
+    with pytest.raises(ConfigError, match=r"'magnitud' is unknown. There are: magnitude, l1.*apoz.*, cubes\. Remedy"):
         criteria.get("magnitud")
 
 
