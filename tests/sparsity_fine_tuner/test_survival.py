@@ -27,6 +27,8 @@ from tfx_compression.sparsity_fine_tuner.training import fine_tune
 from tests import helpers
 from tests.sparsity_fine_tuner import killed
 
+pytestmark = pytest.mark.slow  # fast ones too: together they take long
+
 REPOSITORY = Path(__file__).parents[2]
 COMPONENTS = Path(tfx_compression.__file__).parents[1]
 
