@@ -81,6 +81,11 @@ def replaced(structure: Any, replace: Callable[[Any], Any]) -> Any:
     return structure
 
 
+def added_losses(model: Any) -> list[Any]:
+    """The layers by which Keras 2 keeps losses of symbolic tensors (add_loss): they lead to no output."""
+    return [layer for layer in model.layers if type(layer).__name__ == "AddLoss"]
+
+
 def is_symbolic(value: Any) -> bool:
     """Whether a value is a symbolic tensor of Keras 2 or Keras 3."""
     return any(kind.__name__ == "KerasTensor" for kind in type(value).__mro__)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tfx_compression.models import graph
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.layers import ModelSize
 from tfx_compression.models.plan import PruningPlan
@@ -139,7 +140,7 @@ class Removal(Technique):
 
 def _require_no_loss_inside(model: Any) -> None:
     """Raises ModelError for a loss on symbolic tensors, which a network built anew would not have."""
-    if any(type(layer).__name__ == "AddLoss" for layer in model.layers):
+    if graph.added_losses(model):
         raise ModelError(
             f"The model {model.name!r} has a loss of its own (add_loss on a tensor), which a narrower network would "
             "lose. Remedy: add it in a layer's call, or compile the model with it; or use technique 'weight'."

@@ -42,7 +42,7 @@ def of_network(trained: Trained, network: Any, config: FineTuning, taps: tuple[s
     """
     _require_own_loss_kept(trained.model, network is trained.network)
     model = _class_of(network)(*graph.arguments(network), name=network.name)
-    for layer in _added_losses(trained.model):
+    for layer in graph.added_losses(trained.model):
         model.add_loss(layer.input)
     if taps:
         model.see(_tap(network, taps))
@@ -60,14 +60,9 @@ def of_network(trained: Trained, network: Any, config: FineTuning, taps: tuple[s
     return model
 
 
-def _added_losses(model: Any) -> list[Any]:
-    """The layers by which Keras 2 keeps losses of symbolic tensors: they lead to no output."""
-    return [layer for layer in model.layers if type(layer).__name__ == "AddLoss"]
-
-
 def _require_own_loss_kept(model: Any, same_graph: bool) -> None:
     """Raises ModelError for a loss of symbolic tensors that a network of another graph would lose."""
-    if _added_losses(model) and not same_graph:
+    if graph.added_losses(model) and not same_graph:
         raise ModelError(
             f"The model {model.name!r} has a loss of its own (add_loss on a tensor), which another network would lose. "
             "Remedy: add it in a layer's call, or mode 'fixed', 'gradual', 'dynamic' or 'cluster'."

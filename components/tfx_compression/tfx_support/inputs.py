@@ -56,6 +56,12 @@ def example_files(examples: artifact.Artifact, split: str) -> list[str]:
     return sorted(tf.io.gfile.glob(example_pattern(examples, split)))
 
 
+def _files_with_rows(examples: artifact.Artifact, split: str) -> list[str]:
+    files = example_files(examples, split)
+    require_rows(files, f"split {split!r} of {examples.uri}")
+    return files
+
+
 def read_schema(inputs: Artifacts, key: str = "schema") -> schema_pb2.Schema:
     """The schema of an input."""
     return io_utils.SchemaReader().read(os.path.join(single(inputs, key).uri, "schema.pbtxt"))
@@ -81,9 +87,7 @@ def model_batches(
         specs = next(iter(loaded.model.signatures.values())).structured_input_signature[1]
         names = list(specs)
         if len(specs) == 1 and specs[names[0]].dtype == tf.string and not module.function("input_fn"):
-            source = single(input_dict, "examples")
-            files = example_files(source, split)
-            require_rows(files, f"split {split!r} of {source.uri}")
+            files = _files_with_rows(single(input_dict, "examples"), split)
             schema = read_schema(input_dict)
             parsed = _features_of(loaded.model.path) if label_key is None else ()
             label = label_of(schema, [*parsed, *([weight_key] if weight_key else [])], label_key)
@@ -148,8 +152,7 @@ def training_batches(
         graph = optional(input_dict, "transform_graph")
         described = tft.TFTransformOutput(graph.uri) if graph is not None else schema
         return input_fn([example_pattern(examples, split)], accessor, described, batch_size)
-    files = example_files(examples, split)
-    require_rows(files, f"split {split!r} of {examples.uri}")
+    files = _files_with_rows(examples, split)
     label = label_of(schema, [*names, *([weight_key] if weight_key else [])], label_key)
     return labelled(files, schema, names, label, batch_size, shuffle, seed, weight_key)
 
