@@ -1,4 +1,4 @@
-"""The nets that are pruned and tuned here, and Fashion-MNIST. Importing this file imports TensorFlow and tf_keras."""
+"""The nets that are compressed here, and Fashion-MNIST. Importing this file imports TensorFlow and tf_keras."""
 
 import gzip
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ IDX = {
 }
 RESNET = (32, 64, 128)
 MOBILENET = (32, 16, 32, 64, 96, 512)  # the stem, the blocks of each stage, the last convolution
+DEPTHWISE = (32, 64, 128, 128, 256, 256, 512)  # the stem, each block
 
 _layers = tf_keras.layers
 
@@ -48,6 +49,51 @@ def mobilenet(widths: Sequence[int] = MOBILENET, expansion: int = 6) -> tf_keras
             flow = _inverted_residual(flow, width, expansion if stage else 1, 1 if block else strides, name)
     flow = _convolution(flow, last, 1, 1, "last", "relu6")
     return _classified(inputs, flow, "mobilenet")
+
+
+def depthwise(widths: Sequence[int] = DEPTHWISE) -> tf_keras.Model:
+    """Depthwise separable convolutions (Howard et al. 2017, arXiv:1704.04861), on 28x28 grey images.
+
+    The image is halved by the stem and where the width grows, down to 4x4. After each convolution comes a
+    BatchNormalization and a ReLU without an upper bound, so that `harden` can be applied.
+    """
+    inputs = flow = tf_keras.Input((28, 28, 1), name="image")
+    flow = _convolution(flow, widths[0], 3, 2, "stem")
+    for block, width in enumerate(widths[1:]):
+        strides = 2 if block and width > flow.shape[-1] and flow.shape[1] > 4 else 1
+        flow = _layers.DepthwiseConv2D(3, strides, "same", use_bias=False, name=f"block{block}_depthwise")(flow)
+        flow = _normalised(flow, f"block{block}_depthwise", "relu")
+        flow = _convolution(flow, width, 1, 1, f"block{block}")
+    return _classified(inputs, flow, "depthwise")
+
+
+def harden(model: tf_keras.Model, exponent: float = 5.0, seed: int = 0) -> tf_keras.Model:
+    """The same function in weights that are hard to quantize, as a copy.
+
+    Before each depthwise convolution every channel's gamma and beta are multiplied by its s, and the channel's kernel
+    divided by it, s = 2 ** U(-exponent, exponent): the ReLU between them passes a positive factor on. The channels of
+    that activation, which share one scale, then differ up to 4 ** exponent times in range.
+
+    Raises:
+      ValueError: where before a depthwise convolution there is no BatchNormalization followed by an unbounded ReLU.
+    """
+    hard = tf_keras.models.clone_model(model)
+    hard.set_weights(model.get_weights())
+    generator = np.random.default_rng(seed)
+    for layer in hard.layers:
+        if not isinstance(layer, _layers.DepthwiseConv2D):
+            continue
+        relu, normalisation = _before(layer), _before(_before(layer))
+        if not isinstance(relu, _layers.ReLU) or relu.max_value is not None:
+            raise ValueError(f"Before {layer.name} is {relu.name}, no ReLU without an upper bound.")
+        if not isinstance(normalisation, _layers.BatchNormalization):
+            raise ValueError(f"Before {relu.name} is {normalisation.name}, no BatchNormalization.")
+        scales = 2 ** generator.uniform(-exponent, exponent, normalisation.gamma.shape[0]).astype(np.float32)
+        normalisation.gamma.assign(normalisation.gamma * scales)
+        normalisation.beta.assign(normalisation.beta * scales)
+        kernel = layer.depthwise_kernel  # [height, width, channels, multiplier]
+        kernel.assign(kernel / scales[:, None])
+    return hard
 
 
 def cnn(widths: Sequence[int] = (16, 32, 64), units: int = 128, dropout: float = 0.3) -> tf_keras.Model:
@@ -121,6 +167,11 @@ def _inverted_residual(flow: Any, width: int, expansion: int, strides: int, name
     if strides > 1 or before.shape[-1] != width:
         return flow
     return _layers.Add(name=f"{name}_add")([before, flow])
+
+
+def _before(layer: Any) -> Any:
+    """The layer that a layer of one input takes in."""
+    return layer.input._keras_history.layer
 
 
 def _classified(inputs: Any, flow: Any, name: str) -> tf_keras.Model:

@@ -53,7 +53,10 @@ def components(settings: Settings, input_base: str) -> list[BaseNode]:
     )
     quantizers = {
         mode: tfc.TFLiteQuantizer(
-            model=tuner.outputs["fine_tuned_model"], examples=examples, config=tfc.Quantization(mode=mode)
+            model=tuner.outputs["fine_tuned_model"],
+            examples=examples,
+            schema=schema,
+            config=tfc.Quantization(mode=mode),
         ).with_id(f"TFLiteQuantizer.{mode}")
         for mode in MODES
     }

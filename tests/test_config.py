@@ -17,6 +17,9 @@ _REQUIRED: dict[type[Config], dict[str, Any]] = {
     tfc.LayerRule: {"layers": "dense.*", "sparsity": 0.8},
     tfc.FineTuning: {},
     tfc.Quantization: {},
+    tfc.Calibration: {},
+    tfc.AutoPrecision: {},
+    tfc.PrecisionRule: {"layers": "conv.*", "precision": "int8"},
     tfc.Budget: {},
     tfc.StoreTarget: {"uri": "/models", "name": "digits"},
 }
@@ -50,9 +53,13 @@ def test_an_unknown_field_is_refused_with_the_fields_there_are(config):
         (tfc.FineTuning, "learning_rate", 0.0),
         (tfc.FineTuning, "batch_size", -1),
         (tfc.FineTuning, "steps_per_epoch", 0),
-        (tfc.Quantization, "mode", "int4"),
-        (tfc.Quantization, "io", "uint8"),
-        (tfc.Quantization, "calibration_rows", 0),
+        (tfc.Quantization, "mode", "int3"),
+        (tfc.Quantization, "io", "uint16"),
+        (tfc.Quantization, "batch_size", 0),
+        (tfc.Calibration, "rows", 0),
+        (tfc.Calibration, "percentile", 101.0),
+        (tfc.AutoPrecision, "max_drop", -0.1),
+        (tfc.PrecisionRule, "layers", "conv["),
         (tfc.Budget, "max_bytes", 0),
         (tfc.Budget, "max_bytes_gzip", -1),
         (tfc.Budget, "max_latency_ms", 0.0),
@@ -143,11 +150,10 @@ _configs = st.one_of(
     ),
     st.builds(
         tfc.Quantization,
-        mode=st.sampled_from(["float32", "float16", "dynamic", "int8"]),
-        io=st.sampled_from(["int8", "float32"]),
-        calibration_rows=_counts,
-        calibration_split=st.text(),
-        seed=st.integers(),
+        mode=st.sampled_from(["float32", "float16", "dynamic", "int8", "int4", "auto"]),
+        io=st.sampled_from(["integer", "uint8", "float32"]),
+        calibration=st.builds(tfc.Calibration, rows=_counts, split=st.text(), seed=st.integers()),
+        batch_size=st.none() | _counts,
     ),
     st.builds(
         tfc.Budget,
@@ -218,9 +224,9 @@ def test_a_bad_override_is_refused_by_field_and_value():
 
 
 def test_a_bad_value_in_the_json_is_refused_unless_it_is_overridden():
-    with pytest.raises(ConfigError, match=r"Quantization\.mode = 'int4'"):
-        tfc.Quantization.merged('{"mode": "int4"}', {})
-    assert tfc.Quantization.merged('{"mode": "int4"}', {"mode": "int8"}).mode == "int8"
+    with pytest.raises(ConfigError, match=r"Quantization\.mode = 'int3'"):
+        tfc.Quantization.merged('{"mode": "int3"}', {})
+    assert tfc.Quantization.merged('{"mode": "int3"}', {"mode": "int8"}).mode == "int8"
 
 
 # Which layers are pruned by how much

@@ -21,6 +21,11 @@ _HOME = {
     "AccuracyGuard": "sparsity_fine_tuner.config",
     "EarlyStopping": "sparsity_fine_tuner.config",
     "Quantization": "tflite_quantizer.config",
+    "AutoPrecision": "tflite_quantizer.config",
+    "Calibration": "tflite_quantizer.config",
+    "Metadata": "tflite_quantizer.config",
+    "Normalisation": "tflite_quantizer.config",
+    "PrecisionRule": "tflite_quantizer.config",
     "Budget": "compressed_evaluator.budget",
     "StoreTarget": "store.target",
     "PruningPlanArtifact": "tfx_support.artifacts",
@@ -49,7 +54,14 @@ if TYPE_CHECKING:
     from tfx_compression.sparsity_fine_tuner.training import fine_tune
     from tfx_compression.store.target import StoreTarget
     from tfx_compression.tflite_quantizer.component import TFLiteQuantizer
-    from tfx_compression.tflite_quantizer.config import Quantization
+    from tfx_compression.tflite_quantizer.config import (
+        AutoPrecision,
+        Calibration,
+        Metadata,
+        Normalisation,
+        PrecisionRule,
+        Quantization,
+    )
     from tfx_compression.tflite_quantizer.quantization import quantize
     from tfx_compression.tflite_store_pusher.component import TFLiteStorePusher
     from tfx_compression.tfx_support.artifacts import EvaluationReport, PruningPlanArtifact

@@ -13,11 +13,9 @@ import tfx_compression as tfc
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_model_analysis.proto import config_pb2
-from tfx_compression.models import serving
 from tfx_compression.models.config import ConfigError
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.examples import ExamplesError
-from tfx_compression.tflite_quantizer.quantization import quantize_signature
 
 pytestmark = pytest.mark.slow  # converts models, and runs Beam
 
@@ -76,12 +74,11 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     points, labels = made_rows(0, 1.0)
     model = save(folder / "model", CLASSES, points, labels)
-    signature = serving.feature_signature(model)
-    calibration = [{"x": point[None]} for point in points[:100]]
+    rows = tf.data.Dataset.from_tensor_slices({"x": points[:100]}).batch(10)
     paths = {}
     for mode in ("float32", "int8"):
         paths[mode] = folder / f"{mode}.tflite"
-        paths[mode].write_bytes(quantize_signature(signature, tfc.Quantization(mode=mode), calibration).content)
+        paths[mode].write_bytes(tfc.quantize(model, tfc.Quantization(mode=mode), rows))
     write_rows(folder / "within.tfrecord", *made_rows(1, 1.0))
     write_rows(folder / "outside.tfrecord", *made_rows(2, 4.0))
     return {"folder": folder, "model": model, **{name: str(path) for name, path in paths.items()}}

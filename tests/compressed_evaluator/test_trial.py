@@ -69,8 +69,9 @@ def test_a_crash_is_told_by_its_signal_and_the_others_are_still_tried(reference_
     content = calling_itself()
     tflite.contents(content)  # is read without complaint, and would be run
     models = {"before": good(), "crash": content, "behind": good(), "again": content, "last": good()}
-    problem = "it crashed the interpreter (SIGSEGV)"
-    assert failures(models, reference_kernels=reference_kernels) == {"crash": problem, "again": problem}
+    problems = failures(models, reference_kernels=reference_kernels)
+    assert problems.keys() == {"crash", "again"}
+    assert all(problem.startswith("The interpreter crashed (SIGSEGV)") for problem in problems.values())
 
 
 def test_what_crashes_one_set_of_kernels_only_is_told_of_that_one_only():
@@ -128,14 +129,14 @@ def test_a_model_that_never_ends_is_given_up_and_the_others_are_still_tried(monk
     monkeypatch.setattr(trial, "_SECONDS", 3.0)
     started = time.monotonic()
     problems = failures({"before": good(), "loop": never_done(), "behind": good()})
-    assert problems == {"loop": "it ran for more than 3 s on one row"}
+    assert problems.keys() == {"loop"}
+    assert problems["loop"].startswith("The interpreter hung: no result in 3 s")
     assert time.monotonic() - started < 60
 
 
 def test_none_pays_for_those_that_took_long_or_crashed_beside_it(monkeypatch):
     monkeypatch.setattr(trial, "_SECONDS", 3.0)
     problems = failures({"loop": never_done(), "good": good(), "crash": calling_itself()})
-    assert problems == {
-        "loop": "it ran for more than 3 s on one row",
-        "crash": "it crashed the interpreter (SIGSEGV)",
-    }
+    assert problems.keys() == {"loop", "crash"}
+    assert problems["loop"].startswith("The interpreter hung: no result in 3 s")
+    assert problems["crash"].startswith("The interpreter crashed (SIGSEGV)")

@@ -1,7 +1,5 @@
 """Rows of tf.Examples in files."""
 
-import collections
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,8 +7,6 @@ from tfx_compression.models import examples
 from tfx_compression.models.examples import ExamplesError
 
 from tests import helpers
-
-NUMBER = {"number": tf.TensorSpec([None], tf.int64)}
 
 
 @pytest.fixture
@@ -42,62 +38,6 @@ def test_files_without_a_row_are_refused_by_the_place(tmp_path, three_files):
     examples.require_rows([empty, three_files[1]], "split 'eval'")
     with pytest.raises(ExamplesError, match=r"split 'eval'.*Remedy"):
         examples.require_rows([empty], "split 'eval'")
-
-
-@pytest.mark.slow
-def test_a_sample_has_each_row_of_each_file_equally_often(three_files):
-    """40 samples of half of the rows: each row is expected 20 times, each file 200 times; spreads are 3.2 and 8.3."""
-    seen = collections.Counter(
-        int(row["number"][0]) for seed in range(40) for row in examples.sample(three_files, NUMBER, 15, seed)
-    )
-    assert all(abs(seen[number] - 20) < 14 for number in range(30)), seen
-    per_file = [sum(seen[number] for number in range(10 * part, 10 * part + 10)) for part in range(3)]
-    assert all(abs(count - 200) < 36 for count in per_file), per_file
-
-
-def test_a_sample_has_no_row_twice_and_is_the_same_for_the_same_seed(three_files):
-    first, again, other = (
-        [int(row["number"][0]) for row in examples.sample(three_files, NUMBER, 20, seed)] for seed in (1, 1, 2)
-    )
-    assert len(set(first)) == 20
-    assert first == again
-    assert first != other
-
-
-def test_where_there_are_fewer_rows_than_asked_for_the_sample_is_all_of_them(three_files):
-    found = examples.sample(three_files, NUMBER, 100, seed=0)
-    assert sorted(int(row["number"][0]) for row in found) == list(range(30))
-
-
-def test_sampled_rows_have_the_shapes_and_types_that_the_model_takes(tmp_path):
-    images, labels = helpers.images(3)
-    path = helpers.write_examples(
-        tmp_path / "data", {"image": images, "word": np.array(["a", "b", "c"]), "flag": labels > 0, "small": labels}
-    )
-    specs = {
-        "image": tf.TensorSpec([None, 8, 8, 1], tf.float32),
-        "word": tf.TensorSpec([None], tf.string),
-        "flag": tf.TensorSpec([None, 1], tf.bool),
-        "small": tf.TensorSpec([None], tf.int32),
-    }
-    rows = examples.sample([path], specs, 3, seed=0)
-    for row in rows:
-        assert {name: (values.shape, values.dtype.kind, values.itemsize) for name, values in row.items()} == {
-            "image": ((1, 8, 8, 1), "f", 4),
-            "word": ((1,), "O", 8),
-            "flag": ((1, 1), "b", 1),
-            "small": ((1,), "i", 4),
-        }
-    found = {row["word"][0]: (row["image"], row["small"], row["flag"]) for row in rows}
-    for index, word in enumerate([b"a", b"b", b"c"]):
-        np.testing.assert_array_equal(found[word][0][0], images[index])
-        assert found[word][1] == labels[index]
-        assert found[word][2] == (labels[index] > 0)
-
-
-def test_a_row_without_a_feature_that_the_model_takes_is_refused_by_the_features_name(three_files):
-    with pytest.raises(ExamplesError, match="picture"):
-        examples.sample(three_files, {"picture": tf.TensorSpec([None, 4], tf.float32)}, 5, seed=0)
 
 
 def test_the_label_is_the_one_feature_that_is_no_input():

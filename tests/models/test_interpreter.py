@@ -319,6 +319,25 @@ def test_tensorflows_own_operators_run_on_tensorflows_interpreter(tmp_path):
         Interpreter(content, reference_kernels=True)
 
 
+@pytest.mark.parametrize(("dtype", "packed_bytes"), [(Type.INT4, 16), (INT2, 8)], ids=["int4", "int2"])
+def test_tensorflows_own_operators_beside_sub_byte_weights_are_refused(dtype, packed_bytes):
+    graph = Graph()
+    x = graph.tensor("x", [1, 8])
+    kernel = graph.tensor("kernel", [4, 8], dtype, data=bytes(packed_bytes), scale=0.1)
+    options, kind = schema.FullyConnectedOptionsT(), schema.BuiltinOptions.FullyConnectedOptions
+    y = graph.apply(Op.FULLY_CONNECTED, [x, kernel, -1], [graph.tensor("y", [1, 4])], options, kind)
+    graph.inputs, graph.outputs = [x], [graph.apply("FlexErfinv", [y], [graph.tensor("z", [1, 4])])]
+    with pytest.raises(ModelError, match=r"less than a byte \('kernel'\).*FlexErfinv.*Remedy: mode='int8'"):
+        Interpreter(by_hand.model(graph))
+
+
+def test_a_tensor_that_is_called_like_tensorflows_own_operators_runs_on_litert():
+    graph = Graph()
+    graph.inputs = [graph.tensor("FlexLayer", [1, 3])]
+    graph.outputs = [graph.apply(Op.NEG, [0], [graph.tensor("y", [1, 3])])]
+    assert Interpreter(by_hand.model(graph)).runtime.startswith("LiteRT ")
+
+
 def test_a_model_without_tensorflows_operators_runs_on_litert():
     assert Interpreter(by_hand.model(one_operator(Op.FLOOR)), num_threads=2).runtime.endswith("XNNPACK, 2 threads")
     assert Interpreter(by_hand.model(one_operator(Op.FLOOR))).runtime.startswith("LiteRT ")

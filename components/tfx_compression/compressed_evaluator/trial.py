@@ -2,10 +2,9 @@
 
 import concurrent.futures
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping
+
+from tfx_compression.models import isolated
 
 _SECONDS = 300.0
 
@@ -29,18 +28,9 @@ def failures(models: Mapping[str, bytes], reference_kernels: bool = False) -> di
 
 def _problem(content: bytes, reference_kernels: bool) -> str:
     """What was wrong, empty for nothing."""
+    request = {"reference_kernels": reference_kernels}
     worker = "tfx_compression.compressed_evaluator.trial_worker"
-    command = [sys.executable, "-m", worker, *(["--reference-kernels"] if reference_kernels else [])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
-        done = subprocess.run(
-            command, input=content, capture_output=True, timeout=_SECONDS, env=environment, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"it ran for more than {_SECONDS:.0f} s on one row"
-    if done.returncode < 0:
-        return f"it crashed the interpreter ({signal.Signals(-done.returncode).name})"
-    said, problem = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace").strip()[-300:]
-    if done.returncode or not said.startswith("tried:"):
-        return f"it ended the interpreter's process with status {done.returncode}: {problem or 'no word'}"
-    return said.removeprefix("tried:").strip()
+        return str(isolated.run(worker, request, what="The interpreter", timeout=_SECONDS, input=content))
+    except isolated.ProcessError as error:
+        return str(error)

@@ -4,6 +4,7 @@ It imports no TensorFlow, so that it is there at once.
 """
 
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -11,22 +12,16 @@ from tfx_compression.models.errors import ModelError
 from tfx_compression.models.interpreter import Interpreter, Tensor
 
 
-def main() -> None:
-    """Runs the model once on zeros, and prints `tried:` and what was wrong."""
-    problem = ""
+def main(request: Mapping[str, bool]) -> str:
+    """Runs the model once on zeros, and returns what was wrong; empty for nothing."""
     try:
-        content = sys.stdin.buffer.read()
-        model = Interpreter(content, reference_kernels="--reference-kernels" in sys.argv, trusted=True)
+        model = Interpreter(sys.stdin.buffer.read(), reference_kernels=request["reference_kernels"], trusted=True)
         model.predict({name: _zeros(tensor) for name, tensor in model.inputs.items()})
     except (ModelError, ValueError, RuntimeError) as error:
-        problem = str(error)
-    sys.stdout.write(f"tried:{problem}")
+        return str(error)
+    return ""
 
 
 def _zeros(tensor: Tensor) -> np.ndarray:
     shape = [1 if size == -1 else size for size in tensor.shape]
     return np.full(shape, b"", object) if tensor.dtype.kind in "OSU" else np.zeros(shape, tensor.dtype)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,20 +1,31 @@
-"""From a SavedModel to a TFLite model, in a process of its own: TensorFlow's converter can end the one it runs in."""
+"""From a SavedModel to a TFLite model, by TensorFlow's converter, which can end the process that it runs in.
+
+`convert` gives it a process of its own; the other functions are for processes that are there for that.
+"""
 
 import dataclasses
-import json
 import os
-import signal
-import subprocess
-import sys
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.lite.python import convert as lite_convert
+from tensorflow.lite.python import schema_py_generated as schema
+from tensorflow.lite.tools import flatbuffer_utils
 
+from tfx_compression.models import isolated, tflite
 from tfx_compression.models.errors import ModelError
+from tfx_compression.models.interpreter import SIGNATURE, fit
 from tfx_compression.models.serving import FeatureSignature
 
-_TIMEOUT_SECONDS = 3600.0
+_WORKER = "tfx_compression.models.convert_worker"
+_INTEGERS = {"int8": tf.int8, "int16x8": tf.int16}
+_FAKE_QUANTIZATION = re.compile(r"FakeQuantWithMinMax\w+|QuantizeAndDequantizeV\d")
+_FLOAT32 = schema.TensorType.FLOAT32
 
 
 class ConversionError(ModelError):
@@ -22,78 +33,310 @@ class ConversionError(ModelError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """What the converting process is asked for; all paths but `source` are local.
+class Options:
+    """What the converter is asked for.
 
-    The model to convert is in `saved_model`, with a signature of features; where there is a `source`, it is first made
-    there, of the `serving_default` of that SavedModel.
+    Attributes:
+      mode: `float32`; `float16` (weights stored as halves); `dynamic` (int8 weights, activations rounded on the fly);
+        `int8` (weights and activations); `int16x8` (int8 weights, int16 activations; what has no such kernel stays in
+        floats).
+      io: what a model of the last two modes takes and returns: `integer` (int8; int16 of `int16x8`), `uint8` (of `int8`
+        only), or `float32` with the quantization inside.
+      per_channel: a scale for each output channel of a kernel, or one for all of it.
+      select_tf_ops: TensorFlow's own operators where TFLite has none.
+      signatures: of the SavedModel, all in one file.
     """
 
-    source: str
-    saved_model: str
-    mode: str
-    io: str
-    calibration: str
-    output: str
+    mode: Literal["float32", "float16", "dynamic", "int8", "int16x8"]
+    io: Literal["integer", "uint8", "float32"] = "float32"
+    per_channel: bool = True
+    select_tf_ops: bool = False
+    signatures: tuple[str, ...] = (SIGNATURE,)
+
+    @property
+    def io_type(self) -> tf.DType:
+        """What `io` is in this mode."""
+        return _INTEGERS[self.mode] if self.io == "integer" else tf.dtypes.as_dtype(self.io)
+
+
+def to_tflite(saved_model: str, options: Options, columns: Mapping[str, np.ndarray] | None = None) -> bytes:
+    """The TFLite model of a SavedModel's signatures, made in this process.
+
+    A quantization-aware model (with TensorFlow's fake quantization) keeps the ranges that it was trained in: it is not
+    calibrated, and has them in the modes `float16` and `dynamic` too.
+
+    Args:
+      saved_model: its path.
+      options: what to make.
+      columns: of the calibrated modes, rows to measure activation ranges on: by input, [rows, …] real numbers. Each
+        signature takes its own inputs, one row at a time, or as many as its batch has.
+
+    Raises:
+      ConversionError: where the converter refuses the model.
+      ModelError: where a signature is missing, or the rows don't fit.
+    """
+    if options.mode not in _INTEGERS and options.io != "float32":
+        raise ModelError(f"A model of mode {options.mode!r} takes and returns floats: io is 'float32'.")
+    isolated.step("reading the SavedModel")
+    graph = _SavedModel(saved_model)
+    inputs = {name: graph.inputs(name) for name in options.signatures}
+    converter = tf.lite.TFLiteConverter.from_saved_model(saved_model, signature_keys=list(options.signatures))
+    converter._experimental_disable_per_channel = not options.per_channel  # nothing public does so
+    operators = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    if options.mode != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if options.mode == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if options.mode in _INTEGERS:
+        converter.inference_input_type = converter.inference_output_type = options.io_type
+        if options.mode == "int8":
+            operators = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        else:
+            operators.append(tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8)
+        if not graph.is_quantization_aware(options.signatures):
+            rows = _rows(inputs, columns or {}, options)
+            converter.representative_dataset = lambda: _told(rows)
+        elif options.mode == "int16x8":
+            raise ModelError(
+                f"The model in {saved_model} is quantization-aware: its ranges are of 8 bits. Remedy: mode 'int8'."
+            )
+    if options.select_tf_ops:
+        operators.append(tf.lite.OpsSet.SELECT_TF_OPS)
+    converter.target_spec.supported_ops = operators
+    isolated.step("converting the graph")
+    try:
+        return bytes(converter.convert())
+    except ModelError:  # of the rows
+        raise
+    except (lite_convert.ConverterError, ValueError, RuntimeError) as error:
+        raise _explained(saved_model, options, str(error)) from error
+
+
+def is_quantization_aware(saved_model: str, signatures: Sequence[str] = (SIGNATURE,)) -> bool:
+    """Whether signatures of a SavedModel have fake quantization in them, which the converter takes ranges from."""
+    return _SavedModel(saved_model).is_quantization_aware(signatures)
+
+
+def with_ranges(content: bytes, options: Options, ranges: Mapping[str, tuple[float, float]]) -> bytes:
+    """An int8 model, made of a float one and the ranges of its activations, by what the converter itself calls.
+
+    Args:
+      content: a float32 flatbuffer, as `to_tflite` makes it.
+      options: `io` and `per_channel` are used.
+      ranges: by the name of a tensor of the main graph, the least and the largest value that it shall hold; of each
+        float input and each operator's float output.
+
+    Raises:
+      ModelError: where a tensor has no range, a range is none, or belongs to no tensor.
+    """
+    model = tflite.parse(content)
+    graph = model.subgraphs[0]
+    returned = {int(place) for operator in graph.operators for place in operator.outputs}
+    activations = {
+        graph.tensors[place].name.decode(): graph.tensors[place]
+        for place in sorted({*map(int, graph.inputs), *returned})
+        if graph.tensors[place].type == _FLOAT32
+    }
+    if activations.keys() != ranges.keys():
+        lacking, unknown = sorted(activations.keys() - ranges.keys()), sorted(ranges.keys() - activations.keys())
+        raise ModelError(
+            f"Ranges belong to the float tensors of the main graph, one to each. Without one: {lacking or 'none'}; "
+            f"ranges of no tensor: {unknown or 'none'}."
+        )
+    for name, (low, high) in ranges.items():
+        if not (np.isfinite([low, high]).all() and low <= high):
+            raise ModelError(f"The range of the tensor {name!r} is {low} to {high}: it must be finite, and in order.")
+        quantization = activations[name].quantization or schema.QuantizationParametersT()
+        quantization.min, quantization.max = [low], [high]
+        activations[name].quantization = quantization
+    isolated.step("quantizing by ranges")
+    quantized = lite_convert.mlir_quantize(
+        bytes(flatbuffer_utils.convert_object_to_bytearray(model)),
+        disable_per_channel=not options.per_channel,
+        input_data_type=options.io_type,
+        output_data_type=options.io_type,
+    )
+    return bytes(lite_convert.deduplicate_readonly_buffers(bytes(quantized)))
+
+
+def encode_sparse(content: bytes) -> bytes:
+    """A model with its sparse kernels encoded as such, by what the converter itself calls.
+
+    Which ones, TensorFlow decides: float kernels of dense layers and convolutions that are mostly zeros.
+    """
+    isolated.step("encoding sparse kernels")
+    return bytes(lite_convert.mlir_sparsify(content))
+
+
+def flex_operators(content: bytes) -> dict[str, tuple[str, ...]]:
+    """TensorFlow's own operators in a TFLite model (`FlexErf`, …), with the layers that ask for them."""
+    model = tflite.parse(content)
+    found: dict[str, list[str]] = {}
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            code = model.operatorCodes[operator.opcodeIndex].customCode or b""
+            if code.startswith(b"Flex"):
+                layers = found.setdefault(code.decode(), [])
+                layer = (
+                    tflite.layer_of(graph.tensors[operator.outputs[0]].name.decode()) if len(operator.outputs) else ""
+                )
+                if layer not in layers:
+                    layers.append(layer)
+    return {name: tuple(layers) for name, layers in found.items()}
 
 
 def convert(
     signature: FeatureSignature | str,
-    mode: str,
-    io: str = "float32",
+    mode: Literal["float32", "float16", "dynamic", "int8", "int16x8"],
+    io: Literal["integer", "uint8", "float32"] = "float32",
     calibration: Sequence[Mapping[str, np.ndarray]] = (),
+    *,
+    timeout: float = 3600.0,
+    max_memory: int | None = None,
 ) -> bytes:
-    """The TFLite model of a signature, its inputs called `serving_default_<feature>`.
+    """The TFLite model of a signature, its inputs called `serving_default_<feature>`, made in another process.
+
+    It is run there once, on zeros.
 
     Args:
       signature: what to convert; or the path of the SavedModel whose `serving_default` it is: then all of the work is
         done in the other process.
-      mode: `float32`, `float16`, `dynamic` or `int8`.
-      io: for `int8`, what the model takes and returns: `int8` or `float32`.
-      calibration: for `int8` of a FeatureSignature, rows as `{feature: [1, …] array}`.
+      mode: see Options.
+      io: see Options.
+      calibration: for the calibrated modes, rows as `{feature: [1, …] array}`.
+      timeout: seconds that it may take.
+      max_memory: bytes that it may use; None is no limit.
 
     Raises:
-      ConversionError: where the converter refuses the model, crashes or hangs.
+      ConversionError: where the converter refuses the model, crashes, hangs or takes more memory.
     """
     with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
-        request = Request(
-            source=signature if isinstance(signature, str) else "",
-            saved_model=os.path.join(folder, "saved_model"),
-            mode=mode,
-            io=io,
-            calibration=os.path.join(folder, "calibration.npz"),
-            output=os.path.join(folder, "model.tflite"),
+        source = signature if isinstance(signature, str) else ""
+        saved_model, rows, output = (
+            os.path.join(folder, name) for name in ("saved_model", "calibration.npz", "model.tflite")
         )
         if not isinstance(signature, str):
-            signature.save(request.saved_model)
-        names = () if isinstance(signature, str) or not calibration else tuple(signature.features)
+            signature.save(saved_model)
+        names = tuple(calibration[0]) if calibration else ()
+        # Arrays may be called anything but what savez calls its own argument.
         columns = {f"feature/{name}": np.concatenate([row[name] for row in calibration]) for name in names}
-        np.savez(request.calibration, **columns)
-        _run(request)
-        with open(request.output, "rb") as file:
+        np.savez(rows, **columns)
+        request = {
+            "source": source,
+            "saved_model": saved_model,
+            "options": dataclasses.asdict(Options(mode, io)),
+            "calibration": rows,
+            "output": output,
+        }
+        what = (
+            f"TensorFlow's converter, given {f'the model in {source}' if source else 'a signature'}, in mode {mode!r},"
+        )
+        try:
+            isolated.run(_WORKER, request, what=what, timeout=timeout, max_memory=max_memory)
+        except ModelError as error:
+            raise ConversionError(str(error)) from error
+        with open(output, "rb") as file:
             return file.read()
 
 
-def _run(request: Request) -> None:
-    command = [sys.executable, "-m", "tfx_compression.models.convert_worker", json.dumps(dataclasses.asdict(request))]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise ConversionError(
-            f"TensorFlow's converter hung in mode {request.mode!r}: no result in {error.timeout:.0f} s."
-        ) from error
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        raise ConversionError(
-            f"TensorFlow's converter crashed in mode {request.mode!r} ({name}). Its last words: {_tail(done.stderr)}"
-        )
-    if done.returncode:
-        raise ConversionError(
-            f"TensorFlow's converter refused the model in mode {request.mode!r}: {_tail(done.stderr)}"
-        )
-    sys.stderr.write(done.stderr)
+def _told(rows: Iterator[Any]) -> Iterator[Any]:
+    isolated.step("calibrating")
+    yield from rows
+    isolated.step("quantizing")
 
 
-def _tail(output: str) -> str:
-    lines = [line for line in output.strip().splitlines() if line.strip()]
-    return " ".join(lines[-3:])[-1500:] or "nothing"
+def _rows(
+    inputs: Mapping[str, Mapping[str, tf.TensorSpec]], columns: Mapping[str, np.ndarray], options: Options
+) -> Iterator[Any]:
+    """What the converter calibrates on: batches of one signature by input, of several with the signature's name."""
+    if not columns:
+        raise ModelError(
+            f"Mode {options.mode!r} measures activation ranges on rows, and got none. Remedy: give it some, or choose "
+            "mode 'dynamic' or 'float16'."
+        )
+    for signature, specs in inputs.items():
+        model = f"signature {signature!r}"
+        fitted = {name: _fitted(name, columns, spec, model) for name, spec in specs.items()}
+        lengths = {len(values) for values in fitted.values()}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ModelError(f"The inputs of {model} have {sorted(lengths)} rows; as many each, and one at least.")
+        (length,) = lengths
+        size = max([spec.shape[0] or 1 for spec in specs.values() if spec.shape.rank], default=1)
+        for start in range(0, length, size):
+            places = np.arange(start, start + size) % length  # the last batch is filled up from the front
+            batch = {name: values[places] for name, values in fitted.items()}
+            yield batch if len(inputs) == 1 else (signature, batch)
+
+
+def _fitted(name: str, columns: Mapping[str, np.ndarray], spec: tf.TensorSpec, model: str) -> np.ndarray:
+    if spec.dtype == tf.string:
+        raise ModelError(
+            f"The {model} takes strings, {name!r}, which can't be calibrated on. Remedy: look them up before the "
+            "model, or choose mode 'dynamic'."
+        )
+    shape = [-1 if size is None else size for size in spec.shape] if spec.shape.rank else [-1]
+    return fit(name, columns, shape, False, model).astype(spec.dtype.as_numpy_dtype)
+
+
+class _SavedModel:
+    """The graph of a SavedModel as it is written, without loading it: a second or more on large ones."""
+
+    def __init__(self, path: str):
+        self.path = path
+        stored = saved_model_pb2.SavedModel()
+        try:
+            with tf.io.gfile.GFile(os.path.join(path, "saved_model.pb"), "rb") as file:
+                stored.ParseFromString(file.read())
+        except tf.errors.NotFoundError as error:
+            raise ModelError(f"There is no SavedModel in {path}: it has no saved_model.pb.") from error
+        self._graph = stored.meta_graphs[0]
+
+    def inputs(self, signature: str) -> dict[str, tf.TensorSpec]:
+        return {
+            name: tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.dtypes.as_dtype(info.dtype), name=name)
+            for name, info in self._signature(signature).inputs.items()
+        }
+
+    def is_quantization_aware(self, signatures: Sequence[str]) -> bool:
+        library = {function.signature.name: function for function in self._graph.graph_def.library.function}
+        outputs = {info.name for name in signatures for info in self._signature(name).outputs.values()}
+        places = sorted({output.split(":")[0] for output in outputs})
+        todo = list(tf.compat.v1.graph_util.extract_sub_graph(self._graph.graph_def, places).node)
+        seen: set[str] = set()
+        while todo:
+            node = todo.pop()
+            if _FAKE_QUANTIZATION.fullmatch(node.op):
+                return True
+            called = {value.func.name for value in node.attr.values() if value.HasField("func")}
+            called |= {function.name for value in node.attr.values() for function in value.list.func}
+            for name in (called & library.keys()) - seen:
+                seen.add(name)
+                todo.extend(library[name].node_def)
+        return False
+
+    def _signature(self, name: str) -> Any:
+        found = self._graph.signature_def
+        if name not in found:
+            there = ", ".join(sorted(key for key in found if not key.startswith("__"))) or "none"
+            raise ModelError(f"The SavedModel in {self.path} has no signature {name!r}, only: {there}.")
+        return found[name]
+
+
+def _explained(saved_model: str, options: Options, words: str) -> ConversionError:
+    """What the converter said, with the operators that it lacks in front."""
+    lacks = f"The model in {saved_model} can't be converted in mode {options.mode!r}: "
+    listed = re.findall(r"(?:TF Select|Flex) ops: (.+)", words)
+    custom = re.findall(r"Custom ops: (.+)", words)
+    if listed and not options.select_tf_ops:
+        return ConversionError(
+            f"{lacks}TFLite has no operator for TensorFlow's {listed[0].strip()}. Remedy: select_tf_ops=True, which "
+            "takes TensorFlow's own; the device then needs the Flex delegate, of several megabytes, and runs them on "
+            "the CPU only. Or do it outside of the model."
+        )
+    if custom:
+        return ConversionError(
+            f"{lacks}neither TFLite nor its Flex delegate has {custom[0].strip()}. Remedy: do it outside of the model."
+        )
+    if options.mode == "int16x8" and not options.per_channel:
+        lacks += "TensorFlow has no depthwise convolutions with one scale in it. Remedy: per_channel=True. It said: "
+    return ConversionError(lacks + " ".join(line.strip() for line in words.splitlines() if line.strip())[:1500])

@@ -1,10 +1,8 @@
-"""tf.Examples in TFRecord files: what is in them, as a tf.data pipeline or a sample of rows."""
+"""tf.Examples in TFRecord files: what is in them, as a tf.data pipeline."""
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 from tensorflow_metadata.proto.v0 import schema_pb2
 
@@ -174,49 +172,3 @@ def serialized_and_labels(
     if shuffle:
         rows = rows.shuffle(10_000, seed)
     return rows.batch(batch_size).map(split)
-
-
-def sample(
-    files: Sequence[str], features: Mapping[str, tf.TensorSpec], rows: int, seed: int
-) -> list[dict[str, np.ndarray]]:
-    """`rows` rows drawn from all of `files` with equal chance (reservoir sampling), as `{feature: [1, …] array}`.
-
-    Fewer where there are fewer. Only the rows that were drawn are parsed, so memory does not grow with the data.
-
-    Raises:
-      ExamplesError: where a row lacks a feature.
-    """
-    chosen = list(_reservoir(records(files).as_numpy_iterator(), rows, random.Random(seed)))
-    spec = {
-        name: tf.io.FixedLenFeature(tensor.shape[1:], _example_dtype(tensor.dtype)) for name, tensor in features.items()
-    }
-    parsed = []
-    for row in chosen:
-        try:
-            values = tf.io.parse_example([row], spec)
-        except tf.errors.InvalidArgumentError as error:
-            raise ExamplesError(f"A tf.Example lacks what the model takes: {error.message}") from error
-        parsed.append(
-            {name: value.numpy().astype(features[name].dtype.as_numpy_dtype) for name, value in values.items()}
-        )
-    return parsed
-
-
-def _reservoir(rows: Iterator[bytes], size: int, generator: random.Random) -> list[bytes]:
-    """Algorithm R (Vitter 1985): each row of the stream is in the result with the same probability."""
-    kept: list[bytes] = []
-    for seen, row in enumerate(rows):
-        if seen < size:
-            kept.append(row)
-        else:
-            place = generator.randrange(seen + 1)
-            if place < size:
-                kept[place] = row
-    return kept
-
-
-def _example_dtype(dtype: tf.DType) -> tf.DType:
-    """The dtype that a tf.Example stores such a tensor as."""
-    if dtype.is_integer or dtype.is_bool:
-        return tf.int64
-    return tf.string if dtype == tf.string else tf.float32

@@ -13,6 +13,7 @@ import numpy as np
 from tfx_compression.models.errors import ModelError
 
 SIGNATURE = "serving_default"
+_SUB_BYTE = (17, 19)  # INT4 and INT2 of the TFLite schema; the second is newer than TensorFlow 2.16's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +239,7 @@ def _require_every_row(name: str, values: Any) -> np.ndarray:
 
 def _load(content: bytes, num_threads: int, reference_kernels: bool) -> tuple[Any, str]:
     """The interpreter and its name. Only TensorFlow's has TensorFlow's own operators."""
-    if re.search(rb"Flex[A-Z]", content):
+    if re.search(rb"Flex[A-Z]", content) and _needs_tensorflow(content):
         import tensorflow as tf
 
         resolvers: Any = tf.lite.experimental.OpResolverType
@@ -252,6 +253,22 @@ def _load(content: bytes, num_threads: int, reference_kernels: bool) -> tuple[An
         library, interpreter = f"LiteRT {importlib.metadata.version('ai-edge-litert')}", litert.Interpreter
     kind = resolvers.BUILTIN_REF if reference_kernels else resolvers.AUTO
     return interpreter(model_content=content, num_threads=num_threads, experimental_op_resolver_type=kind), library
+
+
+def _needs_tensorflow(content: bytes) -> bool:
+    """Whether there are TensorFlow's own operators; an error beside sub-byte weights, which it gets wrong."""
+    from tfx_compression.models.tflite import parse
+
+    model = parse(content)
+    flex = [code.customCode.decode() for code in model.operatorCodes if (code.customCode or b"").startswith(b"Flex")]
+    packed = [tensor for graph in model.subgraphs for tensor in graph.tensors if tensor.type in _SUB_BYTE]
+    if flex and packed:
+        raise ModelError(
+            f"The TFLite model has weights of less than a byte ({packed[0].name.decode()!r}), which LiteRT runs, and "
+            f"TensorFlow's own operators ({', '.join(sorted(flex))}), which only TensorFlow's interpreter runs, and "
+            "that computes such weights wrong. Remedy: mode='int8', or a model that needs no select_tf_ops."
+        )
+    return bool(flex)
 
 
 def _signature(signatures: Sequence[str]) -> str | None:

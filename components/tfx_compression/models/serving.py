@@ -1,19 +1,38 @@
 """The tensors behind a serving signature: a SavedModel that takes tf.Examples, made to take their features.
 
-TFLite can't parse tf.Examples, so what is converted is the signature's own graph, cut where the parsing ends. Whatever
-comes after it, a Transform layer included, is thus exactly what is served.
+TFLite can't parse tf.Examples, so what is converted is the signature's own graph, cut where the parsing ends, or where
+its Transform layer ends. Whatever comes after it is thus exactly what is served.
 """
 
 import dataclasses
+import functools
 import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from tfx_compression.models import transform_cut
 from tfx_compression.models.errors import ModelError
+from tfx_compression.models.transform_cut import Frozen, Places
 
 SIGNATURE = "serving_default"
+Columns = Mapping[str, np.ndarray]
+Front = Callable[[Columns], dict[str, np.ndarray]]
+Specs = dict[str, tf.TensorSpec]
+
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")  # TensorFlow's rule
+_LOWERED = ("Enter", "Switch", "Merge", "NextIteration", "Exit")  # loops and branches of TensorFlow 1
+# Those that TFLite has for strings, or that the converter takes away.
+_STRING_OPS = ("Identity", "Const", "Placeholder", "Equal", "NotEqual", "GatherV2", "Reshape", "Squeeze", "ExpandDims")
+_ROWS = 8
+_TOLERANCE = 1e-5
+
+
+class _UnusableError(ModelError):
+    """A signature that TFLite can't have, though another one of the SavedModel may do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,105 +44,497 @@ class FeatureSignature:
       outputs: the names of what it returns, in order.
       parses_examples: whether the SavedModel's signature takes serialized tf.Examples.
       function: the features, in order, to a dict of outputs.
+      parsed: what is read of a tf.Example (or taken by the SavedModel's signature) to make the features.
+      front: from columns of those, [rows, …], to columns of the features; nothing happens in it unless Transform stays
+        outside.
+      needs_select_tf_ops: why TFLite's own operators can't do it, with the operators, what they work on, and the
+        remedy; empty where nothing is known that they can't.
+      notes: which signature was taken in the place of the one that was asked for, and why.
     """
 
     features: dict[str, tf.TensorSpec]
     outputs: tuple[str, ...]
     parses_examples: bool
     function: tf.types.experimental.GenericFunction
+    parsed: dict[str, tf.TensorSpec]
+    front: Front
+    needs_select_tf_ops: str = ""
+    notes: tuple[str, ...] = ()
 
     def save(self, path: str) -> None:
         """Writes a SavedModel whose `serving_default` takes the features by name."""
-        module = tf.Module()
-        concrete = self.function.get_concrete_function()
-        module.serve = concrete
-        tf.saved_model.save(module, path, signatures={SIGNATURE: concrete})
+        save_signatures({SIGNATURE: self}, path)
 
 
-def feature_signature(path: str) -> FeatureSignature:
-    """The `serving_default` of the SavedModel in `path`, as a function of features.
+def save_signatures(signatures: Mapping[str, FeatureSignature], path: str) -> None:
+    """Writes a SavedModel with several signatures, by name; each takes its features by name."""
+    concrete = {name: signature.function.get_concrete_function() for name, signature in signatures.items()}
+    module = tf.Module()
+    module.served = list(concrete.values())
+    tf.saved_model.save(module, path, signatures=concrete)
+
+
+def feature_signature(
+    path: str,
+    name: str = SIGNATURE,
+    *,
+    batch_size: int | None = None,
+    transform: Literal["inside", "outside"] = "inside",
+) -> FeatureSignature:
+    """A signature of the SavedModel in `path`, as a function of features.
+
+    Where it can't be one, because of how it parses its tf.Examples or because it looks up a vocabulary, the only other
+    signature that takes tensors and returns the same outputs is taken in its place; `notes` say so.
+
+    Args:
+      path: of the SavedModel.
+      name: of the signature.
+      batch_size: rows that it takes at once, no more and no less; None is any number.
+      transform: `inside`, the features are what is parsed; `outside`, they are what Transform's layer makes of it
+        (`tft_layer`, by TFX's convention, or the signature `transform_features`). That the two parts together give the
+        signature's answers is tried on made rows.
 
     Raises:
-      ModelError: where there is no such signature, or a feature of it has no fixed shape.
+      ModelError: where there is no such signature, a feature of it has no fixed shape, it looks up a table inside, or
+        there is no Transform layer to leave outside.
     """
     loaded = tf.saved_model.load(path)
-    if SIGNATURE not in loaded.signatures:
+    if name not in loaded.signatures:
         raise ModelError(
-            f"The SavedModel in {path} has no signature {SIGNATURE!r}, only: {', '.join(loaded.signatures) or 'none'}. "
-            f"Remedy: save it with signatures={{{SIGNATURE!r}: …}}."
+            f"The SavedModel in {path} has no signature {name!r}, only: {', '.join(loaded.signatures) or 'none'}. "
+            f"Remedy: save it with signatures={{{name!r}: …}}."
         )
-    signature = loaded.signatures[SIGNATURE]
-    frozen = convert_variables_to_constants_v2(signature)
-    # A frozen function returns a flat list, in the order of the signature's sorted names.
-    outputs = tuple(sorted(signature.structured_outputs))
-    graph_def = frozen.graph.as_graph_def()
-    fetches = [tensor.name for tensor in frozen.outputs]
-    needed = tf.compat.v1.graph_util.extract_sub_graph(graph_def, [tensor.op.name for tensor in frozen.outputs])
-    parsed = _parsed_features(path, frozen.graph, {node.name for node in needed.node})
-    parses_examples = bool(parsed)
-    if not parses_examples:
-        arguments = sorted(signature.structured_input_signature[1])
-        parsed = {name: [tensor] for name, tensor in zip(arguments, frozen.inputs)}  # noqa: B905 - tables come after
-    if any(place.dtype == tf.resource for places in parsed.values() for place in places) or len(frozen.inputs) > len(
-        signature.structured_input_signature[1]
-    ):
-        raise ModelError(
-            f"The model in {path} looks up a table (a vocabulary), which TFLite can't. Remedy: let the device look it "
-            "up, and serve the network on what comes out."
-        )
-    features = {name: tf.TensorSpec(places[0].shape, places[0].dtype, name=name) for name, places in parsed.items()}
-    unusable = [name for name in features if not _TENSOR_NAME.fullmatch(name) or name == "self"]
-    if unusable:
-        raise ModelError(
-            f"The model in {path} reads features whose names no TensorFlow signature can have: {unusable}. "
-            "Remedy: rename them: letters, digits, '_', '.', '-' and '/', and not 'self'."
-        )
-
-    def serve(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
-        fed = {place.name: tensor for places, tensor in zip(parsed.values(), tensors, strict=True) for place in places}
-        results = tf.graph_util.import_graph_def(graph_def, input_map=fed, return_elements=fetches, name="")
-        return dict(zip(outputs, results, strict=True))
-
-    function = tf.function(serve, input_signature=list(features.values()))
-    return FeatureSignature(features, outputs, parses_examples, function)
-
-
-def _parsed_features(path: str, graph: tf.Graph, needed: set[str]) -> dict[str, list[tf.Tensor]]:
-    """The dense tensors that come out of the graph's tf.Example parsing and are used, by feature name.
-
-    A feature that is parsed in several places has several.
-    """
-    found: dict[str, list[tf.Tensor]] = {}
-    variable: list[str] = []
-    for parse in graph.get_operations():
-        if parse.name not in needed or not parse.type.startswith("Parse"):
-            continue
-        if parse.type != "ParseExampleV2" or parse.inputs[0].shape.rank == 0:
+    try:
+        signature = _Signature(path, loaded, name)
+        return signature.inside(batch_size) if transform == "inside" else signature.outside(batch_size)
+    except _UnusableError as error:
+        if transform == "outside":
+            raise
+        others = list(_with_same_outputs(path, loaded, name, batch_size))
+        if len(others) > 1:
             raise ModelError(
-                f"The model in {path} parses its examples by {parse.type}, which can't be cut out of it. "
-                "Remedy: tf.io.parse_example in the serving signature, on serialized tf.Examples."
+                f"{error} The signatures {', '.join(other for other, _ in others)} could take its place: name one of "
+                "them."
+            ) from error
+        if not others:
+            raise
+        ((other, found),) = others
+        why = str(error).partition(" Remedy: ")[0]
+        return dataclasses.replace(found, notes=(f"The signature {other!r} was taken in the place of {name!r}. {why}",))
+
+
+def _with_same_outputs(
+    path: str, loaded: Any, name: str, batch_size: int | None
+) -> Iterator[tuple[str, FeatureSignature]]:
+    """The other signatures that take tensors and return outputs of the same names, types and shapes."""
+
+    def described(signature: str) -> dict[str, tuple[tf.DType, list[int | None] | None]]:
+        specs = loaded.signatures[signature].structured_outputs
+        return {key: (spec.dtype, spec.shape[1:] if spec.shape.rank else None) for key, spec in specs.items()}
+
+    wanted = described(name)
+    for other in sorted(set(loaded.signatures) - {name}):
+        found = described(other)
+        if found.keys() != wanted.keys() or not all(_alike(found[key], wanted[key]) for key in wanted):
+            continue
+        try:
+            signature = _Signature(path, loaded, other).inside(batch_size)
+        except _UnusableError:
+            continue
+        if not signature.parses_examples:
+            yield other, signature
+
+
+def _alike(found: tuple[tf.DType, Any], wanted: tuple[tf.DType, Any]) -> bool:
+    shapes = [tf.TensorShape(shape) for _, shape in (found, wanted)]
+    return found[0] == wanted[0] and shapes[0].is_compatible_with(shapes[1])
+
+
+class _Signature:
+    """A signature of a loaded SavedModel, opened."""
+
+    def __init__(self, path: str, loaded: Any, name: str) -> None:
+        self.place = f"The signature {name!r} of {path}"
+        self.loaded = loaded  # its tables live as long as it does
+        self.signature = loaded.signatures[name]
+        self.frozen = _freeze(self.signature)
+        # A frozen function returns a flat list, in the order of the signature's sorted names.
+        self.outputs = dict(zip(sorted(self.signature.structured_outputs), self.frozen.outputs, strict=True))
+        self.arguments = sorted(self.signature.structured_input_signature[1])
+        parsed = _parsed(self.place, self.frozen)
+        self.parses_examples = bool(parsed)
+        self.raw = parsed or {name: [[tensor]] for name, tensor in zip(self.arguments, self.frozen.inputs, strict=True)}
+
+    def inside(self, batch_size: int | None) -> FeatureSignature:
+        """The part behind the parsing."""
+        used = _met(self.raw, self.outputs.values(), _names(self.raw)) if self.parses_examples else self.raw
+        features = self._features(used)
+        return self._signature(used, features, batch_size, features, dict)
+
+    def outside(self, batch_size: int | None) -> FeatureSignature:
+        """The part behind Transform."""
+        made = self._cut_of_transform()
+        ends = _names(made) | _names(self.raw)
+        transformed = _met(made, self.outputs.values(), ends)
+        around = {
+            name: places
+            for name, places in _met(self.raw, self.outputs.values(), ends).items()
+            if not _names({name: places}) & _names(made)
+        }
+        if twice := sorted(transformed.keys() & around.keys()):
+            raise ModelError(
+                f"{self.place} takes {', '.join(twice)} both as parsed and as transformed, which one name can't be. "
+                "Remedy: another name in the preprocessing_fn (x_xf)."
+            )
+        used = transformed | around
+        features = self._features(used)
+        fetched = {name: places[0][0] for name, places in used.items()}
+        before = _met(self.raw, fetched.values(), _names(self.raw))
+        parsed = self._features(before)
+        front = functools.partial(self._called, self._function(parsed, before, fetched), parsed)
+        self._prove(front, parsed, self._function(features, used, self.outputs), features)
+        return self._signature(used, features, batch_size, parsed, front)
+
+    def _signature(
+        self, used: Places, features: Specs, batch_size: int | None, parsed: Specs, front: Front
+    ) -> FeatureSignature:
+        ops = _behind(self.outputs.values(), _names(used))[0]
+        self._refuse_tables(ops)
+        sized = _sized(self.place, features, batch_size)
+        return FeatureSignature(
+            features=sized,
+            outputs=tuple(self.outputs),
+            parses_examples=self.parses_examples,
+            function=self._function(sized, used, self.outputs),
+            parsed=parsed,
+            front=front,
+            needs_select_tf_ops=self._on_strings(ops),
+        )
+
+    def _cut_of_transform(self) -> Places:
+        """Where each feature that Transform makes is in the graph, by name.
+
+        Of several Transform layers the one counts behind which the fewest parsed features are needed.
+        """
+        outputs, raw = self.outputs.values(), _names(self.raw)
+        found = list(transform_cut.places(self.loaded, self.frozen, self.raw, _freeze, self._parsed))
+        if not found:
+            raise ModelError(
+                f"{self.place} has no Transform layer to leave outside: nothing hangs on the SavedModel as "
+                f"{transform_cut.TRANSFORM_LAYER!r}, nor is there a signature {transform_cut.TRANSFORM_SIGNATURE!r}. "
+                'Remedy: transform="inside", or model.tft_layer = tf_transform_output.transform_features_layer() in '
+                "Trainer before it saves."
             )
 
-        def used(tensor: tf.Tensor) -> bool:
-            return any(consumer.name in needed for consumer in tensor.consumers())
+        def remaining(made: Places) -> int:
+            return len(_behind(outputs, _names(made) | raw)[1] - _names(made))
 
-        sparse_keys, dense_keys, ragged_keys = (
-            [key.decode() for key in tf.get_static_value(tensor)] for tensor in parse.inputs[2:5]
+        best = min(found, key=remaining)
+        if not _met(best, outputs, _names(best) | raw):
+            raise ModelError(
+                f"{self.place} uses nothing that the SavedModel's Transform layer makes. "
+                'Remedy: transform="inside", or the tft_layer that the signature calls.'
+            )
+        return best
+
+    def _parsed(self, frozen: Frozen) -> Places:
+        return _parsed(self.place, frozen)
+
+    @functools.cached_property
+    def _transform_ops(self) -> set[str]:
+        """The names of the operations that belong to Transform; none where there is no such layer."""
+        try:
+            made = self._cut_of_transform()
+        except ModelError:
+            return set()
+        ends = [part for places in made.values() for parts in places for part in parts]
+        return {op.name for op in _behind(ends, _names(self.raw))[0]}
+
+    def _features(self, used: Places) -> Specs:
+        """What tensors of the graph are as arguments."""
+        variable = [
+            name
+            for name, places in used.items()
+            if any(len(parts) > 1 or not _is_fixed(parts[0]) for parts in places) and used is not self.raw
+        ]
+        if variable:
+            raise _UnusableError(
+                f"{self.place} reads features of no fixed shape: {', '.join(variable)}. TFLite needs dense "
+                "tensors. Remedy: give them a shape in the schema (SchemaGen(infer_feature_shape=True), or "
+                "tf.io.FixedLenFeature in the serving signature)."
+            )
+        unusable = [name for name in used if not _TENSOR_NAME.fullmatch(name) or name == "self"]
+        if unusable:
+            raise ModelError(
+                f"{self.place} reads features whose names no TensorFlow signature can have: {unusable}. "
+                "Remedy: rename them: letters, digits, '_', '.', '-' and '/', and not 'self'."
+            )
+        tensors = {name: places[0][0] for name, places in used.items()}
+        return {name: tf.TensorSpec(tensor.shape, tensor.dtype, name=name) for name, tensor in tensors.items()}
+
+    def _refuse_tables(self, ops: list[tf.Operation]) -> None:
+        looking_up = [
+            op
+            for op in ops
+            if op.type != "Identity" and any(_source(tensor).op.name in self.frozen.captured for tensor in op.inputs)
+        ]
+        if looking_up:
+            raise _UnusableError(
+                f"{self.place} looks up a table (a vocabulary), which TFLite can't: {self._named(looking_up)}. "
+                f"{self._remedy(looking_up)}"
+            )
+
+    def _on_strings(self, ops: list[tf.Operation]) -> str:
+        """What operators that TFLite has not do to strings, and what to do about it."""
+        found = [
+            op
+            for op in ops
+            if op.type not in _STRING_OPS and any(tensor.dtype == tf.string for tensor in (*op.inputs, *op.outputs))
+        ]
+        if not found:
+            return ""
+        return (
+            f"{self.place} works on strings by operators that TFLite has not: {self._named(found)}. "
+            f"{self._remedy(found)}"
         )
+
+    def _named(self, ops: list[tf.Operation]) -> str:
+        """Operations in words, with the layer that they belong to and the features that they depend on."""
+        words = []
+        for op in ops:
+            features = ", ".join(sorted(_met(self.raw, op.inputs, _names(self.raw)))) or "no feature"
+            layer = " in the Transform layer" if op.name in self._transform_ops else ""
+            words.append(f"{op.type}{layer} (of {features})")
+        return ", ".join(dict.fromkeys(words))
+
+    def _remedy(self, ops: list[tf.Operation]) -> str:
+        if any(op.name in self._transform_ops for op in ops):
+            return (
+                'Remedy: transform="outside", and the device does what Transform does before the model; or a '
+                "preprocessing_fn without it (categories that are whole numbers in the examples)."
+            )
+        return "Remedy: let the device do it before the model, and serve the network on what comes out."
+
+    def _function(self, specs: Specs, fed: Places, fetched: Mapping[str, tf.Tensor]) -> Any:
+        """The part of the graph between two rows of tensors: from `specs`, in order, to a dict of what is fetched."""
+        definition = self.frozen.graph.as_graph_def()
+        _drop_order(definition)
+        wanted = [tensor.name for tensor in fetched.values()]
+        with tf.Graph().as_default() as graph:
+            places = {
+                name: tf.compat.v1.placeholder(spec.dtype, spec.shape, f"fed/{index}")
+                for index, (name, spec) in enumerate(specs.items())
+            }
+            given = {parts[0].name: places[name] for name in specs for parts in fed[name]}
+            imported = tf.graph_util.import_graph_def(definition, given, wanted, name="")
+            ends = [given.get(name, tensor) for name, tensor in zip(wanted, imported, strict=True)]
+        needed = tf.compat.v1.graph_util.extract_sub_graph(graph.as_graph_def(), [end.op.name for end in ends])
+        nodes = {node.name for node in needed.node}
+        tables = {name: handle for name, handle in self.frozen.captured.items() if name in nodes}
+
+        def serve(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+            inputs = {place.name: tensor for place, tensor in zip(places.values(), tensors, strict=True)}
+            handles = {f"{name}:0": tf.identity(handle) for name, handle in tables.items()}
+            used = {name: tensor for name, tensor in (inputs | handles).items() if name.split(":")[0] in nodes}
+            results = tf.graph_util.import_graph_def(needed, used, [end.name for end in ends], name="")
+            return {
+                name: inputs.get(end.name, result) for name, end, result in zip(fetched, ends, results, strict=True)
+            }
+
+        return tf.function(serve, input_signature=list(specs.values()))
+
+    def _called(self, function: Any, specs: Specs, columns: Columns) -> dict[str, np.ndarray]:
+        feeds = [tf.constant(columns[name], spec.dtype) for name, spec in specs.items()]
+        return {name: value.numpy() for name, value in function(*feeds).items()}
+
+    def _prove(self, front: Front, parsed: Specs, network: Any, features: Specs) -> None:
+        """Compares the two parts, one after the other, with the signature itself, on made rows.
+
+        Raises:
+          ModelError: where an output is another one, or the signature doesn't answer.
+        """
+        taken = self.signature.structured_input_signature[1]
+        rows = next((spec.shape[0] for spec in taken.values() if spec.shape.rank), None) or _ROWS
+        every = _dense(self.frozen) if self.parses_examples else taken
+        columns = {name: _drawn(spec, rows, seed) for seed, (name, spec) in enumerate(every.items())}
+        given = {argument: _serialized(columns) for argument in taken} if self.parses_examples else columns
+        try:
+            expected = self.signature(**{name: tf.constant(value, taken[name].dtype) for name, value in given.items()})
+        except tf.errors.OpError as error:
+            raise ModelError(
+                f"{self.place} doesn't answer made rows, so that Transform can't be proven to be left outside: "
+                f'{error.message} Remedy: transform="inside".'
+            ) from error
+        found = self._called(network, features, front({name: columns[name] for name in parsed}))
+        for name, value in expected.items():
+            if not _same(found[name], value.numpy()):
+                raise ModelError(
+                    f"{self.place} can't be cut behind its Transform layer: of made rows its output {name!r} is then "
+                    'another one. Remedy: transform="inside".'
+                )
+
+
+def _freeze(function: Any) -> Frozen:
+    # Loops stay whole: TFLite has them as they are, and makes one operator of an LSTM.
+    frozen = convert_variables_to_constants_v2(function, lower_control_flow=False, aggressive_inlining=True)
+    handles = {internal.op.name: external for external, internal in function.graph.captures}
+    captured = {tensor.op.name: handles[tensor.op.name] for tensor in frozen.inputs if tensor.op.name in handles}
+    inputs = [tensor for tensor in frozen.inputs if tensor.op.name not in captured]
+    return Frozen(frozen.graph, inputs, list(frozen.outputs), captured)
+
+
+def _parsed(place: str, frozen: Frozen) -> Places:
+    """The tensors that come out of the graph's tf.Example parsing, by feature name.
+
+    A feature that is parsed in several places has several; each is one tensor, or several of a sparse or ragged one.
+    """
+    found: Places = {}
+    ops, _ = _behind(frozen.outputs, set())
+    parses = [op for op in ops if op.type.startswith("Parse")]
+    unknown = [op.type for op in parses if op.type != "ParseExampleV2" or op.inputs[0].shape.rank == 0]
+    unknown += [name for name in _called_operations(frozen, ops) if name.startswith("Parse")]
+    if unknown:
+        raise _UnusableError(
+            f"{place} parses its examples by {', '.join(dict.fromkeys(unknown))}, which can't be cut out of it. "
+            "Remedy: tf.io.parse_example in the serving signature, on serialized tf.Examples."
+        )
+    for parse in parses:
+        sparse, dense, ragged = _keys(parse)
         # In this order: indices, values and shapes of the sparse features, the dense ones, values and row splits of
         # the ragged ones.
-        keys = [*sparse_keys * 3, *dense_keys, *ragged_keys * 2]
-        for key, tensor in zip(keys, parse.outputs, strict=True):
-            if not used(tensor):
-                continue
-            if key in dense_keys and tensor.shape.rank and tensor.shape[1:].is_fully_defined():
-                found.setdefault(key, []).append(tensor)
-            elif key not in variable:
-                variable.append(key)
-    if variable:
-        raise ModelError(
-            f"The model in {path} reads features of no fixed shape: {', '.join(variable)}. TFLite needs dense "
-            "tensors. Remedy: give them a shape in the schema (SchemaGen(infer_feature_shape=True), or "
-            "tf.io.FixedLenFeature in the serving signature)."
-        )
+        parts = dict[str, list[tf.Tensor]]()
+        for key, tensor in zip([*sparse * 3, *dense, *ragged * 2], parse.outputs, strict=True):
+            parts.setdefault(key, []).append(tensor)
+        for key, tensors in parts.items():
+            found.setdefault(key, []).append(tensors)
     return found
+
+
+def _keys(parse: tf.Operation) -> Iterator[list[str]]:
+    """The names of a ParseExampleV2's sparse, dense and ragged features."""
+    return ([key.decode() for key in tf.get_static_value(tensor)] for tensor in parse.inputs[2:5])
+
+
+def _called_operations(frozen: Frozen, ops: list[tf.Operation]) -> Iterator[str]:
+    """The types of the operations in the functions that `ops` call: the bodies of loops and branches."""
+    library = {function.signature.name: function for function in frozen.graph.as_graph_def().library.function}
+    seen: set[str] = set()
+    nodes = [op.node_def for op in ops if library]
+    while nodes:
+        for value in nodes.pop().attr.values():
+            for name in {called.name for called in (value.func, *value.list.func)} & (library.keys() - seen):
+                seen.add(name)
+                nodes += library[name].node_def
+                yield from (node.op for node in library[name].node_def)
+
+
+def _behind(ends: Iterable[tf.Tensor], stops: set[str]) -> tuple[list[tf.Operation], set[str]]:
+    """The operations that tensors depend on, back to the tensors called `stops`; and which of those were met."""
+    ops: dict[str, tf.Operation] = {}
+    met: set[str] = set()
+    places = list(ends)
+    while places:
+        tensor = places.pop()
+        if tensor.name in stops:
+            met.add(tensor.name)
+        elif tensor.op.name not in ops:
+            ops[tensor.op.name] = tensor.op
+            places += tensor.op.inputs
+    return list(ops.values()), met
+
+
+def _names(places: Places) -> set[str]:
+    return {part.name for several in places.values() for parts in several for part in parts}
+
+
+def _met(places: Places, ends: Iterable[tf.Tensor], stops: set[str]) -> Places:
+    """Those of `places` that `ends` depend on, back to `stops`."""
+    met = _behind(ends, stops)[1]
+    return {name: several for name, several in places.items() if _names({name: several}) & met}
+
+
+def _source(tensor: tf.Tensor) -> tf.Tensor:
+    while tensor.op.type == "Identity":
+        tensor = tensor.op.inputs[0]
+    return tensor
+
+
+def _is_fixed(tensor: tf.Tensor) -> bool:
+    return bool(tensor.shape.rank and tensor.shape[1:].is_fully_defined())
+
+
+def _sized(place: str, features: Specs, batch_size: int | None) -> Specs:
+    """The features with a first dimension of `batch_size` rows."""
+    if batch_size is None:
+        return features
+    sized = {}
+    for name, spec in features.items():
+        if spec.shape.rank and spec.shape[0] not in (None, batch_size):
+            raise ModelError(
+                f"{place} takes {spec.shape[0]} rows of {name!r} at once, not batch_size={batch_size}. "
+                f"Remedy: batch_size={spec.shape[0]}, or a signature that takes any number."
+            )
+        shape = [batch_size, *spec.shape[1:]] if spec.shape.rank else spec.shape
+        sized[name] = tf.TensorSpec(shape, spec.dtype, name=name)
+    return sized
+
+
+def _drop_order(definition: Any) -> None:
+    """Takes away that operations wait for others whose result they don't take, such as assertions.
+
+    Not where loops are operations of their own (TensorFlow 1): there it says what is in the loop.
+    """
+    if not any(node.op in _LOWERED for node in definition.node):
+        for node in definition.node:
+            data = [name for name in node.input if not name.startswith("^")]
+            del node.input[:]
+            node.input.extend(data)
+
+
+def _dense(frozen: Frozen) -> Specs:
+    """The features that a tf.Example must have for the graph to parse it."""
+    found = {}
+    for parse in (op for op in frozen.graph.get_operations() if op.type == "ParseExampleV2"):
+        _, dense, _ = _keys(parse)
+        for key, dtype, shape in zip(dense, parse.get_attr("Tdense"), parse.get_attr("dense_shapes"), strict=True):
+            spec = tf.TensorSpec(tf.TensorShape([None]).concatenate(shape), dtype, name=key)
+            if spec.shape[1:].is_fully_defined():
+                found[key] = spec
+    return found
+
+
+def _drawn(spec: tf.TensorSpec, rows: int, seed: int) -> np.ndarray:
+    """Numbers around 0, of both signs, small and large; whole ones, and the digits of strings, 0 and 1."""
+    generator = np.random.default_rng(seed)
+    shape = [rows, *(size or 1 for size in spec.shape[1:])] if spec.shape.rank else []
+    if spec.dtype.is_floating:
+        sizes = np.resize([0.1, 1.0, 10.0], rows).reshape([-1, *[1] * (len(shape) - 1)]) if shape else 1.0
+        return np.asarray(generator.normal(size=shape) * sizes, spec.dtype.as_numpy_dtype)
+    whole = generator.integers(0, 2, shape)
+    return whole.astype(str).astype(object) if spec.dtype == tf.string else whole.astype(spec.dtype.as_numpy_dtype)
+
+
+def _serialized(columns: Columns) -> list[bytes]:
+    rows = []
+    for row in range(len(next(iter(columns.values())))):
+        example = tf.train.Example()
+        for name, values in columns.items():
+            feature, flat = example.features.feature[name], values[row].ravel() if values.ndim > 1 else values[row:][:1]
+            if values.dtype == object:
+                feature.bytes_list.value.extend(value.encode() for value in flat)
+            elif values.dtype.kind == "f":
+                feature.float_list.value.extend(flat)
+            else:
+                feature.int64_list.value.extend(flat)
+        rows.append(example.SerializeToString())
+    return rows
+
+
+def _same(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Equal but for rounding."""
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    if not np.issubdtype(expected.dtype, np.floating):
+        return bool((found == expected).all())
+    largest = np.abs(expected[np.isfinite(expected)]).max(initial=1.0)
+    return np.allclose(found, expected, 10 * _TOLERANCE, _TOLERANCE * largest, equal_nan=True)

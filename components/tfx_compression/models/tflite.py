@@ -51,6 +51,53 @@ _ALIGNMENT = 64  # bytes; TFLite's kDefaultTensorAlignment
 _FLOATS = (0, 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Operator:
+    """An operator of the main graph.
+
+    Attributes:
+      index: its place in the order in which they run.
+      op: `CONV_2D`, …; of a custom operator, the name that it was given.
+      layer: the name of the layer that it is from, as Keras has it as far as the converter kept it.
+      inputs, outputs: tensors of the graph; -1 is an optional input that is not there.
+    """
+
+    index: int
+    op: str
+    layer: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+def operators(model: Any) -> list[Operator]:
+    """The operators of the main graph of a parsed flatbuffer."""
+    graph = model.subgraphs[0]
+    return [
+        Operator(
+            index,
+            _op_name(model, operator.opcodeIndex),
+            layer_of(graph.tensors[operator.outputs[0]].name.decode()) if len(operator.outputs) else "",
+            tuple(int(place) for place in (operator.inputs if operator.inputs is not None else ())),
+            tuple(int(place) for place in (operator.outputs if operator.outputs is not None else ())),
+        )
+        for index, operator in enumerate(graph.operators)
+    ]
+
+
+def _op_name(model: Any, opcode: int) -> str:
+    custom = model.operatorCodes[opcode].customCode
+    return custom.decode() if custom else str(flatbuffer_utils.opcode_to_name(model, opcode))
+
+
+def layer_of(tensor: str) -> str:
+    """The layer that returns a tensor: `digits/conv_1/Relu;digits/conv_1/BiasAdd;…` is of `digits/conv_1`.
+
+    A tensor without scopes in its name is its own.
+    """
+    scopes = [part for part in tensor.split(";", maxsplit=1)[0].split("/") if "PartitionedCall" not in part]
+    return "/".join(scopes[:-1]) or tensor
+
+
 def contents(content: bytes) -> Contents:
     """Reads the operators and weights of a TFLite model without running it.
 
@@ -194,7 +241,6 @@ def _layer(graph: Any, weight: int) -> str:
     own = graph.tensors[weight].name.decode()
     if tensor == weight:
         return own
-    scopes = [
-        part for part in graph.tensors[tensor].name.decode().split(";")[0].split("/") if "PartitionedCall" not in part
-    ]
-    return "/".join(scopes[:-1]) or own
+    name = graph.tensors[tensor].name.decode()
+    layer = layer_of(name)
+    return layer if layer != name else own

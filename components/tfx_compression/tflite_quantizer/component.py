@@ -23,6 +23,7 @@ class TFLiteQuantizerSpec(ComponentSpec):
     INPUTS = {
         "model": ChannelParameter(type=standard_artifacts.Model),
         "examples": ChannelParameter(type=standard_artifacts.Examples, optional=True),
+        "schema": ChannelParameter(type=standard_artifacts.Schema, optional=True),
     }
     OUTPUTS = {"tflite_model": ChannelParameter(type=standard_artifacts.Model)}
 
@@ -30,9 +31,9 @@ class TFLiteQuantizerSpec(ComponentSpec):
 class TFLiteQuantizer(base_component.BaseComponent):
     """Converts a model to TFLite, quantized.
 
-    What is converted is the SavedModel's `serving_default`; where that takes serialized tf.Examples, what it does after
-    parsing them, so that a Transform layer in it becomes part of the TFLite model and the model's inputs are the raw
-    features, by name.
+    What is converted are signatures of the SavedModel; where one takes serialized tf.Examples, what it does after
+    parsing them, so that the model's inputs are features, by name. A Transform layer becomes part of the TFLite model,
+    or stays before it, by `config.transform`. A model that can't run on `config.target` is an error.
 
     ```python
     int8 = tfc.TFLiteQuantizer(
@@ -43,11 +44,14 @@ class TFLiteQuantizer(base_component.BaseComponent):
     ```
 
     Outputs:
-      tflite_model: a Model whose file is `Format-Serving/tflite`; `tflite.json` (operators, inputs, outputs) beside it.
+      tflite_model: a Model whose file is `Format-Serving/tflite`. Beside it `report.html` for people,
+        `quantization.json` (all of the report's figures), `tflite.json` (operators, inputs, outputs), `self_test.npz`
+        (rows, and what the model makes of them, for devices to compare with), and for microcontrollers `model.cc` and
+        `model.h`.
     """
 
     SPEC_CLASS = TFLiteQuantizerSpec
-    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(executor.Executor)
+    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(executor.Executor)
 
     def __init__(
         self,
@@ -62,8 +66,9 @@ class TFLiteQuantizer(base_component.BaseComponent):
 
         Args:
           model: a Model channel: a SavedModel.
-          examples: for `int8`, the rows to calibrate on: what the model's `serving_default` takes, so the ExampleGen's.
-          schema: not used: the model itself says which features it reads and their shape.
+          examples: for modes that are calibrated, rows to calibrate on: what the model's `serving_default` takes, so
+            the ExampleGen's.
+          schema: of the examples, for mode `auto` without `config.auto.label_key`: which feature is the label.
           config: the mode and how it is calibrated; the default otherwise.
           mode: overrides the configuration's, also at run time.
 
@@ -78,10 +83,16 @@ class TFLiteQuantizer(base_component.BaseComponent):
                 f"Quantization mode {chosen.mode!r} is calibrated on data. "
                 "Remedy: examples=example_gen.outputs['examples'], or mode 'dynamic' or 'float16'."
             )
+        if chosen.needs_labels and chosen.auto.label_key is None and schema is None:
+            raise ConfigError(
+                "Quantization mode 'auto' measures a metric against the labels. Remedy: auto.label_key, or "
+                "schema=schema_gen.outputs['schema'], or auto.metric='agreement'."
+            )
         super().__init__(
             TFLiteQuantizerSpec(
                 model=model,
                 examples=examples,
+                schema=schema,
                 tflite_model=types.Channel(type=standard_artifacts.Model),
                 code_version=declaration.code_version(__name__),
                 **properties,

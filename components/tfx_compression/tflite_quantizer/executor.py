@@ -1,22 +1,31 @@
-"""Runs the TFLiteQuantizer: reads the Model and calibration rows, converts, writes the TFLite model."""
+"""Runs the TFLiteQuantizer: reads the Model and the rows, converts, writes the TFLite model and its proof."""
 
 import json
+import logging
 import os
 from typing import Any
 
 import tensorflow as tf
 from tfx import types
-from tfx.dsl.components.base import base_executor
+from tfx.dsl.components.base import base_beam_executor
+from tfx.types import artifact_utils
 
-from tfx_compression.models import examples, serving, tflite
+from tfx_compression.models import examples, sampling, tflite
 from tfx_compression.models.compressed import write_text
 from tfx_compression.models.errors import ModelError
+from tfx_compression.tflite_quantizer import report, self_test
 from tfx_compression.tflite_quantizer.config import Quantization
-from tfx_compression.tflite_quantizer.quantization import Rows, quantize_signature
+from tfx_compression.tflite_quantizer.devices import c_array
+from tfx_compression.tflite_quantizer.quantization import Columns, Quantized, Rows, Specs, quantize_saved_model
 from tfx_compression.tfx_support import artifacts, inputs
 
+_log = logging.getLogger(__name__)
 
-class Executor(base_executor.BaseExecutor):
+RECORD_FILE = "quantization.json"
+SELF_TEST_FILE = "self_test.npz"
+
+
+class Executor(base_beam_executor.BaseBeamExecutor):
     """See the component."""
 
     def Do(
@@ -28,51 +37,114 @@ class Executor(base_executor.BaseExecutor):
         """Converts.
 
         Args:
-          input_dict: `model`, and for `int8` `examples`.
+          input_dict: `model`; `examples` for calibrated modes; `schema`, for the label of mode `auto`.
           output_dict: `tflite_model`.
           exec_properties: `config` (JSON), `mode` (overrides it).
         """
         model = artifacts.single(input_dict, "model")
         output = artifacts.single(output_dict, "tflite_model")
         config = Quantization.merged(exec_properties["config"], {"mode": exec_properties.get("mode")})
-        signature = serving.feature_signature(artifacts.model_path(model))
-        rows = self._calibration_rows(signature, config, input_dict)
-        quantized = quantize_signature(signature, config, rows)
+        read = None
+        if input_dict.get("examples"):
+
+            def read(specs: Specs) -> Rows:
+                return self._rows(specs, config, input_dict)
+
+        quantized = quantize_saved_model(artifacts.model_path(model), config, read)
+        page = report.render(quantized.record)
         folder = artifacts.model_path(output)
         tf.io.gfile.makedirs(folder)
         with tf.io.gfile.GFile(os.path.join(folder, tflite.FILE), "wb") as file:
             file.write(quantized.content)
+        self._write_proof(output.uri, quantized, page)
+        self._describe(output, model, quantized)
+        for warning in quantized.record.warnings:
+            _log.warning("TFLiteQuantizer: %s", warning)
+
+    def _write_proof(self, folder: str, quantized: Quantized, page: str) -> None:
+        record = quantized.record
+        write_text(os.path.join(folder, RECORD_FILE), record.model_dump_json(indent=1))
+        write_text(os.path.join(folder, artifacts.REPORT_FILE), page)
         details = {
             "inputs": [tensor.describe() for tensor in quantized.inputs.values()],
             "outputs": [tensor.describe() for tensor in quantized.outputs.values()],
-            "ops": quantized.contents.ops,
-            "float_ops": quantized.contents.float_ops,
+            "ops": record.ops,
+            "float_ops": record.float_ops,
             "calibration_rows": quantized.calibration_rows,
-            "tensorflow": tf.__version__,
+            "runtime": record.runtime,
+            "target": record.config.target,
+            "tensorflow": record.versions["tensorflow"],
         }
-        write_text(os.path.join(output.uri, "tflite.json"), json.dumps(details, indent=1))
-        weights = quantized.contents.weights.values()
+        write_text(os.path.join(folder, "tflite.json"), json.dumps(details, indent=1))
+        if quantized.self_test:
+            self_test.write(os.path.join(folder, SELF_TEST_FILE), quantized.self_test)
+        if record.config.target == "microcontroller":
+            for name, text in c_array.sources(quantized.content).items():
+                write_text(os.path.join(folder, name), text)
+
+    def _describe(self, output: types.Artifact, model: types.Artifact, quantized: Quantized) -> None:
+        record = quantized.record
+        chosen = record.auto
         artifacts.describe_model(
             output,
             model,
-            mode=config.mode,
-            sparsity=quantized.contents.sparsity,
-            parameters=sum(weight.size for weight in weights),
+            mode=record.config.mode,
+            target=record.config.target,
+            runtime=record.runtime,
+            bytes_zstd=record.bytes_zstd,
+            arena_bytes=record.arena_bytes,
+            sparsity=record.sparsity,
+            parameters=record.parameters,
             calibration_rows=quantized.calibration_rows,
-            float_ops=sum(quantized.contents.float_ops.values()),
+            float_ops=sum(record.float_ops.values()),
+            select_tf_ops=", ".join(record.select_tf_ops) or None,
+            metric=chosen.metric if chosen else None,
+            metric_drop=abs(chosen.value - chosen.baseline) if chosen else None,
         )
 
-    def _calibration_rows(
-        self, signature: serving.FeatureSignature, config: Quantization, input_dict: dict[str, list[types.Artifact]]
-    ) -> Rows | None:
-        examples_input = artifacts.optional(input_dict, "examples")
-        if not config.needs_data or examples_input is None:
-            return None
-        files = inputs.example_files(examples_input, config.calibration_split)
-        place = f"split {config.calibration_split!r} of {examples_input.uri}"
-        examples.require_rows(files, place)
+    def _rows(self, specs: Specs, config: Quantization, input_dict: dict[str, list[types.Artifact]]) -> Rows:
+        """Rows drawn from the examples, on Beam."""
+        examples_input = artifacts.single(input_dict, "examples")
+        calibration = config.calibration
+        drawn = self._sample(examples_input, specs, calibration.split, calibration.rows, config, stratify=True)
+        checked = None
+        if calibration.check_split in artifact_utils.decode_split_names(examples_input.split_names):
+            checked = self._sample(examples_input, specs, str(calibration.check_split), calibration.rows, config)
+        trial: Columns = {}
+        labels = None
+        if config.mode == "auto":
+            label = config.auto.label_key if config.needs_labels else None
+            if config.needs_labels and label is None:
+                label = examples.label_of(inputs.read_schema(input_dict), list(specs), None)
+            found = self._sample(examples_input, specs, config.auto.split, config.auto.rows, config, label=label)
+            trial, labels = found.columns, found.labels
+        return Rows(drawn.columns, checked.columns if checked else {}, trial, labels, drawn.strata)
+
+    def _sample(
+        self,
+        examples_input: types.Artifact,
+        specs: Specs,
+        split: str,
+        rows: int,
+        config: Quantization,
+        *,
+        label: str | None = None,
+        stratify: bool = False,
+    ) -> sampling.Sample:
+        found = inputs.example_files(examples_input, split)
+        place = f"split {split!r} of {examples_input.uri}"
+        examples.require_rows(found, place)
         try:
-            return examples.sample(files, signature.features, config.calibration_rows, config.seed)
+            return sampling.sample(
+                found,
+                specs,
+                rows,
+                config.calibration.seed,
+                stratify_by=config.calibration.stratify_by if stratify else None,
+                label=label,
+                pipeline=self._make_beam_pipeline,
+                temp=self._get_tmp_dir() or None,
+            )
         except examples.ExamplesError as error:
             raise ModelError(
                 f"{error} (in {place}). Remedy: give TFLiteQuantizer the examples that the model serves, "

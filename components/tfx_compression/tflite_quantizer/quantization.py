@@ -1,101 +1,248 @@
 """Conversion of a model to TFLite, without a pipeline."""
 
 import dataclasses
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tf_keras
 
-from tfx_compression.models import conversion, keras2, serving, tflite
+from tfx_compression.models import conversion, isolated, serving, sources, tflite
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.interpreter import Interpreter, Tensor
+from tfx_compression.models.serving import FeatureSignature
+from tfx_compression.tflite_quantizer import job
 from tfx_compression.tflite_quantizer.config import Quantization
+from tfx_compression.tflite_quantizer.record import Record
 
-Rows = Sequence[Mapping[str, np.ndarray]]
+Columns = Mapping[str, np.ndarray]
+Specs = Mapping[str, tf.TensorSpec]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What a conversion looks at; columns are [rows, …] values by feature, as the SavedModel's signature parses them.
+
+    Attributes:
+      calibration: activation ranges are measured on them.
+      check: are compared with those ranges.
+      trial, labels: mode `auto` measures its metric on them; labels are [rows].
+      strata: of the calibration rows, by value of the feature that was stratified by.
+    """
+
+    calibration: Columns = dataclasses.field(default_factory=dict)
+    check: Columns = dataclasses.field(default_factory=dict)
+    trial: Columns = dataclasses.field(default_factory=dict)
+    labels: np.ndarray | None = None
+    strata: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """A TFLite model and what is in it.
+    """A TFLite model and what is known of it.
 
     Attributes:
-      content: the flatbuffer.
-      inputs, outputs: by name, with dtype, shape, scale and zero point.
+      content: the file.
+      record: how it was made, and what is in it.
+      self_test: rows and what the model makes of them, as devices put them in and get them (`self_test.make`).
+      inputs, outputs: of `serving_default` or the only signature, by name.
       contents: operators and weights.
-      calibration_rows: how many rows the ranges were measured on.
     """
 
     content: bytes
+    record: Record
+    self_test: Mapping[str, np.ndarray]
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     contents: tflite.Contents
-    calibration_rows: int
+
+    @property
+    def calibration_rows(self) -> int:
+        """How many rows the ranges were measured on."""
+        return self.record.calibration.rows if self.record.calibration else 0
 
 
-def quantize(model: tf_keras.Model | str, config: Quantization, data: tf.data.Dataset | None = None) -> bytes:
+def quantize(model: Any, config: Quantization, data: tf.data.Dataset | None = None) -> bytes:
     """Converts a model to a TFLite flatbuffer, as `config` says.
 
     Args:
-      model: a Keras 2 model, or the path of a SavedModel or a Keras file. A SavedModel is converted by what its
-        `serving_default` does after parsing tf.Examples; a Keras model without signatures by its own inputs.
+      model: a Keras 2 or Keras 3 model, or the path of a SavedModel or a Keras file. A SavedModel is converted by what
+        its signatures do after parsing tf.Examples; a Keras model without signatures by its own inputs.
       config: the mode, and how it is calibrated.
-      data: for `int8`, batches of (features, label) or features, where features is a dict by input name or a tensor.
+      data: for the calibrated modes, batches of (features, label) or features, where features is a dict by input name
+        or a tensor. The first `config.calibration.rows` rows are calibrated on; mode `auto` tries on the
+        `config.auto.rows` rows behind them.
 
     Raises:
-      ModelError: where the converter can't, or `int8` has no data.
+      ModelError: where the model can't be converted, or a mode has no data.
+      ProcessError: where the converter crashes, hangs or needs too much memory.
     """
-    if isinstance(model, str) and tf.saved_model.contains_saved_model(model):
-        return quantize_signature(serving.feature_signature(model), config, data).content
-    keras = keras2.load(model) if isinstance(model, str) else model
     with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
-        keras2.save(keras, folder)
-        return quantize_signature(serving.feature_signature(folder), config, data).content
+        path = sources.saved_model_of(model, os.path.join(folder, "model"))
+        return quantize_saved_model(
+            path, config, None if data is None else lambda specs: _rows(data, specs, config)
+        ).content
 
 
-def quantize_signature(
-    signature: serving.FeatureSignature, config: Quantization, data: tf.data.Dataset | Rows | None = None
+def quantize_saved_model(path: str, config: Quantization, read: Callable[[Specs], Rows] | None = None) -> Quantized:
+    """Converts the signatures of the SavedModel in `path`.
+
+    Args:
+      path: of the SavedModel.
+      config: the mode, and how it is calibrated.
+      read: given what the signatures parse, by feature, returns the rows; called where the mode needs some.
+
+    Raises:
+      ModelError: where the model can't be converted, or a mode has no data.
+      ProcessError: where the converter crashes, hangs or needs too much memory.
+    """
+    signatures = {
+        name: serving.feature_signature(path, name, batch_size=config.batch_size, transform=config.transform)
+        for name in config.signatures
+    }
+    return quantize_signatures(signatures, config, read, path)
+
+
+def quantize_signatures(
+    signatures: Mapping[str, FeatureSignature],
+    config: Quantization,
+    read: Callable[[Specs], Rows] | None,
+    place: str,
 ) -> Quantized:
-    """Converts a signature; `data` as for `quantize`, or rows as `{feature: [1, …] array}`."""
-    rows: Rows = ()
-    if config.needs_data:
-        strings = [name for name, spec in signature.features.items() if spec.dtype == tf.string]
-        if strings:
-            raise ModelError(
-                f"Mode {config.mode!r} can't calibrate on the string features {', '.join(strings)}. Remedy: look them "
-                "up before the model, or choose mode 'dynamic'."
-            )
-        if data is None:
-            raise ModelError(
-                f"Quantization mode {config.mode!r} measures activation ranges on data and got none. "
-                "Remedy: pass examples (or data), or choose mode 'dynamic' or 'float16'."
-            )
-        rows = _rows(data, signature, config) if isinstance(data, tf.data.Dataset) else data
-    content = conversion.convert(signature, config.mode, config.io, rows)
+    """Converts signatures, by name; `place` is where they are from, in words."""
+    for signature in signatures.values():
+        if signature.needs_select_tf_ops and not config.select_tf_ops:
+            raise ModelError(signature.needs_select_tf_ops)
+    with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
+        saved_model = os.path.join(folder, job.SAVED_MODEL)
+        serving.save_signatures(signatures, saved_model)
+        rows = Rows()
+        if config.needs_data and not conversion.is_quantization_aware(saved_model, config.signatures):
+            rows = _behind(signatures, _required(signatures, config, read))
+        _write(folder, rows)
+        isolated.run(
+            job.__name__,
+            {"folder": folder, "config": config.to_json(), "strata": dict(rows.strata)},
+            what=f"The conversion of {place} in mode {config.mode!r}",
+            timeout=config.timeout_seconds,
+            max_memory=config.max_memory_bytes,
+        )
+        with open(os.path.join(folder, job.MODEL), "rb") as file:
+            content = file.read()
+        with open(os.path.join(folder, job.RECORD)) as text:
+            record = Record.merged(text.read(), {})
+        test = os.path.join(folder, job.SELF_TEST)
+        arrays: dict[str, np.ndarray] = {}
+        if os.path.exists(test):
+            with np.load(test, allow_pickle=False) as stored:
+                arrays = dict(stored)
+    notes = tuple(note for signature in signatures.values() for note in signature.notes)
     interpreter = Interpreter(content)
-    return Quantized(content, interpreter.inputs, interpreter.outputs, tflite.contents(content), len(rows))
+    record = record.model_copy(update={"notes": (*notes, *record.notes)})
+    return Quantized(content, record, arrays, interpreter.inputs, interpreter.outputs, tflite.contents(content))
 
 
-def _rows(data: tf.data.Dataset, signature: serving.FeatureSignature, config: Quantization) -> Rows:
-    """The first rows of `data`: which ones are drawn is the caller's choice, by shuffling it."""
-    rows = []
-    for batch in data.unbatch().take(config.calibration_rows).as_numpy_iterator():
-        features = batch[0] if isinstance(batch, tuple) else batch
-        if not isinstance(features, dict):
-            features = dict(zip(signature.features, [features], strict=True))
-        missing = [name for name in signature.features if name not in features]
+def parsed(signatures: Mapping[str, FeatureSignature]) -> dict[str, tf.TensorSpec]:
+    """What all signatures parse, by feature."""
+    found: dict[str, tf.TensorSpec] = {}
+    for signature in signatures.values():
+        for name, spec in signature.parsed.items():
+            if name in found and (found[name].dtype != spec.dtype or found[name].shape[1:] != spec.shape[1:]):
+                raise ModelError(f"Two signatures take {name!r} differently: {found[name]} and {spec}.")
+            found[name] = spec
+    return found
+
+
+def _required(
+    signatures: Mapping[str, FeatureSignature], config: Quantization, read: Callable[[Specs], Rows] | None
+) -> Rows:
+    strings = sorted(
+        {name for item in signatures.values() for name, spec in item.features.items() if spec.dtype == tf.string}
+    )
+    if strings:
+        raise ModelError(
+            f"Mode {config.mode!r} can't calibrate on the string features {', '.join(strings)}. Remedy: look them "
+            "up before the model, or choose mode 'dynamic'."
+        )
+    if read is None:
+        raise ModelError(
+            f"Quantization mode {config.mode!r} measures activation ranges on data and got none. "
+            "Remedy: pass examples (or data), or choose mode 'dynamic' or 'float16'."
+        )
+    return read(parsed(signatures))
+
+
+def _behind(signatures: Mapping[str, FeatureSignature], rows: Rows) -> Rows:
+    """The rows as the TFLite model takes them: behind Transform, where that stays outside."""
+
+    def front(columns: Columns) -> Columns:
+        if not columns:
+            return columns
+        return {
+            name: values
+            for signature in signatures.values()
+            for name, values in signature.front({key: columns[key] for key in signature.parsed}).items()
+        }
+
+    return dataclasses.replace(
+        rows, calibration=front(rows.calibration), check=front(rows.check), trial=front(rows.trial)
+    )
+
+
+def _write(folder: str, rows: Rows) -> None:
+    for name, columns in ((job.CALIBRATION, rows.calibration), (job.CHECK, rows.check), (job.TRIAL, rows.trial)):
+        if columns:
+            np.savez(
+                os.path.join(folder, name), **{f"feature/{key}": np.asarray(value) for key, value in columns.items()}
+            )
+    if rows.labels is not None:
+        np.save(os.path.join(folder, job.LABELS), rows.labels)
+
+
+def rows_of(data: tf.data.Dataset, config: Quantization) -> Callable[[Specs], Rows]:
+    """Reads the first rows of `data`, as `quantize` says: which ones are drawn is the caller's choice, by shuffling."""
+    return lambda specs: _rows(data, specs, config)
+
+
+def _rows(data: tf.data.Dataset, specs: Specs, config: Quantization) -> Rows:
+    count = config.calibration.rows
+    wanted = count + (config.auto.rows if config.mode == "auto" else 0)
+    features: dict[str, list[np.ndarray]] = {name: [] for name in specs}
+    labels = []
+    for row in data.unbatch().take(wanted).as_numpy_iterator():
+        values = row[0] if isinstance(row, tuple) else row
+        if isinstance(row, tuple) and len(row) > 1:
+            labels.append(row[1])
+        if not isinstance(values, dict):
+            values = dict(zip(specs, [values], strict=True))
+        missing = [name for name in specs if name not in values]
         if missing:
-            raise ModelError(f"The data lacks {', '.join(missing)}; it has: {', '.join(features) or 'nothing'}.")
-        rows.append({name: _row(name, features[name], spec) for name, spec in signature.features.items()})
-    if not rows:
+            raise ModelError(f"The data lacks {', '.join(missing)}; it has: {', '.join(values) or 'nothing'}.")
+        for name, spec in specs.items():
+            features[name].append(_value(name, values[name], spec))
+    columns = {name: np.stack(values) for name, values in features.items() if values}
+    if not columns:
         raise ModelError("The data to calibrate on is empty.")
-    return rows
+    trial = {name: values[count:] for name, values in columns.items()} if config.mode == "auto" else {}
+    read = len(next(iter(columns.values())))
+    if config.mode == "auto" and (read <= count or (config.needs_labels and len(labels) < read)):
+        raise ModelError(
+            f"Mode 'auto' calibrates on the first {count} rows of the data and tries on those behind them: of {read} "
+            f"rows {len(labels)} have a label. Remedy: more data of (features, label), fewer calibration.rows, or "
+            "auto.metric='agreement', which needs no labels."
+        )
+    return Rows(
+        calibration={name: values[:count] for name, values in columns.items()},
+        trial=trial,
+        labels=np.asarray(labels[count:]) if config.needs_labels else None,
+    )
 
 
-def _row(name: str, value: object, spec: tf.TensorSpec) -> np.ndarray:
-    """One row's value as the signature takes it, [1, …]."""
+def _value(name: str, value: Any, spec: tf.TensorSpec) -> np.ndarray:
+    """One row's value as the signature takes it, without the batch."""
     try:
-        return np.asarray(value, spec.dtype.as_numpy_dtype).reshape([1, *spec.shape[1:]])
+        return np.asarray(value, spec.dtype.as_numpy_dtype).reshape(spec.shape[1:])
     except (TypeError, ValueError) as error:
         raise ModelError(f"The data's {name!r} of shape {np.shape(value)} doesn't fit the model's {spec}.") from error

@@ -1,0 +1,248 @@
+"""Cross-layer equalisation of a float TFLite model (Nagel et al. 2019, arXiv:1906.04721, section 4.1).
+
+Where nothing but ReLU and what treats every channel alike lies between two layers, dividing a channel of the first one
+by a positive number and multiplying what the second one does with that channel by the same number changes no output,
+but may make the ranges of the channels alike, so that one scale suits all of them.
+"""
+
+import collections
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from tensorflow.lite.python import schema_py_generated as schema
+from tensorflow.lite.tools import flatbuffer_utils
+
+from tfx_compression.models import tflite
+from tfx_compression.tflite_quantizer.record import EqualisedPair
+
+_SWEEPS = 100
+_CONVERGED = 1e-3  # the largest logarithm of a scale in a sweep
+_LINEAR = (schema.ActivationFunctionType.NONE, schema.ActivationFunctionType.RELU)  # f(s x) = s f(x) for s > 0
+_OUTPUT_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
+_BETWEEN = (
+    "RELU",
+    "LEAKY_RELU",
+    "PAD",
+    "MAX_POOL_2D",
+    "AVERAGE_POOL_2D",
+    "MEAN",
+    "RESHAPE",
+    "RESIZE_BILINEAR",
+    "RESIZE_NEAREST_NEIGHBOR",
+)
+
+
+class _Pair(NamedTuple):
+    first: int
+    second: int
+
+
+def equalise(content: bytes) -> tuple[bytes, tuple[EqualisedPair, ...]]:
+    """Scales the channels between layers so that the ranges of the weights on both sides are the same.
+
+    Pairs are a convolution, depthwise convolution or dense layer, with ReLU or nothing behind it, and the one of these
+    that alone takes what it returns, be there paddings, poolings or a flattening between. A channel is divided by
+    `sqrt(r1 r2) / r2` (equation 11), r1 and r2 the largest absolute weights on either side; pair after pair, until
+    nothing changes. Channels that are zero on a side stay as they are, and so do kernels that are used twice.
+
+    Args:
+      content: a float flatbuffer.
+
+    Returns:
+      The flatbuffer, which computes the same up to rounding, and the pairs in the order in which they run.
+
+    Raises:
+      ModelError: where `content` is no TFLite model.
+    """
+    model = tflite.parse(content)
+    layers = _Layers(model)
+    pairs = list(layers.pairs())
+    if not pairs:
+        return content, ()
+    before = [_spread(layers.output_ranges(pair.first)) for pair in pairs]
+    for _ in range(_SWEEPS):
+        if max(layers.balance(pair) for pair in pairs) < _CONVERGED:
+            break
+    layers.write()
+    record = tuple(
+        EqualisedPair(
+            first=layers.operators[pair.first].layer,
+            second=layers.operators[pair.second].layer,
+            spread_before=spread,
+            spread_after=_spread(layers.output_ranges(pair.first)),
+        )
+        for pair, spread in zip(pairs, before, strict=True)
+    )
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model)), record
+
+
+def _spread(ranges: np.ndarray) -> float:
+    """The largest range by the smallest one; dead channels don't count."""
+    alive = ranges[ranges > 0]
+    return float(alive.max() / alive.min()) if alive.size else 1.0
+
+
+class _Layers:
+    """The weights of a parsed model that may be scaled, in float64 until they are written back."""
+
+    def __init__(self, model: Any):
+        self._model = model
+        self._graph = model.subgraphs[0]
+        self.operators = tflite.operators(model)
+        self._readers: dict[int, list[tflite.Operator]] = collections.defaultdict(list)
+        for operator in self.operators:
+            for tensor in operator.inputs:
+                self._readers[tensor].append(operator)
+        self._users = collections.Counter(tensor.buffer for graph in model.subgraphs for tensor in graph.tensors)
+        self._kernels: dict[int, np.ndarray] = {}
+        self._biases: dict[int, np.ndarray] = {}
+        for operator in self.operators:
+            if operator.op in _OUTPUT_AXIS:
+                self._read(operator)
+
+    def pairs(self) -> Iterator[_Pair]:
+        """The layers that may be scaled against each other."""
+        for index in self._kernels:
+            operator = self.operators[index]
+            if self._option(operator, "fusedActivationFunction") not in _LINEAR:
+                continue
+            if len(operator.inputs) > 2 and operator.inputs[2] >= 0 and index not in self._biases:
+                continue
+            second = self._next(operator, self._channels(index))
+            if second is not None:
+                yield _Pair(index, second)
+
+    def balance(self, pair: _Pair) -> float:
+        """Makes the ranges of a pair's channels equal; returns the largest logarithm of what they were scaled by."""
+        first, second = self.output_ranges(pair.first), self._input_ranges(pair)
+        alive = (first > 0) & (second > 0)
+        scale = np.where(alive, np.sqrt(first / np.where(alive, second, 1.0)), 1.0)  # sqrt(r1 r2) / r2
+        scale[~alive] = 1.0
+        shape = [1] * self._kernels[pair.first].ndim
+        shape[_OUTPUT_AXIS[self.operators[pair.first].op]] = -1
+        self._kernels[pair.first] /= scale.reshape(shape)
+        if pair.first in self._biases:
+            self._biases[pair.first] /= scale
+        self._kernels[pair.second] *= scale[self._channel_of_weight(pair)]
+        return float(np.abs(np.log(scale)).max())
+
+    def output_ranges(self, index: int) -> np.ndarray:
+        """The largest absolute weight of each output channel."""
+        kernel = np.abs(self._kernels[index])
+        axis = _OUTPUT_AXIS[self.operators[index].op]
+        return kernel.max(axis=tuple(place for place in range(kernel.ndim) if place != axis))
+
+    def write(self) -> None:
+        """Puts the weights into the model."""
+        for index, kernel in self._kernels.items():
+            self._put(self._graph.tensors[self.operators[index].inputs[1]], kernel)
+        for index, bias in self._biases.items():
+            operator = self._graph.operators[index]
+            tensor = self._graph.tensors[operator.inputs[2]]
+            if np.array_equal(self._values(tensor), bias.astype(np.float32)):
+                continue
+            if len(self._readers[operator.inputs[2]]) > 1 or self._users[tensor.buffer] > 1:
+                operator.inputs = np.array(operator.inputs)
+                operator.inputs[2] = self._copied(tensor, f"{index}")
+                tensor = self._graph.tensors[operator.inputs[2]]
+            self._put(tensor, bias)
+
+    def _read(self, operator: tflite.Operator) -> None:
+        kernel = self._graph.tensors[operator.inputs[1]]
+        if len(self._readers[operator.inputs[1]]) > 1 or self._users[kernel.buffer] > 1 or kernel.sparsity is not None:
+            return
+        if self._option(operator, "weightsFormat"):  # shuffled
+            return
+        values = self._values(kernel)
+        if values is None:
+            return
+        self._kernels[operator.index] = values.astype(np.float64)
+        if len(operator.inputs) > 2 and operator.inputs[2] >= 0:
+            bias = self._values(self._graph.tensors[operator.inputs[2]])
+            if bias is not None:
+                self._biases[operator.index] = bias.astype(np.float64)
+
+    def _values(self, tensor: Any) -> np.ndarray | None:
+        data = self._model.buffers[tensor.buffer].data
+        if data is None or tensor.type != schema.TensorType.FLOAT32:
+            return None
+        return np.frombuffer(bytes(data), np.float32).reshape(tensor.shape)
+
+    def _put(self, tensor: Any, values: np.ndarray) -> None:
+        data = np.ascontiguousarray(values, np.float32)
+        self._model.buffers[tensor.buffer].data = np.frombuffer(data.tobytes(), np.uint8)
+
+    def _copied(self, tensor: Any, suffix: str) -> int:
+        """A new tensor like `tensor`, with a buffer of its own; the converter lets layers share equal constants."""
+        fresh = schema.TensorT()
+        fresh.__dict__.update(tensor.__dict__)
+        fresh.name = tensor.name + f"/equalised{suffix}".encode()
+        fresh.buffer = len(self._model.buffers)
+        self._model.buffers.append(schema.BufferT())
+        self._graph.tensors.append(fresh)
+        return len(self._graph.tensors) - 1
+
+    def _channels(self, index: int) -> int:
+        return int(self._kernels[index].shape[_OUTPUT_AXIS[self.operators[index].op]])
+
+    def _next(self, operator: tflite.Operator, channels: int) -> int | None:
+        """The layer that alone takes on what `operator` returns, if its weights can be scaled by channel."""
+        (tensor,) = operator.outputs
+        readers = self._readers[tensor]
+        if tensor in self._graph.outputs or len(readers) != 1 or readers[0].inputs[0] != tensor:
+            return None
+        (reader,) = readers
+        if reader.index in self._kernels:
+            return reader.index if self._takes(reader, channels) else None
+        return self._next(reader, channels) if self._keeps(reader, channels) else None
+
+    def _takes(self, operator: tflite.Operator, channels: int) -> bool:
+        """Whether the last dimension of a kernel goes through the channels in turn: not that of a grouped one."""
+        kernel = self._kernels[operator.index]
+        if operator.op == "FULLY_CONNECTED":
+            return kernel.shape[-1] % channels == 0
+        taken = int(self._graph.tensors[operator.inputs[0]].shape[-1])
+        if operator.op == "CONV_2D":
+            return taken == kernel.shape[-1] and taken % channels == 0
+        return kernel.shape[-1] % taken == 0 and taken % channels == 0
+
+    def _keeps(self, operator: tflite.Operator, channels: int) -> bool:
+        """Whether an operator treats each channel alike, whatever it is scaled by, and keeps the channels in turn."""
+        if operator.op not in _BETWEEN or len(operator.outputs) != 1:
+            return False
+        if self._option(operator, "fusedActivationFunction") not in (None, *_LINEAR):
+            return False
+        last = int(self._graph.tensors[operator.outputs[0]].shape[-1])
+        if operator.op == "RESHAPE":
+            return last % channels == 0
+        return last == int(self._graph.tensors[operator.inputs[0]].shape[-1]) and self._spares_last(operator)
+
+    def _spares_last(self, operator: tflite.Operator) -> bool:
+        """Whether a mean or padding leaves the last dimension alone."""
+        if operator.op not in ("MEAN", "PAD"):
+            return True
+        data = self._model.buffers[self._graph.tensors[operator.inputs[1]].buffer].data
+        if data is None:
+            return False
+        values = np.frombuffer(bytes(data), np.int32)
+        rank = len(self._graph.tensors[operator.inputs[0]].shape)
+        return not values[-2:].any() if operator.op == "PAD" else not np.isin(values, (-1, rank - 1)).any()
+
+    def _channel_of_weight(self, pair: _Pair) -> np.ndarray:
+        """Which channel of the pair each place in the last dimension of the second kernel is for."""
+        operator = self.operators[pair.second]
+        places = np.arange(self._kernels[pair.second].shape[-1])
+        if operator.op == "DEPTHWISE_CONV_2D":  # an input channel has as many filters as the multiplier says, in a row
+            places //= len(places) // int(self._graph.tensors[operator.inputs[0]].shape[-1])
+        return places % self._channels(pair.first)
+
+    def _input_ranges(self, pair: _Pair) -> np.ndarray:
+        """The largest absolute weight that each channel of the pair meets in the second layer."""
+        kernel = np.abs(self._kernels[pair.second])
+        ranges = np.zeros(self._channels(pair.first))
+        np.maximum.at(ranges, self._channel_of_weight(pair), kernel.reshape(-1, kernel.shape[-1]).max(axis=0))
+        return ranges
+
+    def _option(self, operator: tflite.Operator, name: str) -> Any:
+        return getattr(self._graph.operators[operator.index].builtinOptions, name, None)

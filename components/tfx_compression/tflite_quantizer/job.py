@@ -1,0 +1,342 @@
+"""The whole of a conversion, in a process of its own: from a SavedModel of features to the file and its record."""
+
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+from tensorflow.lite.tools import flatbuffer_utils
+
+from tfx_compression.models import conversion, gzipped, isolated, tflite, tflite_metadata
+from tfx_compression.models.errors import ModelError
+from tfx_compression.models.interpreter import Interpreter
+from tfx_compression.tflite_quantizer import calibration, devices, layer_errors, self_test, sparse
+from tfx_compression.tflite_quantizer.config import Metadata, Precision, Quantization
+from tfx_compression.tflite_quantizer.record import (
+    AutoRecord,
+    CalibrationRecord,
+    EqualisedPair,
+    InputRange,
+    Record,
+    SignatureRecord,
+    SparseRecord,
+    TensorRecord,
+)
+
+SAVED_MODEL, MODEL, RECORD, SELF_TEST = "saved_model", "model.tflite", "record.json", "self_test.npz"
+CALIBRATION, CHECK, TRIAL, LABELS = "calibration.npz", "check.npz", "trial.npz", "labels.npy"
+
+Columns = Mapping[str, np.ndarray]
+
+_ERROR_ROWS = 32  # that layers are compared on
+_PACKAGES = ("tfx-compression", "tensorflow", "ai-edge-quantizer", "ai-edge-litert")
+_AWARE = "The model is quantization-aware: it keeps the ranges that it was trained in, and is not calibrated."
+
+
+def main(request: Mapping[str, Any]) -> None:
+    """Converts the SavedModel in a folder and writes the file, its record and its self-test there.
+
+    Args:
+      request: `folder`, `config` (JSON), `strata` (rows by value of the feature that was stratified by).
+    """
+    folder = request["folder"]
+    job = _Job(folder, Quantization(**json.loads(request["config"])), request["strata"])
+    content = job.made()
+    with open(os.path.join(folder, MODEL), "wb") as file:
+        file.write(content)
+    record = job.proof(content)
+    with open(os.path.join(folder, RECORD), "w") as file:
+        file.write(record.model_dump_json(indent=1))
+
+
+class _Job:
+    def __init__(self, folder: str, config: Quantization, strata: Mapping[str, int]):
+        self.folder, self.config, self.strata = folder, config, dict(strata)
+        self.saved_model = os.path.join(folder, SAVED_MODEL)
+        self.rows, self.check, self.trial = (_read(folder, name) for name in (CALIBRATION, CHECK, TRIAL))
+        labels = os.path.join(folder, LABELS)
+        self.labels = np.load(labels, allow_pickle=False) if os.path.exists(labels) else None
+        self.aware = conversion.is_quantization_aware(self.saved_model, config.signatures)
+        self.seconds: dict[str, float] = {}
+        self.inputs: dict[str, InputRange] = {}
+        self.sparse: SparseRecord | None = None
+        self.auto: AutoRecord | None = None
+        self.pairs: tuple[EqualisedPair, ...] = ()
+        self.dense = self.reference = (
+            b""  # the float model; and the one that layers are compared with, equalised or not
+        )
+
+    def made(self) -> bytes:
+        """The file's bytes, metadata included."""
+        started = time.perf_counter()
+        content = self._quantized()
+        self._took("convert", started)
+        started = time.perf_counter()
+        if self.config.sparse is not False:
+            isolated.step("encoding sparse kernels")
+            content, self.sparse = sparse.encode(content, self.config.sparse, self.rows or self._made_up(content))
+        content = _described(content, self.config.metadata)
+        self._took("finish", started)
+        return content
+
+    def _quantized(self) -> bytes:
+        config = self.config
+        if not (config.by_recipe or config.equalise is True or config.calibration.ranges != "min_max") or (
+            self.aware and not config.by_recipe
+        ):
+            content = conversion.to_tflite(self.saved_model, self._options(config.mode), self.rows)
+            if config.mode == "float32":
+                self.dense = content
+            return content
+        if self.aware:
+            raise ModelError(
+                f"The model is quantization-aware, and mode {config.mode!r} would lose the ranges that it was trained "
+                "in. Remedy: mode 'int8', or 'dynamic' for floats in and out."
+            )
+        content = self.dense = self._float()
+        if config.mode == "auto":
+            from tfx_compression.tflite_quantizer import auto
+
+            content, self.auto, self.pairs = auto.search(
+                content, config, self.rows, self.trial, self.labels, isolated.step
+            )
+            if self.pairs:
+                self.reference = self._equalised(self.dense)
+            return content
+        if config.equalise is True:
+            content = self.reference = self._equalised(content)
+        ranges = None
+        if config.needs_data:
+            isolated.step("calibrating")
+            ranges = calibration.observe(content, self.rows, config.calibration)
+            self.inputs = ranges.inputs
+        if config.mode == "int8":
+            return conversion.with_ranges(content, self._options("int8"), ranges.tensors if ranges else {})
+        from tfx_compression.tflite_quantizer import recipes
+
+        isolated.step("quantizing layer by layer")
+        if config.mode == "mixed":
+            choices = recipes.resolve(content, config.rules, config.per_channel)
+        else:
+            choices = recipes.uniform(content, cast(Precision, config.mode), config.block_size, config.per_channel)
+        return recipes.quantize_layers(
+            content,
+            choices,
+            None if ranges is None else ranges.tensors,
+            io=config.io if config.needs_data else "float32",
+            per_channel=config.per_channel,
+        )
+
+    def _equalised(self, content: bytes) -> bytes:
+        from tfx_compression.tflite_quantizer import equalisation
+
+        isolated.step("equalising layers")
+        content, self.pairs = equalisation.equalise(content)
+        return content
+
+    def _options(self, mode: Any) -> conversion.Options:
+        return conversion.Options(
+            mode=mode,
+            io=self.config.io if mode in ("int8", "int16x8") else "float32",
+            per_channel=self.config.per_channel,
+            select_tf_ops=self.config.select_tf_ops,
+            signatures=self.config.signatures,
+        )
+
+    def _float(self) -> bytes:
+        return conversion.to_tflite(self.saved_model, self._options("float32"))
+
+    def proof(self, content: bytes) -> Record:
+        """What is in the file, as it runs."""
+        started = time.perf_counter()
+        isolated.step("running the TFLite model for the first time")
+        Interpreter(content).predict(self._made_up(content))
+        config = self.config
+        verdict = devices.judge(content, config.target, config.max_arena_bytes)
+        if not verdict.runs:
+            raise ModelError(f"The model doesn't run on target {config.target!r}: {' '.join(verdict.problems)}")
+        notes, warnings = self._said()
+        layers, differences = self._compared(content, notes)
+        contents = tflite.contents(content)
+        self._took("prove", started)
+        return Record(
+            config=config,
+            versions={name: _version(name) for name in _PACKAGES},
+            seconds=self.seconds,
+            signatures=_signatures(content),
+            ops=contents.ops,
+            float_ops=contents.float_ops,
+            select_tf_ops=conversion.flex_operators(content),
+            bytes=len(content),
+            bytes_gzip=gzipped.gzipped(content),
+            bytes_zstd=gzipped.zstd(content),
+            arena_bytes=contents.arena_bytes,
+            parameters=sum(weight.size for weight in contents.weights.values()),
+            sparsity=contents.sparsity,
+            runtime=verdict.runtime,
+            calibration=self._calibrated(),
+            layers=layers,
+            sparse=self.sparse,
+            equalisation=self.pairs,
+            auto=self.auto,
+            verdict=verdict,
+            notes=tuple(notes),
+            warnings=tuple(warnings),
+            self_test=differences,
+        )
+
+    def _said(self) -> tuple[list[str], list[str]]:
+        notes = [_AWARE] if self.aware and self.config.mode not in ("float32",) else []
+        checked = {item.input: item.outside for item in self._inputs() if item.outside is not None}
+        limit = self.config.calibration.max_outside
+        return notes, [
+            f"{share:.1%} of the values of {name!r} in split {self.config.calibration.check_split!r} lie outside the "
+            f"range that calibration saw, more than {limit:.1%}: they saturate. Remedy: more calibration.rows, or rows "
+            "of a split that is like them."
+            for name, share in checked.items()
+            if share > limit
+        ]
+
+    def _inputs(self) -> tuple[InputRange, ...]:
+        """What calibration saw of the float inputs, and the share of the check rows that lies outside."""
+        if self.aware or not self.config.needs_data:
+            return ()
+        seen = self.inputs or {name: _range(name, values) for name, values in self.rows.items() if _float(values)}
+        outside = calibration.outside(calibration.Ranges({}, seen), self.check) if self.check else {}
+        return tuple(item.model_copy(update={"outside": outside.get(name)}) for name, item in seen.items())
+
+    def _calibrated(self) -> CalibrationRecord | None:
+        if self.aware or not self.config.needs_data:
+            return None
+        return CalibrationRecord(
+            rows=_length(self.rows),
+            method=self.config.calibration.ranges,
+            inputs=self._inputs(),
+            checked_rows=_length(self.check),
+            strata=self.strata,
+        )
+
+    def _compared(self, content: bytes, notes: list[str]) -> tuple[tuple, dict[str, float]]:
+        """Each layer's error, and the self-test's difference from the float model, on calibration rows or made ones."""
+        strings = [name for name, tensor in Interpreter(content).inputs.items() if tensor.dtype.kind in "OSU"]
+        if strings or len(self.config.signatures) > 1:
+            why = f"it takes the strings {', '.join(strings)}" if strings else "it has several signatures"
+            notes.append(f"There is no self-test, nor errors by layer: {why}.")
+            return (), {}
+        isolated.step("comparing with the float model")
+        self.dense = self.dense or self._float()
+        rows = self.rows or self.trial
+        if not rows:
+            notes.append(
+                "Errors by layer and the self-test are of made rows, drawn evenly from 0 to 1: no data was read."
+            )
+        arrays = self_test.make(content, rows or None, float_content=self.dense)
+        self_test.write(os.path.join(self.folder, SELF_TEST), arrays)
+        differences = self_test.against_float(content, arrays)
+        if self.config.mode == "float32":
+            return (), differences
+        columns = {name: values[:_ERROR_ROWS] for name, values in (rows or _real(content, arrays)).items()}
+        return layer_errors.compare(self.reference or self.dense, content, columns), differences
+
+    def _made_up(self, content: bytes) -> dict[str, np.ndarray]:
+        """One row of zeros."""
+        return {
+            name: np.full(_sizes(tensor.shape), b"", object)
+            if tensor.dtype.kind in "OSU"
+            else np.zeros(_sizes(tensor.shape), np.float32)
+            for name, tensor in Interpreter(content).inputs.items()
+        }
+
+    def _took(self, step: str, started: float) -> None:
+        self.seconds[step] = time.perf_counter() - started
+
+
+def _real(content: bytes, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The self-test's rows as real numbers."""
+    from tfx_compression.models.interpreter import dequantize
+
+    return {name: dequantize(arrays[f"input/{name}"], tensor) for name, tensor in Interpreter(content).inputs.items()}
+
+
+def _sizes(shape: tuple[int, ...]) -> list[int]:
+    return [1, *(abs(size) for size in shape[1:])] if shape else []
+
+
+def _described(content: bytes, metadata: Metadata) -> bytes:
+    if metadata == Metadata():
+        return content
+    isolated.step("writing metadata")
+    return tflite_metadata.write(
+        content,
+        name=metadata.name,
+        description=metadata.description,
+        version=metadata.version,
+        author=metadata.author,
+        license=metadata.license,
+        labels=metadata.labels,
+        normalisation={name: (item.mean, item.std) for name, item in metadata.normalisation.items()},
+    )
+
+
+def _signatures(content: bytes) -> tuple[SignatureRecord, ...]:
+    model = tflite.parse(content)
+
+    def tensors(graph: Any, maps: Any) -> tuple[TensorRecord, ...]:
+        return tuple(
+            _tensor(item.name.decode(), graph.tensors[item.tensorIndex])
+            for item in sorted(maps or (), key=lambda item: item.name)
+        )
+
+    return tuple(
+        SignatureRecord(
+            name=signature.signatureKey.decode(),
+            inputs=tensors(model.subgraphs[signature.subgraphIndex], signature.inputs),
+            outputs=tensors(model.subgraphs[signature.subgraphIndex], signature.outputs),
+        )
+        for signature in model.signatureDefs or ()
+    )
+
+
+def _tensor(name: str, tensor: Any) -> TensorRecord:
+    quantization = tensor.quantization
+    scaled = quantization is not None and quantization.scale is not None and len(quantization.scale) == 1
+    shape = tensor.shapeSignature if tensor.shapeSignature is not None else tensor.shape
+    return TensorRecord(
+        name=name,
+        dtype=flatbuffer_utils.type_to_name(tensor.type).lower(),
+        shape=tuple(int(size) for size in (shape if shape is not None else ())),
+        scale=float(quantization.scale[0]) if scaled else 0.0,
+        zero_point=int(quantization.zeroPoint[0]) if scaled and quantization.zeroPoint is not None else 0,
+    )
+
+
+def _read(folder: str, name: str) -> dict[str, np.ndarray]:
+    path = os.path.join(folder, name)
+    if not os.path.exists(path):
+        return {}
+    with np.load(path, allow_pickle=False) as stored:
+        return {key.removeprefix("feature/"): stored[key] for key in stored.files}
+
+
+def _float(values: np.ndarray) -> bool:
+    return values.dtype.kind == "f"
+
+
+def _range(name: str, values: np.ndarray) -> InputRange:
+    low, high = float(values.min()), float(values.max())
+    return InputRange(input=name, minimum=low, maximum=high, range=(min(low, 0.0), max(high, 0.0)))
+
+
+def _length(columns: Columns) -> int:
+    return len(next(iter(columns.values()))) if columns else 0
+
+
+def _version(package: str) -> str:
+    if package == "tfx-compression":
+        from tfx_compression.version import __version__
+
+        return __version__
+    return importlib.metadata.version(package)

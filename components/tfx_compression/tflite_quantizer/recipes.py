@@ -1,0 +1,384 @@
+"""Quantization layer by layer: which precision each operator has, and the flatbuffer that comes of it.
+
+The engine is ai-edge-quantizer; its own policy says what an operator can have. What is in 4 bits runs on LiteRT only:
+TensorFlow 2.16's interpreter computes some of it wrong without saying so.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing
+from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
+from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+
+from tfx_compression.models import tflite
+from tfx_compression.models.errors import ModelError
+from tfx_compression.tflite_quantizer.config import Precision, PrecisionRule
+
+Io = Literal["integer", "uint8", "float32"]
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+class Choice(NamedTuple):
+    """The precision of an operator; `block_size` as a `PrecisionRule` has it."""
+
+    precision: Precision
+    block_size: int = 0
+
+
+# What an operator has instead where it can't have what all shall have.
+_INSTEAD: dict[Precision, tuple[Precision, ...]] = {
+    "int4": ("int8",),
+    "int4_dynamic": ("int8_dynamic",),
+    "int4_weight_only": ("int8_weight_only",),
+}
+_WEIGHT_BITS: dict[Precision, int] = {
+    "float16": 16,
+    "int8": 8,
+    "int8_dynamic": 8,
+    "int8_weight_only": 8,
+    "int16x8": 8,
+    "int4": 4,
+    "int4_dynamic": 4,
+    "int4_weight_only": 4,
+}
+_ACTIVATION_BITS: dict[Precision, int] = {"int8": 8, "int4": 8, "int16x8": 16}
+_FLOAT32 = 0  # of the TFLite schema's TensorType
+_ANY = -1  # bits of what comes from outside, or of constants: as the neighbours have it
+
+
+class Graph:
+    """A float flatbuffer's main graph as recipes need it.
+
+    Attributes:
+      operators: in the order in which they run.
+      kernels: by the index of an operator that is quantized by its weights, the tensor that holds them.
+    """
+
+    def __init__(self, content: bytes):
+        model = tflite.parse(content)
+        self._graph = model.subgraphs[0]
+        self._buffers = model.buffers
+        self._codes = [model.operatorCodes[operator.opcodeIndex].builtinCode for operator in self._graph.operators]
+        self.operators = tflite.operators(model)
+        self.kernels = {
+            operator.index: kernel for operator in self.operators if (kernel := self._kernel(operator)) is not None
+        }
+        self.inputs = [int(place) for place in self._graph.inputs if self.is_float(int(place))]
+        self.outputs = [int(place) for place in self._graph.outputs if self.is_float(int(place))]
+
+    def is_float(self, tensor: int) -> bool:
+        """Whether `tensor` holds floats."""
+        return tensor >= 0 and self._graph.tensors[tensor].type == _FLOAT32
+
+    def is_constant(self, tensor: int) -> bool:
+        """Whether the values of `tensor` are in the file."""
+        return self._buffers[self._graph.tensors[tensor].buffer].data is not None
+
+    def activations(self, tensors: Iterable[int]) -> list[int]:
+        """Those of `tensors` that hold floats which are computed."""
+        return [tensor for tensor in tensors if self.is_float(tensor) and not self.is_constant(tensor)]
+
+    def name(self, tensor: int) -> str:
+        """The name of a tensor, as calibration has it."""
+        return str(tfl_flatbuffer_utils.get_tensor_name(self._graph.tensors[tensor]))
+
+    def shape(self, tensor: int) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return tuple(int(size) for size in self._graph.tensors[tensor].shape)
+
+    def kind(self, index: int) -> str | None:
+        """The quantizer's name of an operator's kind; None where it knows none."""
+        return tfl_flatbuffer_utils.TFL_OP_CODE_TO_NAME.get(self._codes[index])
+
+    def scope(self, index: int) -> str:
+        """What the quantizer matches an operator's regular expressions with."""
+        return str(tfl_flatbuffer_utils.get_op_scope(self._graph.operators[index], self._graph.tensors))
+
+    def end(self, kind: str) -> str:
+        """The scope of what the quantizer calls the operator INPUT or OUTPUT."""
+        ends = tfl_flatbuffer_utils.get_subgraph_input_output_operators(self._graph)
+        (end,) = (end for end in ends if end.op_key == kind)
+        return str(tfl_flatbuffer_utils.get_op_scope(end, self._graph.tensors))
+
+    def _kernel(self, operator: tflite.Operator) -> int | None:
+        if not any(_supported(self.kind(operator.index), Choice(name), True) for name in _WEIGHTS_ONLY):
+            return None
+        constants = [place for place in operator.inputs[:2] if self.is_float(place) and self.is_constant(place)]
+        return constants[0] if constants else None
+
+
+_WEIGHTS_ONLY: tuple[Precision, ...] = ("float16", "int8_weight_only")
+
+
+def allowed(graph: Graph, index: int, per_channel: bool = True) -> tuple[Precision, ...]:
+    """The precisions that an operator with a kernel can have."""
+    kind = graph.kind(index)
+    return tuple(name for name in PRECISIONS if _supported(kind, Choice(name), per_channel))
+
+
+def resolve(content: bytes, rules: Sequence[PrecisionRule], per_channel: bool = True) -> dict[int, Choice]:
+    """The precision of each operator that a rule fits, by its place in the graph; the last rule that fits wins.
+
+    An operator without a kernel (pooling, reshape, …) takes from its rule how many bits activations have, if at all;
+    where it can't have that it stays as its neighbours are.
+
+    Args:
+      content: a float flatbuffer.
+      rules: at least one.
+      per_channel: see `Quantization`.
+
+    Raises:
+      ModelError: where a rule fits no layer, or a layer with a kernel can't have what the rule says.
+    """
+    graph = Graph(content)
+    choices: dict[int, Choice] = {}
+    for rule in rules:
+        fitting = [operator.index for operator in graph.operators if re.search(rule.layers, operator.layer)]
+        if not fitting:
+            layers = dict.fromkeys(operator.layer for operator in graph.operators)
+            raise ModelError(
+                f"The rule layers={rule.layers!r} fits no layer of the model; it has: {', '.join(layers)}."
+            )
+        choices.update(dict.fromkeys(fitting, Choice(rule.precision, rule.block_size)))
+    for index in choices.keys() & graph.kernels.keys():
+        _require_possible(graph, index, choices[index], per_channel)
+    return choices
+
+
+def uniform(content: bytes, precision: Precision, block_size: int = 0, per_channel: bool = True) -> dict[int, Choice]:
+    """`precision` for every operator that can have it.
+
+    In 4 bits the others with a kernel have 8; what can have neither stays float32. A `block_size` that doesn't divide
+    what a layer takes in leaves that layer with one scale per channel.
+    """
+    graph = Graph(content)
+    choices = {}
+    for operator in graph.operators:
+        index = operator.index
+        wanted = Choice(precision, block_size)
+        if block_size and index in graph.kernels and not _divides(graph, index, block_size):
+            wanted = Choice(precision)
+        others = (Choice(name) for name in (*_INSTEAD.get(precision, ()), "float32"))
+        kind = graph.kind(index)
+        choices[index] = next(
+            choice
+            for choice in (wanted, Choice(precision), *others)
+            if index not in graph.kernels or _supported(kind, choice, per_channel)
+        )
+    return choices
+
+
+def quantize_layers(
+    content: bytes,
+    choices: Mapping[int, Choice],
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    *,
+    io: Io = "integer",
+    per_channel: bool = True,
+) -> bytes:
+    """Quantizes each operator as chosen.
+
+    An operator without a kernel and without a choice in whole numbers has int8 (int16) activations where what it takes
+    comes in so and somebody takes on what it returns so: nothing is turned into floats and back in between.
+
+    Args:
+      content: a float flatbuffer.
+      choices: by the operator's place in the main graph; those that are not in it stay float32.
+      ranges: smallest and largest value of the activations, by the tensor's name; of the calibrated precisions.
+      io: what the model takes and returns: `integer` (int8, or int16 where the operators next to it have that),
+        `uint8`, or `float32`. Floats stay floats on a side where an operator next to it computes in floats.
+      per_channel: a scale for each output channel of a kernel, or one for all of it.
+
+    Returns:
+      The flatbuffer; signatures are as before.
+
+    Raises:
+      ModelError: where an operator can't have what was chosen, or a range is missing.
+    """
+    graph = Graph(content)
+    for index in choices.keys() & graph.kernels.keys():
+        _require_possible(graph, index, choices[index], per_channel)
+    bits = _activation_bits(graph, choices, io)
+    recipe = _Recipe()
+    for operator in graph.operators:
+        index = operator.index
+        if index in graph.kernels and index in choices and choices[index].precision != "float32":
+            recipe.add(graph.scope(index), graph.kind(index), choices[index], per_channel)
+        elif index not in graph.kernels and bits[index]:
+            recipe.add(graph.scope(index), graph.kind(index), Choice(_static(bits[index])), per_channel)
+    if not recipe.entries:
+        return content
+    needed = {
+        tensor
+        for operator in graph.operators
+        if bits[operator.index]
+        for tensor in graph.activations((*operator.inputs, *operator.outputs))
+    }
+    if io != "float32":
+        _add_io(recipe, graph, bits, io)
+    return recipe.applied(content, _values(graph, needed, ranges or {}))
+
+
+class _Recipe:
+    """What ai-edge-quantizer is told."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, Any, Any, str]] = []
+
+    def add(self, scope: str, kind: Any, choice: Choice, per_channel: bool, unsigned: bool = False) -> None:
+        if kind == qtyping.TFLOperationName.DEPTHWISE_CONV_2D and choice.precision.endswith("dynamic"):
+            per_channel = True  # the kernel reads as many scales, be they there or not
+        algorithm, config = _configured(choice, per_channel, unsigned)
+        self.entries.append((rf"\A{re.escape(scope)}\Z", kind, config, algorithm))
+
+    def applied(self, content: bytes, values: dict[str, dict[str, np.ndarray]]) -> bytes:
+        engine = quantizer.Quantizer(bytearray(content))
+        for scope, kind, config, algorithm in self.entries:
+            engine.update_quantization_recipe(scope, kind, config, algorithm)
+        try:
+            made = engine.quantize(values or None, enable_progress_bar=False, enable_progress_report=False)
+        except (ValueError, RuntimeError) as error:
+            raise ModelError(f"ai-edge-quantizer can't quantize the model as chosen: {error}") from error
+        return bytes(made.quantized_model)
+
+
+def _add_io(recipe: _Recipe, graph: Graph, bits: Mapping[int, int], io: Io) -> None:
+    """The entries of what the model takes and returns, where all operators next to it compute in whole numbers."""
+    takers = {bits[operator.index] for operator in graph.operators if set(operator.inputs) & set(graph.inputs)}
+    givers = {bits[operator.index] for operator in graph.operators if set(operator.outputs) & set(graph.outputs)}
+    for names, neighbours, kind in (
+        (graph.inputs, takers, qtyping.TFLOperationName.INPUT),
+        (graph.outputs, givers, qtyping.TFLOperationName.OUTPUT),
+    ):
+        if names and neighbours and 0 not in neighbours:
+            if io == "uint8" and 16 in neighbours:
+                raise ModelError(
+                    "io='uint8' doesn't go with the precision 'int16x8' of a layer next to the model's inputs or "
+                    "outputs: there is no kernel from one to the other. Remedy: io 'integer' or 'float32'."
+                )
+            choice = Choice("int8" if io == "uint8" else _static(max(neighbours)))
+            recipe.add(graph.end(kind), kind, choice, True, unsigned=io == "uint8")
+
+
+def _static(bits: int) -> Precision:
+    return "int16x8" if bits == 16 else "int8"
+
+
+def _configured(choice: Choice, per_channel: bool, unsigned: bool = False) -> tuple[str, Any]:
+    """The algorithm and the configuration of a choice other than float32."""
+    granularity = qtyping.QuantGranularity
+    if choice.precision == "float16":
+        weights = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+        return algorithm_manager.AlgorithmName.FLOAT_CASTING, qtyping.OpQuantizationConfig(
+            weight_tensor_config=weights, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
+        )
+    blocks = granularity[f"BLOCKWISE_{choice.block_size}"] if choice.block_size else None
+    weights = qtyping.TensorQuantizationConfig(
+        num_bits=_WEIGHT_BITS[choice.precision],
+        granularity=blocks or (granularity.CHANNELWISE if per_channel else granularity.TENSORWISE),
+    )
+    bits = _ACTIVATION_BITS.get(choice.precision)
+    activations = bits and qtyping.TensorQuantizationConfig(
+        num_bits=bits,
+        symmetric=bits == 16,
+        dtype=qtyping.TensorDataType.UINT if unsigned else qtyping.TensorDataType.INT,
+    )
+    weight_only = choice.precision.endswith("weight_only")
+    precisions = qtyping.ComputePrecision
+    return algorithm_manager.AlgorithmName.MIN_MAX_UNIFORM_QUANT, qtyping.OpQuantizationConfig(
+        activation_tensor_config=activations or None,
+        weight_tensor_config=weights,
+        compute_precision=precisions.FLOAT if weight_only else precisions.INTEGER,
+        explicit_dequantize=weight_only,
+    )
+
+
+def _supported(kind: str | None, choice: Choice, per_channel: bool) -> bool:
+    """Whether the quantizer's policy has a choice for a kind of operator."""
+    if choice.precision == "float32":
+        return True
+    if kind is None:
+        return False
+    algorithm, config = _configured(choice, per_channel)
+    try:
+        algorithm_manager.check_op_quantization_config(algorithm, kind, config)
+    except ValueError:
+        return False
+    return True
+
+
+def _divides(graph: Graph, index: int, block_size: int) -> bool:
+    return graph.shape(graph.kernels[index])[-1] % block_size == 0
+
+
+def _require_possible(graph: Graph, index: int, choice: Choice, per_channel: bool) -> None:
+    operator, kind = graph.operators[index], graph.kind(index)
+    where = f"The layer {operator.layer!r} ({operator.op})"
+    if not _supported(kind, Choice(choice.precision), per_channel):
+        possible = ", ".join(allowed(graph, index, per_channel))
+        raise ModelError(
+            f"{where} can't have precision {choice.precision!r}; it can have: {possible}. "
+            "Remedy: a rule after that one with one of these."
+        )
+    if not choice.block_size:
+        return
+    if not _supported(kind, choice, per_channel):
+        raise ModelError(
+            f"{where} can't have block_size={choice.block_size} with precision {choice.precision!r}: blocks are of "
+            "'int4_dynamic' and of dense layers and embeddings only. Remedy: a rule with block_size 0 for it."
+        )
+    if not _divides(graph, index, choice.block_size):
+        raise ModelError(
+            f"{where} takes {graph.shape(graph.kernels[index])[-1]} numbers, which block_size={choice.block_size} "
+            "doesn't divide. Remedy: a smaller block_size, or 0, for it."
+        )
+
+
+def _activation_bits(graph: Graph, choices: Mapping[int, Choice], io: Io) -> dict[int, int]:
+    """By operator, the bits in which its activations are calibrated; 0 is floats."""
+    outside = 0 if io == "float32" else _ANY
+    chosen = {
+        index: bits
+        for index, choice in choices.items()
+        if (bits := _ACTIVATION_BITS.get(choice.precision, 0))
+        and (index in graph.kernels or _supported(graph.kind(index), Choice(_static(bits)), True))
+    }
+    found: dict[int, int] = {}
+    of_tensor = dict.fromkeys(graph.inputs, outside)
+    for operator in graph.operators:
+        index = operator.index
+        comes = {of_tensor.get(tensor, 0) for tensor in graph.activations(operator.inputs)}
+        found[index] = chosen.get(index, 0 if index in graph.kernels or 0 in comes else max(comes, default=_ANY))
+        of_tensor.update(dict.fromkeys(operator.outputs, found[index]))
+    taken: dict[int, set[int]] = {tensor: {outside} for tensor in graph.outputs}
+    for operator in reversed(graph.operators):
+        index = operator.index
+        if found[index] and index not in chosen:
+            goes = set().union(*(taken.get(tensor, set()) for tensor in operator.outputs)) - {0}
+            bits = found[index] if found[index] != _ANY else max(goes, default=0)
+            usable = goes and bits > 0 and _supported(graph.kind(index), Choice(_static(bits)), True)
+            found[index] = bits if usable else 0
+        for tensor in operator.inputs:
+            taken.setdefault(tensor, set()).add(found[index])
+    return found
+
+
+def _values(
+    graph: Graph, needed: Iterable[int], ranges: Mapping[str, tuple[float, float]]
+) -> dict[str, dict[str, np.ndarray]]:
+    """The ranges as the quantizer takes them."""
+    values = {}
+    for tensor in needed:
+        name = graph.name(tensor)
+        if name not in ranges:
+            raise ModelError(
+                f"The tensor {name!r} has no range, which its quantization needs. Remedy: calibrate the same model; "
+                f"there are ranges of: {', '.join(ranges) or 'none'}."
+            )
+        low, high = ranges[name]
+        values[name] = {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
+    return values

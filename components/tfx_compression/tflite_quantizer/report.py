@@ -1,0 +1,291 @@
+"""The report on a conversion to TFLite: one HTML file that needs no network."""
+
+import json
+from collections.abc import Sequence
+
+from tfx_compression.page import numbers, tables, template
+from tfx_compression.page.tables import Cell, Column
+from tfx_compression.tflite_quantizer import plots
+from tfx_compression.tflite_quantizer.config import Quantization
+from tfx_compression.tflite_quantizer.record import (
+    AutoRecord,
+    CalibrationRecord,
+    Delegate,
+    LayerError,
+    OpVerdict,
+    Record,
+    TensorRecord,
+)
+
+_MODES = {
+    "float32": "Floats of 32 bits",
+    "float16": "Weights of 16 bits",
+    "dynamic": "Weights of 8 bits, activations rounded on the fly",
+    "int8": "Weights and activations of 8 bits",
+    "int16x8": "Weights of 8 bits, activations of 16",
+    "int4": "Weights of 4 bits, activations of 8",
+    "int4_dynamic": "Weights of 4 bits, activations rounded on the fly",
+    "int4_weight_only": "Weights of 4 bits, activations in floats",
+    "mixed": "Each layer by the rules",
+    "auto": "Each layer in the precision that was found for it",
+}
+# What the configuration's reader looks for first, whether set or not.
+_MAIN_FIELDS = ("mode", "target")
+
+
+def render(record: Record, title: str = "Quantization report") -> str:
+    """The report on a conversion.
+
+    Args:
+      record: what was done.
+      title: of the page.
+
+    Returns:
+      HTML with style, scripts and data inside.
+    """
+    layers = sorted(record.layers, key=_badness)
+    verdict, auto = record.verdict, record.auto
+    set_fields, left_fields = _config(record.config)
+    return template.render(
+        __package__,
+        title,
+        headline=f"Mode {record.config.mode}: {_MODES[record.config.mode]}",
+        statement=_statement(record),
+        runs=verdict is None or verdict.runs,
+        problems=verdict.problems if verdict else (),
+        figures=_figures(record),
+        warnings=record.warnings,
+        notes=record.notes,
+        longest=tables.LONGEST,
+        signatures={signature.name: _tensors(signature.inputs, signature.outputs) for signature in record.signatures},
+        layers=_layers(layers) if layers else None,
+        layers_plot=plots.errors([layer for layer in layers if layer.snr_db is not None][: plots.MOST_LAYERS])
+        if any(layer.snr_db is not None for layer in layers)
+        else None,
+        layers_left=max(0, sum(layer.snr_db is not None for layer in layers) - plots.MOST_LAYERS),
+        verdict=verdict,
+        delegates=_delegates(verdict.delegates) if verdict and verdict.delegates else None,
+        unmapped={
+            f"{delegate.name}: {_counted(len(left), 'operator')} left out": _unmapped(left)
+            for delegate in (verdict.delegates if verdict else ())
+            if (left := [op for op in delegate.ops if not op.mapped])
+        },
+        auto=auto,
+        auto_statement=_auto_statement(auto) if auto else "",
+        trials_plot=plots.trials(auto) if auto and auto.trials else None,
+        trials=_trials(auto) if auto and auto.trials else None,
+        precisions=_precisions(auto) if auto and auto.precisions else None,
+        calibration=_calibration_facts(record.calibration) if record.calibration else None,
+        ranges=_ranges(record.calibration, record.config.calibration.max_outside)
+        if record.calibration and record.calibration.inputs
+        else None,
+        equalisation=_equalisation(record) if record.equalisation else None,
+        sparse=record.sparse,
+        ops=_ops(record),
+        select_tf_ops={name: ", ".join(found) or "unknown" for name, found in record.select_tf_ops.items()},
+        made_with=record.versions,
+        seconds={step: f"{seconds:.1f} s" for step, seconds in record.seconds.items()},
+        config_set=set_fields,
+        config_left=left_fields,
+        json_text=record.model_dump_json(indent=1),
+    )
+
+
+# On top
+
+
+def _statement(record: Record) -> tuple[str, str]:
+    """Whether it runs on its target, and what that takes."""
+    needs = f" Needs {record.runtime}." if record.runtime else ""
+    if record.verdict is None:
+        return f"Converted to {numbers.size(record.bytes)}.", needs
+    verdict = record.verdict
+    return f"{'Runs' if verdict.runs else 'Does not run'} on {verdict.target}.", needs
+
+
+def _figures(record: Record) -> list[tuple[str, str, str]]:
+    """What counts of the whole file: its name, the number, and a remark."""
+    floats = 4 * record.parameters
+    against = f"weights in float32: {numbers.size(floats)}" if floats else ""
+    limit = record.verdict.max_arena_bytes if record.verdict else None
+    figures = [
+        ("file", numbers.size(record.bytes), against),
+        ("gzipped", numbers.size(record.bytes_gzip), ""),
+        ("as zstd", numbers.size(record.bytes_zstd), ""),
+        ("arena", numbers.size(record.arena_bytes), f"limit {numbers.size(limit)}" if limit else "one row"),
+        ("parameters", numbers.number(record.parameters), ""),
+        ("zeros in weights", numbers.percent(record.sparsity), ""),
+    ]
+    if record.self_test:
+        worst = max(record.self_test, key=lambda name: record.self_test[name])
+        of = f"of {worst}, on the self-test’s rows"
+        figures.append(("largest difference from float", f"{record.self_test[worst]:.3g}", of))
+    return figures
+
+
+def _tensors(inputs: Sequence[TensorRecord], outputs: Sequence[TensorRecord]) -> list[Column]:
+    tensors = (*inputs, *outputs)
+    return tables.columns(
+        tables.words("", ["input"] * len(inputs) + ["output"] * len(outputs)),
+        tables.words("name", [tensor.name for tensor in tensors]),
+        tables.words("type", [tensor.dtype for tensor in tensors]),
+        tables.words("shape", [_shape(tensor.shape) for tensor in tensors]),
+        tables.numbers("scale", [f"{tensor.scale:.6g}" if tensor.scale else "" for tensor in tensors]),
+        tables.numbers("zero point", [numbers.number(tensor.zero_point) if tensor.scale else "" for tensor in tensors]),
+    )
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return " × ".join("any" if size == -1 else str(size) for size in sizes) or "one value"
+
+
+# Layers
+
+
+def _badness(layer: LayerError) -> float:
+    return float("inf") if layer.snr_db is None else layer.snr_db
+
+
+def _layers(layers: Sequence[LayerError]) -> list[Column]:
+    return tables.columns(
+        Column("layer", [Cell(layer.layer, layer.op) for layer in layers], words=True),
+        tables.words("precision", [layer.precision or "" for layer in layers]),
+        tables.numbers("SNR in dB", ["exact" if layer.snr_db is None else _decibels(layer.snr_db) for layer in layers]),
+        tables.numbers("largest error", [numbers.minus(f"{layer.max_error:.3g}") for layer in layers]),
+        tables.numbers("cosine", ["" if layer.cosine is None else f"{layer.cosine:.6f}" for layer in layers]),
+    )
+
+
+def _decibels(value: float) -> str:
+    return numbers.minus(f"{value:.1f}")
+
+
+# The target
+
+
+def _delegates(delegates: Sequence[Delegate]) -> list[Column]:
+    return tables.columns(
+        Column("", [Cell(delegate.name) for delegate in delegates], words=True),
+        Column(
+            "operators that it takes",
+            [
+                Cell(
+                    f"{delegate.mapped:,} of {len(delegate.ops):,}",
+                    share=delegate.mapped / len(delegate.ops) if delegate.ops else None,
+                )
+                for delegate in delegates
+            ],
+        ),
+        tables.numbers("pieces", [f"{delegate.segments:,}" for delegate in delegates]),
+        tables.words("first that it leaves", [delegate.cut for delegate in delegates]),
+        Column("rules", [Cell(delegate.source, delegate.source_date) for delegate in delegates], words=True),
+    )
+
+
+def _unmapped(ops: Sequence[OpVerdict]) -> list[Column]:
+    return tables.columns(
+        tables.numbers("", [f"{op.index}" for op in ops]),
+        Column("operator", [Cell(op.op, op.layer) for op in ops], words=True),
+        tables.words("why not", [op.reason for op in ops]),
+    )
+
+
+# What auto found
+
+
+def _auto_statement(auto: AutoRecord) -> str:
+    accepted, metric = sum(trial.accepted for trial in auto.trials), auto.metric.replace("_", " ")
+    return (
+        f"{metric} {numbers.metric(auto.value)}, the float model’s {numbers.metric(auto.baseline)}, "
+        f"on {_counted(auto.rows, 'row')}; {_counted(len(auto.trials), 'trial')}, {accepted:,} of them accepted"
+        f"{'; equalised' if auto.equalised else ''}."
+    )
+
+
+def _trials(auto: AutoRecord) -> list[Column]:
+    return tables.columns(
+        tables.words("step", [trial.step for trial in auto.trials]),
+        tables.numbers(auto.metric.replace("_", " "), [numbers.metric(trial.metric) for trial in auto.trials]),
+        tables.numbers("bytes", [numbers.number(trial.bytes) for trial in auto.trials]),
+        Column(
+            "",
+            [Cell("accepted", tone="good") if trial.accepted else Cell("refused", tone="bad") for trial in auto.trials],
+            words=True,
+        ),
+    )
+
+
+def _precisions(auto: AutoRecord) -> list[Column]:
+    return tables.columns(
+        tables.words("layer", auto.precisions), tables.words("precision", list(auto.precisions.values()))
+    )
+
+
+# How it was made
+
+
+def _calibration_facts(calibration: CalibrationRecord) -> dict[str, str]:
+    facts = {"rows": f"{calibration.rows:,}", "ranges by": calibration.method.replace("_", "/")}
+    if calibration.checked_rows:
+        facts["rows checked against them"] = f"{calibration.checked_rows:,}"
+    if calibration.strata:
+        facts["rows by value"] = ", ".join(f"{value}: {rows:,}" for value, rows in calibration.strata.items())
+    return facts
+
+
+def _ranges(calibration: CalibrationRecord, limit: float) -> list[Column]:
+    def outside(share: float | None) -> Cell:
+        if share is None:
+            return Cell()
+        beyond = share > limit
+        return Cell(numbers.percent(share), f"more than {100 * limit:g} %" if beyond else "", "bad" if beyond else "")
+
+    def span(low: float, high: float) -> str:
+        return numbers.minus(f"{low:.4g} to {high:.4g}")
+
+    return tables.columns(
+        tables.words("input", [found.input for found in calibration.inputs]),
+        tables.numbers("seen", [span(found.minimum, found.maximum) for found in calibration.inputs]),
+        tables.numbers("quantized", [span(*found.range) for found in calibration.inputs]),
+        Column("other rows’ values outside", [outside(found.outside) for found in calibration.inputs]),
+    )
+
+
+def _equalisation(record: Record) -> list[Column]:
+    return tables.columns(
+        tables.words("layer", [pair.first for pair in record.equalisation]),
+        tables.words("next one", [pair.second for pair in record.equalisation]),
+        tables.numbers("spread before", [f"{pair.spread_before:,.1f}×" for pair in record.equalisation]),
+        tables.numbers("after", [f"{pair.spread_after:,.1f}×" for pair in record.equalisation]),
+    )
+
+
+def _ops(record: Record) -> list[Column]:
+    names = sorted(record.ops, key=lambda name: (-record.ops[name], name))
+    return tables.columns(
+        tables.words("operator", names),
+        tables.numbers("count", [f"{record.ops[name]:,}" for name in names]),
+        tables.numbers("returning floats", [f"{record.float_ops.get(name, 0):,}" for name in names]),
+    )
+
+
+def _config(config: Quantization) -> tuple[dict[str, str], dict[str, str]]:
+    """The fields that say most or were set, and those that were left at their default."""
+    values = config.model_dump(mode="json")
+    defaults = Quantization.model_construct().model_dump(mode="json")
+    main = {name for name in values if name in _MAIN_FIELDS or values[name] != defaults[name]}
+    return (
+        {name: _value(value) for name, value in values.items() if name in main},
+        {name: _value(value) for name, value in values.items() if name not in main},
+    )
+
+
+def _value(value: object) -> str:
+    """Words as they are, the rest as JSON has it."""
+    if value in (None, [], {}):
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -1,0 +1,401 @@
+"""Verdicts of what runs where, against the runtimes on this machine as far as they tell, and against the rules."""
+
+import re
+import subprocess
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from ai_edge_litert import interpreter as litert
+from tensorflow.lite.python import schema_py_generated as schema
+from tfx_compression.models import tflite
+from tfx_compression.models.errors import ModelError
+from tfx_compression.tflite_quantizer.devices import c_array, judge, runtime
+
+from tests import by_hand
+from tests.by_hand import Graph, Op, Type
+
+TARGETS = ("cpu", "edge_tpu", "microcontroller", "android_nnapi_gpu", "ios_coreml")
+PICTURE = (1, 16, 16, 3)
+IO = {"int8": tf.int8, "int8 with float io": tf.float32, "int8 with uint8 io": tf.uint8, "int16x8": tf.int16}
+
+
+def converted(function, shape, mode: str = "float32") -> bytes:
+    """A function of one tensor, by TensorFlow's own converter."""
+    module = tf.Module()
+    module.call = tf.function(function, input_signature=[tf.TensorSpec(shape, tf.float32, name="x")])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([module.call.get_concrete_function()], module)
+    if mode != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if mode == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if mode in IO:
+        sizes = [size or 1 for size in shape]
+        rows = np.random.default_rng(0).uniform(-1, 1, (8, *sizes)).astype(np.float32)
+        converter.representative_dataset = lambda: ([row] for row in rows)
+        ops = tf.lite.OpsSet
+        converter.target_spec.supported_ops = [
+            ops.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+            if mode == "int16x8"
+            else ops.TFLITE_BUILTINS_INT8
+        ]
+        converter.inference_input_type = converter.inference_output_type = IO[mode]
+    return bytes(converter.convert())
+
+
+def weights(*shape: int) -> tf.Tensor:
+    return tf.constant(np.random.default_rng(1).normal(size=shape).astype(np.float32) * 0.3)
+
+
+def convolution(x, channels: int = 8, strides: int = 1):
+    return tf.nn.conv2d(x, weights(3, 3, x.shape[-1], channels), strides, "SAME") + weights(channels)
+
+
+def dense(x, columns: int):
+    return tf.matmul(x, weights(x.shape[-1], columns)) + weights(columns)
+
+
+def mobile_net(x):
+    """Convolutions, depthwise ones, a residual sum, a mean and a softmax, as in MobileNetV2."""
+    x = tf.nn.relu6(convolution(x, strides=2))
+    y = tf.nn.relu6(tf.nn.depthwise_conv2d(x, weights(3, 3, 8, 1), [1] * 4, "SAME") + weights(8))
+    y = tf.nn.conv2d(y, weights(1, 1, 8, 8), 1, "SAME") + weights(8)
+    x = tf.reduce_mean(x + y, [1, 2])
+    return tf.nn.softmax(dense(x, 5))
+
+
+def cut_in_the_middle(x):
+    """A leaky rectifier, which the Edge TPU has not, between two convolutions."""
+    x = tf.nn.leaky_relu(convolution(x), 0.3)
+    return tf.nn.relu(convolution(x, 4))
+
+
+def xnnpacks(content: bytes) -> list[int]:
+    """The tensors that XNNPACK gives back to LiteRT's interpreter, as that one tells."""
+    interpreter = litert.Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    # nothing public says what was delegated
+    parts = [entry for entry in interpreter._get_ops_details() if entry["op_name"] == "DELEGATE"]
+    return sorted(int(tensor) for part in parts for tensor in part["outputs"])
+
+
+def predicted(content: bytes) -> list[int]:
+    """The same tensors, of the verdict."""
+    (found,) = judge(content, "cpu").delegates
+    model = tflite.parse(content)
+    segment, number = {}, 0
+    for before, verdict in zip([None, *found.ops], found.ops, strict=False):
+        number += verdict.mapped and not (before is not None and before.mapped)
+        segment[verdict.index] = number if verdict.mapped else 0
+    assert number == found.segments
+    operators = tflite.operators(model)
+    leaving = {int(tensor) for tensor in model.subgraphs[0].outputs}
+    constants = {
+        operator.outputs[0]
+        for operator in operators
+        if operator.op == "DEQUANTIZE"
+        and model.buffers[model.subgraphs[0].tensors[operator.inputs[0]].buffer].data is not None
+    }
+    makers = {tensor: operator.index for operator in operators for tensor in operator.outputs}
+    for operator in operators:
+        leaving |= {
+            tensor
+            for tensor in operator.inputs
+            if tensor in makers and segment[makers[tensor]] != segment[operator.index]
+        }
+    return sorted(tensor for tensor in leaving - constants if tensor in makers and segment[makers[tensor]])
+
+
+NETS = {
+    "MobileNet": (mobile_net, PICTURE),
+    "cut": (cut_in_the_middle, PICTURE),
+    "any number of rows": (mobile_net, (None, *PICTURE[1:])),
+    "wide": (lambda x: dense(tf.nn.relu(dense(x, 64)), 64), (1, 64)),  # small weights stay floats in mode dynamic
+    "dense": (lambda x: dense(tf.nn.tanh(dense(x, 8)), 3), (1, 6)),
+    "pools": (lambda x: tf.nn.max_pool2d(tf.nn.avg_pool2d(x, 2, 2, "SAME"), 2, 2, "SAME"), PICTURE),
+    "argument": (lambda x: tf.argmax(tf.nn.relu(dense(x, 4)), 1, output_type=tf.int32), (1, 6)),
+    "transposed": (
+        lambda x: tf.nn.conv2d_transpose(x, weights(2, 2, 4, 3), [1, 32, 32, 4], 2) + weights(4),
+        PICTURE,
+    ),
+    "resized": (lambda x: tf.image.resize(x, (32, 32)) * 0.5, PICTURE),
+    "nearest": (lambda x: tf.image.resize(tf.nn.relu(convolution(x)), (32, 32), "nearest"), PICTURE),
+    "split": (lambda x: tf.concat(tf.split(x, 3, -1)[::-1], -1), PICTURE),
+    "padded": (lambda x: tf.pad(tf.transpose(x, [0, 2, 1, 3]), [[0, 0], [1, 1], [2, 2], [0, 0]]), PICTURE),
+    "strided": (lambda x: x[:, ::2, 1:], PICTURE),
+    "sliced": (lambda x: tf.slice(x, [0, 1, 1, 0], [1, 4, 4, 3]), PICTURE),
+    "depth": (lambda x: tf.nn.depth_to_space(tf.nn.space_to_depth(x, 2), 2), PICTURE),
+    "functions": (lambda x: tf.sqrt(tf.exp(tf.abs(tf.sin(x)))) / 2.0, PICTURE),
+    "elu": (lambda x: tf.nn.elu(tf.sigmoid(x)), PICTURE),
+    "swish": (lambda x: x * tf.nn.relu6(x + 3.0) / 6.0, PICTURE),
+    "maximum": (lambda x: tf.maximum(tf.minimum(x, 0.5), -0.5 * x), PICTURE),
+    "sums": (lambda x: tf.reduce_max(tf.reduce_sum(x, -1), 1), PICTURE),
+    "softmax": (lambda x: tf.nn.log_softmax(x) - tf.nn.softmax(x), (1, 6)),
+    "square": (lambda x: tf.math.squared_difference(x, 0.3 * x) + tf.square(x), PICTURE),
+}
+
+
+MODES = [(net, mode) for net in NETS for mode in ("float32", "int8")] + [
+    (net, mode)
+    for net in ("MobileNet", "wide")
+    for mode in ("float16", "dynamic", "int8 with float io", "int8 with uint8 io", "int16x8")
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("net", "mode"), MODES, ids=[f"{net} {mode}" for net, mode in MODES])
+def test_xnnpack_takes_what_the_verdict_says(net, mode):
+    content = converted(*NETS[net], mode)
+    assert predicted(content) == xnnpacks(content)
+
+
+@pytest.fixture(scope="module")
+def models():
+    found = {mode: converted(mobile_net, PICTURE, mode) for mode in ("float32", "float16", *IO)}
+    found["free"] = converted(mobile_net, (None, *PICTURE[1:]), "int8")
+    found["dynamic"] = converted(*NETS["wide"], "dynamic")
+    found["cut"] = converted(cut_in_the_middle, PICTURE, "int8")
+    return found
+
+
+@pytest.mark.slow
+def test_a_static_int8_mobile_net_is_the_edge_tpus_from_end_to_end(models):
+    verdict = judge(models["int8"], "edge_tpu")
+    (found,) = verdict.delegates
+    assert verdict.runs
+    assert not verdict.problems
+    assert found.mapped == len(found.ops) == len(tflite.operators(tflite.parse(models["int8"])))
+    assert found.segments == 1
+    assert not found.cut
+
+
+@pytest.mark.slow
+def test_conversions_of_floats_at_the_ends_stay_on_the_cpu_and_cut_nothing(models):
+    verdict = judge(models["int8 with float io"], "edge_tpu")
+    (found,) = verdict.delegates
+    assert verdict.runs
+    assert not found.cut
+    assert [op.op for op in found.ops if not op.mapped] == ["QUANTIZE", "DEQUANTIZE"]
+    assert found.segments == 1
+
+
+@pytest.mark.slow
+def test_after_the_first_operator_that_the_edge_tpu_has_not_nothing_is_mapped(models):
+    verdict = judge(models["cut"], "edge_tpu")
+    (found,) = verdict.delegates
+    assert verdict.runs
+    assert [(op.op, op.mapped) for op in found.ops] == [("CONV_2D", True), ("LEAKY_RELU", False), ("CONV_2D", False)]
+    assert "no operator of the Edge TPU's" in found.ops[1].reason
+    assert found.ops[2].reason.startswith("after the cut at operator 1, LEAKY_RELU of ")
+    assert found.cut.startswith("operator 1, LEAKY_RELU of ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("free", r"operator 0, .*free size, \[-1, 16, 16, 3\].*batch_size=1"),
+        ("float32", r"no operator at all \(CONV_2D of .*float32 tensor.*mode='int8'"),
+        ("int16x8", r"no operator at all \(CONV_2D of .*int16 tensor"),
+    ],
+)
+def test_the_edge_tpu_refuses_what_its_compiler_refuses(models, model, message):
+    verdict = judge(models[model], "edge_tpu")
+    assert not verdict.runs
+    (problem,) = verdict.problems
+    assert re.search(message, problem)
+
+
+@pytest.mark.slow
+def test_int16_activations_run_on_tflites_own_kernels(models):
+    verdict = judge(models["int16x8"], "cpu")
+    assert verdict.runs
+    assert verdict.delegates[0].mapped == 0
+    assert "int16 activations: TFLite's own kernels" in verdict.delegates[0].cut
+
+
+@pytest.mark.slow
+def test_core_ml_takes_floats_and_halves_and_no_integers(models):
+    taken = {mode: judge(models[mode], "ios_coreml").delegates[0] for mode in ("float32", "float16", "int8")}
+    assert taken["float32"].mapped == len(taken["float32"].ops) - sum(op.op == "MEAN" for op in taken["float32"].ops)
+    assert taken["float16"].mapped == len(taken["float16"].ops) - sum(op.op == "MEAN" for op in taken["float16"].ops)
+    assert taken["int8"].mapped == 0
+    assert {op.reason for op in taken["int8"].ops} >= {"takes int8, not float32"}
+    assert judge(models["int8"], "ios_coreml").runs
+
+
+@pytest.mark.slow
+def test_androids_delegates_take_floats_and_int8_and_no_int16(models):
+    for mode in ("float32", "int8"):
+        for found in judge(models[mode], "android_nnapi_gpu").delegates:
+            assert found.mapped == len(found.ops), found
+    graphics, neural = judge(models["int16x8"], "android_nnapi_gpu").delegates
+    assert graphics.mapped == neural.mapped == 0
+    graphics, neural = judge(models["dynamic"], "android_nnapi_gpu").delegates
+    assert graphics.mapped > neural.mapped
+
+
+@pytest.mark.slow
+def test_a_microcontroller_runs_floats_and_int8_but_neither_halves_nor_dynamic_range(models):
+    for mode, runs in {"float32": True, "int8": True, "int16x8": True, "float16": False, "dynamic": False}.items():
+        verdict = judge(models[mode], "microcontroller")
+        assert verdict.runs == runs, verdict.problems
+        assert all("Remedy: " in problem for problem in verdict.problems)
+
+
+def one(op, dtype: int = Type.FLOAT32, shape=(1, 3)) -> bytes:
+    graph = Graph()
+    graph.inputs = [graph.tensor("x", shape, dtype)]
+    graph.outputs = [graph.apply(op, [0], [graph.tensor("layer/y", shape, dtype)])]
+    return by_hand.model(graph)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            one(Op.SEGMENT_SUM),
+            "operator 0, SEGMENT_SUM of 'layer': no kernel in TensorFlow Lite Micro. Remedy: a layer",
+        ),
+        (one("Mine"), "operator 0, Mine of 'layer': no kernel in TensorFlow Lite Micro"),
+        (one(Op.NEG, Type.FLOAT16), "float16 tensor 'x', which no kernel takes. Remedy: mode="),
+        (one(Op.NEG, shape=(1, -1)), "'x' has a free size beside the batch: [1, -1]. Remedy: fixed sizes"),
+    ],
+)
+def test_what_a_microcontroller_has_no_kernel_of_is_named_with_the_remedy(content, message):
+    verdict = judge(content, "microcontroller")
+    assert not verdict.runs
+    assert message in verdict.problems[0]
+
+
+def test_kernels_of_a_microcontroller_are_needed_for_every_graph_of_the_file():
+    graphs = [by_hand.one_operator(Op.NEG), by_hand.one_operator(Op.SEGMENT_SUM)]
+    assert "SEGMENT_SUM" in judge(by_hand.model(*graphs), "microcontroller").problems[0]
+    assert judge(by_hand.model(graphs[0]), "microcontroller").runs
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_arena_beyond_the_limit_is_a_problem(target):
+    content = one(Op.RELU, Type.INT8, (1, 1000))
+    needed = tflite.contents(content).arena_bytes
+    assert needed >= 2000  # input and output live at once
+    held, broken = judge(content, target, needed), judge(content, target, needed - 1)
+    assert held.runs
+    assert not broken.runs
+    assert held.arena_bytes == broken.arena_bytes == needed == broken.max_arena_bytes + 1
+    assert f"need {needed} bytes, {needed - 1} are allowed" in broken.problems[0]
+    assert "Remedy: " in broken.problems[0]
+
+
+def integers(op, shape, returned, *, options=None, kind=0, constants=()) -> bytes:
+    """An int8 operator of one tensor, with constants after it."""
+    graph = Graph()
+    x = graph.tensor("x", shape, Type.INT8, scale=0.1)
+    more = [graph.constant(f"c{place}", np.asarray(values, np.int32)) for place, values in enumerate(constants)]
+    y = graph.tensor("y", returned, Type.INT8, scale=0.1)
+    graph.inputs, graph.outputs = [x], [graph.apply(op, [x, *more], [y], options, kind)]
+    return by_hand.model(graph)
+
+
+def softmax(*shape) -> bytes:
+    options = schema.SoftmaxOptionsT()
+    options.beta = 1.0
+    return integers(Op.SOFTMAX, shape, shape, options=options, kind=schema.BuiltinOptions.SoftmaxOptions)
+
+
+def mean(shape, returned, axes) -> bytes:
+    options, kind = schema.ReducerOptionsT(), schema.BuiltinOptions.ReducerOptions
+    return integers(Op.MEAN, shape, returned, options=options, kind=kind, constants=[axes])
+
+
+def pad(before_batch: int) -> bytes:
+    return integers(Op.PAD, (1, 4), (1 + before_batch, 6), constants=[[[before_batch, 0], [1, 1]]])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (softmax(1, 16000), ""),
+        (softmax(1, 16001), "16001 elements, 16000 at most"),
+        (softmax(1, 2, 8), "takes [1, 2, 8], not one dimension"),
+        (one(Op.RELU, Type.INT8, (1, 128, 128, 3)), ""),
+        (one(Op.RELU, Type.INT8, (3, 128, 128, 1)), "'x' is [3, 128, 128, 1]: only the three innermost"),
+        (mean((1, 4, 4, 3), (1, 3), [1, 2]), ""),
+        (mean((1, 4, 4, 3), (1, 4, 4), [3]), "a mean over 3 channels, no multiple of 4"),
+        (mean((1, 4, 4, 8), (1, 4, 4), [-1]), ""),
+        (mean((1, 4, 4, 3), (4, 4, 3), [0]), "reduces the batch dimension"),
+        (pad(0), ""),
+        (pad(1), "pads the batch"),
+        (integers(Op.SQUEEZE, (1, 1, 10), (10,)), ""),
+        (integers(Op.SQUEEZE, (1, 5, 1, 10), (5, 10)), "takes [1, 5, 1, 10]: the sizes of 1 must lead"),
+    ],
+)
+def test_the_edge_tpus_known_limitations(content, reason):
+    (verdict,) = judge(content, "edge_tpu").delegates[0].ops
+    assert verdict.mapped == (not reason)
+    assert reason in verdict.reason
+
+
+def packed_and_flex() -> bytes:
+    """A layer of 4-bit weights, and an operator of TensorFlow's own behind it."""
+    graph = Graph()
+    x = graph.tensor("x", [1, 8], Type.FLOAT32)
+    kernel = graph.tensor("kernel", [4, 8], Type.INT4, data=bytes(16), scale=0.1)
+    options, kind = schema.FullyConnectedOptionsT(), schema.BuiltinOptions.FullyConnectedOptions
+    y = graph.apply(Op.FULLY_CONNECTED, [x, kernel, -1], [graph.tensor("y", [1, 4])], options, kind)
+    graph.inputs, graph.outputs = [x], [graph.apply("FlexErfinv", [y], [graph.tensor("z", [1, 4])])]
+    return by_hand.model(graph)
+
+
+def test_no_runtime_has_both_sub_byte_weights_and_tensorflows_own_operators():
+    verdict = judge(packed_and_flex(), "cpu")
+    assert not verdict.runs
+    assert "FlexErfinv" in verdict.problems[0]
+    assert "'kernel'" in verdict.problems[0]
+    assert "Flex delegate" in verdict.runtime
+    assert "int4" in verdict.runtime
+
+
+def test_a_custom_operator_runs_nowhere_unless_tensorflow_has_it():
+    for target in ("cpu", "android_nnapi_gpu", "ios_coreml"):
+        assert "Remedy: " in judge(one("Mine"), target).problems[0]
+        verdict = judge(one("FlexErfinv"), target)
+        assert verdict.runs
+        assert verdict.runtime == "TensorFlow Lite with the Flex delegate (SELECT_TF_OPS)"
+
+
+@pytest.mark.slow
+def test_the_runtime_is_what_the_converter_says(models):
+    assert runtime(models["int8"]) == judge(models["int8"], "cpu").runtime
+    assert re.fullmatch(r"TensorFlow Lite \d+\.\d+\.\d+ or newer, or LiteRT", runtime(models["int8"]))
+    assert runtime(one(Op.NEG)) == "TensorFlow Lite or LiteRT"
+
+
+@pytest.mark.parametrize("function", [runtime, lambda content: judge(content, "cpu")])
+def test_what_is_no_model_is_refused(function):
+    with pytest.raises(ModelError, match="Not a TFLite model"):
+        function(b"nothing of the kind")
+
+
+@pytest.mark.parametrize("size", [1, 12, 13, 1000])
+def test_a_compiled_c_array_has_the_bytes_of_the_model(tmp_path, size):
+    content = np.random.default_rng(size).integers(0, 256, size).astype(np.uint8).tobytes()
+    for name, text in c_array.sources(content, "digits").items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "main.cc").write_text(
+        '#include <cstdint>\n#include <cstdio>\n#include "digits.h"\n'
+        "int main() {\n"
+        "  if (reinterpret_cast<std::uintptr_t>(digits) % 16) return 2;\n"
+        "  return std::fwrite(digits, 1, digits_len, stdout) == digits_len ? 0 : 1;\n}\n"
+    )
+    command = ["g++", "-std=c++11", "-Wall", "-Wextra", "-Werror", "digits.cc", "main.cc", "-o", "main"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert subprocess.run([tmp_path / "main"], check=True, capture_output=True).stdout == content
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"), [(b"x", "2 words", "'2 words' is no name"), (b"", "m", "no bytes")]
+)
+def test_a_c_array_that_would_not_compile_is_refused(content, name, message):
+    with pytest.raises(ModelError, match=message):
+        c_array.sources(content, name)

@@ -1,0 +1,155 @@
+"""Cross-layer equalisation: by hand, on nets of many kinds, and as the cure of a net that is hard to quantize."""
+
+import numpy as np
+import pytest
+import tf_keras
+from tfx_compression.models import tflite
+from tfx_compression.models.interpreter import Interpreter
+from tfx_compression.tflite_quantizer import recipes
+from tfx_compression.tflite_quantizer.calibration import observe
+from tfx_compression.tflite_quantizer.config import Calibration
+from tfx_compression.tflite_quantizer.equalisation import equalise
+
+from tests import helpers
+from tests.tflite_quantizer.hard_net import harden
+
+pytestmark = pytest.mark.slow  # converts models
+
+layers = tf_keras.layers
+
+
+def converted(build, shape, seed=0):
+    """The flatbuffer of a net with random weights and biases, and a batch for it."""
+    tf_keras.utils.set_random_seed(seed)
+    image = tf_keras.Input(shape, name="image")
+    model = tf_keras.Model(image, build(image))
+    randomise(model, seed)
+    return helpers.to_tflite(model, "float32"), np.random.default_rng(seed).normal(size=(5, *shape)).astype(np.float32)
+
+
+def randomise(model, seed):
+    generator = np.random.default_rng(seed)
+    for weight in model.weights:
+        positive = "variance" in weight.name or "gamma" in weight.name
+        spread = 2.0 ** generator.uniform(-3, 3, weight.shape[-1:])
+        values = generator.uniform(0.5, 1.5, weight.shape) if positive else generator.normal(size=weight.shape)
+        weight.assign(values * spread / np.sqrt(np.prod(weight.shape[:-1])))
+
+
+def outputs(content, batch):
+    """All outputs in a row."""
+    return np.concatenate([value.ravel() for value in Interpreter(content).predict({"image": batch}).values()])
+
+
+def assert_same_function(content, equalised, batch):
+    wanted = outputs(content, batch)
+    np.testing.assert_allclose(outputs(equalised, batch), wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+
+
+def of_everything(image):
+    """What may lie between two layers, and layers of every kind."""
+    x = layers.Conv2D(4, 3, padding="same", activation="relu")(image)
+    x = layers.ZeroPadding2D(1)(x)
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2)(x)
+    x = layers.Conv2D(6, 1)(x)
+    x = layers.ReLU()(layers.MaxPooling2D()(x))
+    x = layers.Conv2D(5, 2, activation="relu")(x)
+    x = layers.AveragePooling2D(3, strides=1)(x)
+    x = layers.Dense(7, activation="relu")(layers.Flatten()(x))
+    return layers.Dense(3)(x)
+
+
+def of_separable_and_mean(image):
+    x = layers.BatchNormalization()(layers.Conv2D(8, 3, use_bias=False)(image))
+    x = layers.SeparableConv2D(6, 3, activation="relu")(layers.ReLU()(x))
+    return layers.Dense(4)(layers.GlobalAveragePooling2D()(x))
+
+
+@pytest.mark.parametrize(("build", "pairs"), [(of_everything, 5), (of_separable_and_mean, 3)])
+def test_outputs_are_the_same_and_channels_alike(build, pairs):
+    content, batch = converted(build, (8, 8, 2))
+    equalised, record = equalise(content)
+    assert len(record) == pairs
+    assert_same_function(content, equalised, batch)
+    assert np.median([pair.spread_before / pair.spread_after for pair in record]) > 1.5
+
+
+def test_ranges_are_the_geometric_mean_of_both_sides():
+    content, batch = converted(lambda x: layers.Dense(3)(layers.Dense(5, activation="relu")(x)), (4,))
+    first, second = kernels(content)
+    wanted = np.sqrt(np.abs(first).max(axis=1) * np.abs(second).max(axis=0))
+    equalised, (pair,) = equalise(content)
+    first_after, second_after = kernels(equalised)
+    np.testing.assert_allclose(np.abs(first_after).max(axis=1), wanted, rtol=1e-5)
+    np.testing.assert_allclose(np.abs(second_after).max(axis=0), wanted, rtol=1e-5)
+    np.testing.assert_allclose(second_after @ first_after, second @ first, rtol=1e-4, atol=1e-6)
+    spread = np.abs(first).max(axis=1)
+    assert pair.spread_before == pytest.approx(spread.max() / spread.min(), rel=1e-5)
+    assert pair.spread_after == pytest.approx(wanted.max() / wanted.min(), rel=1e-5)
+    assert_same_function(content, equalised, batch)
+
+
+def kernels(content):
+    """The kernels of the dense layers, [outputs, inputs] each, as they run."""
+    model = tflite.parse(content)
+    graph = model.subgraphs[0]
+    tensors = [graph.tensors[operator.inputs[1]] for operator in tflite.operators(model)]
+    return [np.frombuffer(bytes(model.buffers[t.buffer].data), np.float32).reshape(t.shape) for t in tensors]
+
+
+def of_what_does_not_commute(image):
+    """Between the convolutions ReLU6, tanh, two readers, and an output."""
+    x = layers.ReLU(6.0)(layers.Conv2D(4, 1)(image))
+    x = layers.Conv2D(4, 1, activation="tanh")(x)
+    x = layers.Conv2D(4, 1, activation="relu")(x)
+    x = layers.Add()([layers.Conv2D(4, 1)(x), x])
+    return [x, layers.Conv2D(2, 1)(x)]
+
+
+def test_what_would_change_the_function_is_left_alone():
+    content, _ = converted(lambda image: of_what_does_not_commute(image)[1], (4, 4, 2))
+    assert equalise(content) == (content, ())
+
+
+def test_dead_channels_and_biases_shared_by_layers():
+    image = tf_keras.Input((6, 6, 2), name="image")
+    x = layers.Conv2D(4, 3, activation="relu", name="first")(image)
+    x = layers.Conv2D(4, 1, activation="relu", name="second")(x)
+    model = tf_keras.Model(image, layers.Conv2D(4, 1, name="third")(x))
+    randomise(model, 1)
+    for layer in model.layers[1:]:
+        layer.bias.assign([0.5, -0.5, 0.25, 1.0])  # equal constants are one in the file
+    first, second = model.get_layer("first").kernel, model.get_layer("second").kernel
+    first.assign(first.numpy() * [1, 0, 1, 1])
+    second.assign(second.numpy() * np.array([1, 1, 0, 1])[:, None])
+    content = helpers.to_tflite(model, "float32")
+    operators = tflite.operators(tflite.parse(content))
+    assert len({operator.inputs[2] for operator in operators}) == 1
+    equalised, record = equalise(content)
+    assert len(record) == 2
+    assert_same_function(content, equalised, np.random.default_rng(0).normal(size=(5, 6, 6, 2)).astype(np.float32))
+
+
+def test_equalised_hard_net_is_as_good_in_int8_as_the_easy_one():
+    image = tf_keras.Input((8, 8, 3), name="image")
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(16, 3, use_bias=False)(image)))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.DepthwiseConv2D(3, use_bias=False)(x)))
+    easy = tf_keras.Model(image, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
+    easy.layers[2].beta.assign(np.random.default_rng(0).normal(size=16))
+    batch = np.random.default_rng(0).normal(size=(40, 8, 8, 3)).astype(np.float32)
+    hard = harden(easy, seed=1)
+    np.testing.assert_allclose(hard.predict(batch, verbose=0), easy.predict(batch, verbose=0), rtol=1e-3, atol=1e-5)
+
+    easy_content, hard_content = (helpers.to_tflite(model, "float32") for model in (easy, hard))
+    equalised, record = equalise(hard_content)
+    assert record[0].spread_before > 50 > 10 > record[0].spread_after
+    assert_same_function(hard_content, equalised, batch)
+    errors = [int8_error(content, batch) for content in (easy_content, hard_content, equalised)]
+    assert errors[1] > 4 * errors[0]
+    assert errors[2] < 2 * errors[0]
+
+
+def int8_error(content, batch):
+    ranges = observe(content, {"image": batch}, Calibration()).tensors
+    made = recipes.quantize_layers(content, recipes.uniform(content, "int8"), ranges)
+    return np.sqrt(np.mean((outputs(made, batch) - outputs(content, batch)) ** 2))

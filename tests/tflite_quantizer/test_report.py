@@ -1,0 +1,294 @@
+"""The report: what someone who converts a model reads in it, and that nothing in a name or a number breaks it."""
+
+import re
+from typing import Any
+
+import pytest
+from tfx_compression.tflite_quantizer import plots, report
+from tfx_compression.tflite_quantizer.config import AutoPrecision, Calibration, Quantization
+from tfx_compression.tflite_quantizer.record import (
+    AutoRecord,
+    CalibrationRecord,
+    Delegate,
+    EqualisedPair,
+    InputRange,
+    LayerError,
+    OpVerdict,
+    Record,
+    SignatureRecord,
+    SparseRecord,
+    TensorRecord,
+    TrialRecord,
+    Verdict,
+)
+
+from tests.compressed_evaluator.test_report import Page
+
+_LAYERS = (
+    LayerError(layer="net/conv", op="CONV_2D", precision="int8", snr_db=41.25, max_error=0.0125, cosine=0.9999),
+    LayerError(layer="net/flatten", op="RESHAPE", snr_db=None, max_error=0.0, cosine=1.0),
+    LayerError(layer="net/dense", op="FULLY_CONNECTED", precision="int4", snr_db=18.5, max_error=1.5, cosine=None),
+)
+_TPU = Delegate(
+    name="Edge TPU",
+    ops=(
+        OpVerdict(index=0, op="CONV_2D", layer="net/conv", mapped=True),
+        OpVerdict(index=1, op="ELU", layer="net/elu", mapped=False, reason="no such operator"),
+        OpVerdict(index=2, op="SOFTMAX", layer="net/softmax", mapped=False, reason="behind the cut"),
+    ),
+    segments=1,
+    cut="ELU (net/elu)",
+    source="coral.ai/docs/edgetpu/models-intro",
+    source_date="2024-05-01",
+)
+
+
+def verdict(**changes: Any) -> Verdict:
+    known: dict[str, Any] = {
+        "target": "edge_tpu",
+        "runs": True,
+        "problems": (),
+        "runtime": "LiteRT 2.1 or newer",
+        "delegates": (_TPU,),
+        "arena_bytes": 4096,
+    }
+    return Verdict(**{**known, **changes})
+
+
+def record(**changes: Any) -> Record:
+    """A small network in int8, but for `changes`."""
+    known: dict[str, Any] = {
+        "config": Quantization(mode="int8", batch_size=1, target="edge_tpu"),
+        "versions": {"tensorflow": "2.16.2", "ai-edge-litert": "2.3.0"},
+        "seconds": {"convert": 3.25, "calibrate": 0.5},
+        "signatures": (
+            SignatureRecord(
+                name="serving_default",
+                inputs=(
+                    TensorRecord(name="image", dtype="int8", shape=(-1, 28, 28), scale=0.00390625, zero_point=-128),
+                ),
+                outputs=(TensorRecord(name="logits", dtype="float32", shape=(-1, 10), scale=0.0, zero_point=0),),
+            ),
+        ),
+        "ops": {"SOFTMAX": 1, "CONV_2D": 3},
+        "float_ops": {"SOFTMAX": 1},
+        "bytes": 93_120,
+        "bytes_gzip": 32_900,
+        "bytes_zstd": 31_400,
+        "arena_bytes": 6_200,
+        "parameters": 86_000,
+        "sparsity": 0.25,
+        "runtime": "LiteRT 2.1 or newer",
+        "layers": _LAYERS,
+    }
+    return Record(**{**known, **changes})
+
+
+def page(**changes: Any) -> Page:
+    return Page(report.render(record(**changes)))
+
+
+def values(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return spec["data"]["values"]
+
+
+def test_the_mode_and_the_sizes_stand_on_top():
+    text = page().text
+    assert "Mode int8: Weights and activations of 8 bits Converted to 93.1 kB. Needs LiteRT 2.1 or newer." in text
+    assert "file 93.1 kB weights in float32: 344.0 kB gzipped 32.9 kB as zstd 31.4 kB arena 6.2 kB" in text
+    assert "zeros in weights 25.0 %" in text
+
+
+def test_what_keeps_it_from_running_stands_on_top_in_red():
+    source = report.render(record(verdict=verdict(runs=False, problems=("ELU: use ReLU.",))))
+    assert "Does not run on edge_tpu. Needs LiteRT 2.1 or newer. ELU: use ReLU." in Page(source).text
+    assert 'class="decision "' in source
+    assert 'class="decision released"' in report.render(record(verdict=verdict()))
+
+
+def test_warnings_come_before_the_figures_and_notes_after():
+    text = page(warnings=("Data left the range.",), notes=("Ranges of training.",)).text
+    assert text.index("Data left the range.") < text.index("gzipped") < text.index("Ranges of training.")
+
+
+def test_inputs_and_outputs_have_what_an_application_needs():
+    assert page().tables["Signature serving_default"] == [
+        ["", "name", "type", "shape", "scale", "zero point"],
+        ["input", "image", "int8", "any × 28 × 28", "0.00390625", "-128"],
+        ["output", "logits", "float32", "any × 10", "", ""],
+    ]
+
+
+def test_layers_stand_worst_first_in_the_table_and_in_the_plot():
+    found = page()
+    assert found.tables["Errors by layer"] == [
+        ["layer", "precision", "SNR in dB", "largest error", "cosine"],
+        ["net/dense FULLY_CONNECTED", "int4", "18.5", "1.5", ""],
+        ["net/conv CONV_2D", "int8", "41.2", "0.0125", "0.999900"],
+        ["net/flatten RESHAPE", "", "exact", "0", "1.000000"],
+    ]
+    (spec,) = found.specs()
+    assert [(value["layer"], value["snr"]) for value in values(spec)] == [("net/dense", 18.5), ("net/conv", 41.25)]
+
+
+def test_of_many_layers_the_worst_are_drawn_and_all_are_in_the_table():
+    layers = tuple(_LAYERS[0].model_copy(update={"layer": f"conv{n}", "snr_db": float(n)}) for n in range(100))
+    found = page(layers=layers)
+    assert [value["layer"] for value in values(found.specs()[0])] == [f"conv{n}" for n in range(plots.MOST_LAYERS)]
+    assert f"{100 - plots.MOST_LAYERS} more layers are in the table." in found.text
+    assert len(found.tables["Errors by layer"]) == 101
+
+
+def test_without_any_difference_there_is_no_plot():
+    assert page(layers=_LAYERS[1:2]).specs() == []
+    assert "Error of each layer" not in page(layers=()).text
+
+
+def test_each_accelerator_says_what_it_takes_and_why_not_the_rest():
+    found = page(verdict=verdict())
+    assert found.tables["Target edge_tpu"] == [
+        ["", "operators that it takes", "pieces", "first that it leaves", "rules"],
+        ["Edge TPU", "1 of 3", "1", "ELU (net/elu)", "coral.ai/docs/edgetpu/models-intro 2024-05-01"],
+    ]
+    assert found.tables["Edge TPU: 2 operators left out"] == [
+        ["", "operator", "why not"],
+        ["1", "ELU net/elu", "no such operator"],
+        ["2", "SOFTMAX net/softmax", "behind the cut"],
+    ]
+
+
+def test_the_arena_is_shown_with_its_limit():
+    assert "arena 6.2 kB limit 8.0 kB" in page(verdict=verdict(max_arena_bytes=8000)).text
+
+
+def test_a_share_outside_the_calibrated_range_is_marked_beyond_its_limit():
+    calibration = CalibrationRecord(
+        rows=200,
+        method="min_max",
+        checked_rows=1000,
+        strata={"0": 100, "1": 100},
+        inputs=(
+            InputRange(input="image", minimum=0.0, maximum=1.0, range=(0.0, 1.0), outside=0.125),
+            InputRange(input="age", minimum=-2.5, maximum=80.0, range=(-2.0, 80.0), outside=0.004),
+            InputRange(input="free", minimum=0.0, maximum=1.0, range=(0.0, 1.0)),
+        ),
+    )
+    source = report.render(record(calibration=calibration))
+    found = Page(source)
+    assert "rows 200 ranges by min/max rows checked against them 1,000 rows by value 0: 100, 1: 100" in found.text
+    assert found.tables["Calibration"] == [
+        ["input", "seen", "quantized", "other rows’ values outside"],
+        ["image", "0 to 1", "0 to 1", "12.5 % more than 1 %"],
+        ["age", "-2.5 to 80", "-2 to 80", "0.4 %"],
+        ["free", "0 to 1", "0 to 1", ""],
+    ]
+    assert '<td class="bad">12.5 %' in source
+    assert '<td class="">0.4 %' in source
+
+
+AUTO = AutoRecord(
+    metric="sparse_categorical_accuracy",
+    baseline=0.9,
+    value=0.897,
+    rows=2000,
+    equalised=True,
+    precisions={"net/conv": "int8", "net/dense": "int4"},
+    trials=(
+        TrialRecord(step="all int4", metric=0.8, bytes=50_000, accepted=False),
+        TrialRecord(step="net/conv int8", metric=0.897, bytes=60_000, accepted=True),
+    ),
+)
+
+
+def test_what_auto_tried_is_drawn_with_the_float_model_and_listed():
+    found = page(auto=AUTO, config=Quantization(mode="auto", auto=AutoPrecision(max_drop=0.005)))
+    assert (
+        "sparse categorical accuracy 0.8970, the float model’s 0.9000, on 2,000 rows; 2 trials, 1 of them accepted; "
+        "equalised." in found.text
+    )
+    line, points = found.specs()[0]["layer"]
+    assert line["data"]["values"] == [{"baseline": 0.9}]
+    assert [(value["kilobytes"], value["metric"], value["verdict"]) for value in values(points)] == [
+        (50.0, 0.8, "refused"),
+        (60.0, 0.897, "accepted"),
+    ]
+    assert found.tables["Trials in order"][2] == ["net/conv int8", "0.8970", "60,000", "accepted"]
+    assert found.tables["Precision by layer"][1:] == [["net/conv", "int8"], ["net/dense", "int4"]]
+
+
+def test_operators_are_counted_and_tensorflows_own_named_with_who_asked():
+    found = page(select_tf_ops={"FlexErf": ("net/gelu", "net/gelu_1")})
+    assert found.tables["Operators by count"] == [
+        ["operator", "count", "returning floats"],
+        ["CONV_2D", "3", "0"],
+        ["SOFTMAX", "1", "1"],
+    ]
+    assert "FlexErf net/gelu, net/gelu_1" in found.text
+
+
+def test_the_steps_that_were_taken_are_told():
+    pair = EqualisedPair(first="net/conv", second="net/dw", spread_before=812.5, spread_after=3.0)
+    sparse = SparseRecord(encoded=False, reason="the gzipped file is 4 kB larger.")
+    found = page(equalisation=(pair,), sparse=sparse, self_test={"logits": 0.03125, "other": 0.001})
+    assert found.tables["Layers whose channels were scaled"][1] == ["net/conv", "net/dw", "812.5×", "3.0×"]
+    assert "Not encoded: the gzipped file is 4 kB larger." in found.text
+    assert "largest difference from float 0.0312 of logits" in found.text
+    assert "tensorflow 2.16.2" in found.text
+    assert "convert 3.2 s" in found.text
+
+
+def test_what_was_configured_is_told_from_what_was_left():
+    config = Quantization(mode="int8", calibration=Calibration(rows=77))
+    shown, left = page(config=config).text.split(" Configuration ")[1].split("Left at the default")
+    assert "mode int8" in shown
+    assert '"rows": 77' in shown
+    assert "per_channel true" in left
+    assert "max_arena_bytes none" in left
+
+
+def full(name: str = "net/conv") -> Record:
+    return record(
+        layers=tuple(layer.model_copy(update={"layer": name, "op": name}) for layer in _LAYERS),
+        verdict=verdict(
+            target=name,
+            problems=(name,),
+            delegates=(_TPU.model_copy(update={"name": name, "cut": name, "source": name}),),
+        ),
+        auto=AUTO.model_copy(update={"metric": name, "precisions": {name: "int8"}}),
+        ops={name: 1},
+        select_tf_ops={name: (name,)},
+        versions={name: name},
+        notes=(name,),
+        warnings=(name,),
+    )
+
+
+def test_vega_draws_the_plots():
+    import vl_convert
+
+    for spec in Page(report.render(full())).specs():
+        drawn = vl_convert.vegalite_to_svg({**spec, "width": 900})
+        assert 'fill="currentColor"' in drawn
+
+
+def test_the_json_in_the_report_is_the_record():
+    found = full()
+    (copied,) = Page(report.render(found)).pre
+    assert Record.model_validate_json(copied) == found
+
+
+def test_it_needs_no_network():
+    source = report.render(full())
+    found = Page(source)
+    assert not found.attributes & {"src", "href", "srcset"}
+    assert not set(found.tags) & {"link", "img", "iframe", "object", "base"}
+    assert not re.search(r"@import|url\(", "".join(re.findall(r"<style>(.*?)</style>", source, re.DOTALL)))
+
+
+@pytest.mark.parametrize("name", ["</script><img src=x onerror=alert(1)><!--", '"><img>', "{{ 7 * 7 }}"])
+def test_no_name_breaks_out_of_its_place(name):
+    found = Page(report.render(full(name), title=name))
+    assert "img" not in found.tags
+    assert found.tags.count("script") == 4  # the bundle, our own, two plots
+    assert {value["layer"] for value in values(found.specs()[1])} == {name}
+    assert name in found.text  # as it is
