@@ -1,4 +1,4 @@
-"""The search for each layer's precision: within the limit, no larger than a uniform model, and what can't be measured."""
+"""The search for each layer's precision: within the limit, no larger than a uniform model; what can't be measured."""
 
 import numpy as np
 import pytest
