@@ -161,6 +161,26 @@ def test_recurrent_layers_of_a_static_batch_are_converted(tmp_path, library, lay
     assert_same_answers(path, {"x": normal(ROWS, 5, 3)}, batch_size=2)
 
 
+def test_recurrent_layers_of_any_batch_are_refused_with_the_remedy(tmp_path):
+    path = sources.saved_model_of(recurrent(tf_keras, "LSTM"), str(tmp_path / "saved"))
+    with pytest.raises(ModelError, match="how many rows a recurrent layer.*Remedy: batch_size=1"):
+        converted(serving.feature_signature(path))
+
+
+def test_lists_whose_elements_are_no_rows_are_left_as_they_are(tmp_path):
+    """What a loop collects has three numbers each, of a size that the graph leaves open: no batch of two."""
+
+    def function(x):
+        rows = tf.TensorArray(tf.float32, 2, element_shape=[None])
+        rows = tf.while_loop(lambda i, _: i < 2, lambda i, kept: (i + 1, kept.write(i, x[i])), (0, rows))[1]
+        return {"y": rows.stack() * 2.0}
+
+    path = helpers.save_function(function, [tf.TensorSpec([None, 3], tf.float32, "x")], tmp_path / "saved")
+    signature = serving.feature_signature(path, batch_size=2)
+    x = normal(2, 3)
+    np.testing.assert_allclose(signature.function(tf.constant(x))["y"], 2 * x)
+
+
 def test_a_loop_of_as_many_turns_as_the_data_says_is_converted(tmp_path):
     def function(x, turns):
         return {"y": tf.while_loop(lambda i, y: i < turns[0], lambda i, y: (i + 1, y * 2.0), (0, x))[1]}

@@ -89,17 +89,18 @@ def to_tflite(saved_model: str, options: Options, columns: Mapping[str, np.ndarr
         converter.target_spec.supported_types = [tf.float16]
     if options.mode in _INTEGERS:
         converter.inference_input_type = converter.inference_output_type = options.io_type
-        if options.mode == "int8":
-            operators = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        else:
-            operators.append(tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8)
-        if not graph.is_quantization_aware(options.signatures):
-            rows = _rows(inputs, columns or {}, options)
-            converter.representative_dataset = lambda: _told(rows)
-        elif options.mode == "int16x8":
+        aware = graph.is_quantization_aware(options.signatures)
+        if aware and options.mode == "int16x8":
             raise ModelError(
                 f"The model in {saved_model} is quantization-aware: its ranges are of 8 bits. Remedy: mode 'int8'."
             )
+        if options.mode == "int16x8":
+            operators.append(tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8)
+        elif not aware:  # of whole numbers only, the converter insists on rows
+            operators = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        if not aware:
+            rows = _rows(inputs, columns or {}, options)
+            converter.representative_dataset = lambda: _told(rows)
     if options.select_tf_ops:
         operators.append(tf.lite.OpsSet.SELECT_TF_OPS)
     converter.target_spec.supported_ops = operators
@@ -325,6 +326,11 @@ class _SavedModel:
 def _explained(saved_model: str, options: Options, words: str) -> ConversionError:
     """What the converter said, with the operators that it lacks in front."""
     lacks = f"The model in {saved_model} can't be converted in mode {options.mode!r}: "
+    if "element_shape to be static" in words:
+        return ConversionError(
+            f"{lacks}TFLite must know how many rows a recurrent layer, or another loop that collects results, takes at "
+            "once. Remedy: batch_size=1, or as many as the device gives it."
+        )
     listed = re.findall(r"(?:TF Select|Flex) ops: (.+)", words)
     custom = re.findall(r"Custom ops: (.+)", words)
     if listed and not options.select_tf_ops:

@@ -27,6 +27,8 @@ _LAST_WORDS = 1500  # characters
 _OPS = re.compile(
     r"'(tfl?\.\w+)' op\b|Op type not registered '(\w+)'|Node number \d+ \((\w+)\)|for op: '(\w+)'|\b(tfl\.\w+)\b"
 )
+# What TensorFlow says at every start, and of any graph.
+_NOISE = re.compile(r"^\d{4}-\d\d-\d\d [\d:.]+: [IW] |Unable to register cu|^To enable the following|^[IW]0000 ")
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -123,7 +125,7 @@ def _wait(process: subprocess.Popen, timeout: float, max_memory: int | None) -> 
             return ""
         if max_memory and _memory(process.pid) > max_memory:
             return f"ran out of memory: it used more than {max_memory / 2**20:.0f} MB"
-    return f"hung: no result in {timeout:.0f} s"
+    return f"hung: no result in {timeout:g} s"
 
 
 def _memory(pid: int) -> int:
@@ -148,7 +150,7 @@ def _how(status: int, words: str, told: Mapping[str, Any]) -> str:
 
 
 def _tail(words: str) -> str:
-    lines = [line.strip() for line in words.splitlines() if line.strip()]
+    lines = [line.strip() for line in words.splitlines() if line.strip() and not _NOISE.search(line)]
     return " ".join(lines[-6:])[-_LAST_WORDS:]
 
 

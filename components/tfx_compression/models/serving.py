@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from tfx_compression.models import transform_cut
@@ -27,6 +28,13 @@ _TENSOR_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")  # TensorFlow's ru
 _LOWERED = ("Enter", "Switch", "Merge", "NextIteration", "Exit")  # loops and branches of TensorFlow 1
 # Those that TFLite has for strings, or that the converter takes away.
 _STRING_OPS = ("Identity", "Const", "Placeholder", "Equal", "NotEqual", "GatherV2", "Reshape", "Squeeze", "ExpandDims")
+_ELEMENT_SHAPE = {  # operations on lists that are told the shape of an element, and which input that is
+    "TensorListReserve": 0,
+    "EmptyTensorList": 0,
+    "TensorListFromTensor": 1,
+    "TensorListStack": 1,
+    "TensorListGetItem": 2,
+}
 _ROWS = 8
 _TOLERANCE = 1e-5
 
@@ -201,11 +209,14 @@ class _Signature:
         ops = _behind(self.outputs.values(), _names(used))[0]
         self._refuse_tables(ops)
         sized = _sized(self.place, features, batch_size)
+        function = self._function(sized, used, self.outputs)
+        if batch_size is not None and _lists_of_rows(self.frozen.graph.as_graph_def()):
+            function = self._with_sized_lists(function, sized, used, batch_size)
         return FeatureSignature(
             features=sized,
             outputs=tuple(self.outputs),
             parses_examples=self.parses_examples,
-            function=self._function(sized, used, self.outputs),
+            function=function,
             parsed=parsed,
             front=front,
             needs_select_tf_ops=self._on_strings(ops),
@@ -315,10 +326,27 @@ class _Signature:
             )
         return "Remedy: let the device do it before the model, and serve the network on what comes out."
 
-    def _function(self, specs: Specs, fed: Places, fetched: Mapping[str, tf.Tensor]) -> Any:
+    def _with_sized_lists(self, function: Any, specs: Specs, used: Places, batch_size: int) -> Any:
+        """`function` with elements of lists, which loops collect, of `batch_size` rows; as it is where they aren't.
+
+        TFLite must know their shape; that of a recurrent layer's was written into the graph for any number of rows.
+        """
+        sized = self._function(specs, used, self.outputs, rows_of_lists=batch_size)
+        columns = {name: _drawn(spec, batch_size, seed) for seed, (name, spec) in enumerate(specs.items())}
+        try:
+            found, expected = (self._called(each, specs, columns) for each in (sized, function))
+        except tf.errors.OpError:  # a list's elements have another number of rows
+            return function
+        return sized if all(_same(found[name], expected[name]) for name in expected) else function
+
+    def _function(
+        self, specs: Specs, fed: Places, fetched: Mapping[str, tf.Tensor], rows_of_lists: int | None = None
+    ) -> Any:
         """The part of the graph between two rows of tensors: from `specs`, in order, to a dict of what is fetched."""
         definition = self.frozen.graph.as_graph_def()
         _drop_order(definition)
+        if rows_of_lists is not None:
+            _size_lists(definition, rows_of_lists)
         wanted = [tensor.name for tensor in fetched.values()]
         with tf.Graph().as_default() as graph:
             places = {
@@ -489,6 +517,39 @@ def _drop_order(definition: Any) -> None:
             data = [name for name in node.input if not name.startswith("^")]
             del node.input[:]
             node.input.extend(data)
+
+
+def _lists_of_rows(definition: Any) -> list[tuple[Any, Any, int, np.ndarray]]:
+    """The uses of lists of any number of rows: graph or function, node, place among its inputs, shape of an element."""
+    found = []
+    for nodes in (definition.node, *(function.node_def for function in definition.library.function)):
+        constants = {node.name: node for node in nodes if node.op == "Const"}
+        for node in nodes:
+            place = _ELEMENT_SHAPE.get(node.op)
+            constant = None if place is None else constants.get(node.input[place].split(":")[0])
+            if constant is not None:
+                shape = tf.make_ndarray(constant.attr["value"].tensor).reshape(-1)
+                if shape.size and shape[0] == -1 and -1 not in shape[1:]:
+                    found.append((nodes, node, place, shape))
+    return found
+
+
+def _size_lists(definition: Any, rows: int) -> None:
+    """Writes `rows` into the shapes of lists' elements; functions get new names, as they are others now."""
+    renamed = {function.signature.name: f"{function.signature.name}_{rows}" for function in definition.library.function}
+    for function in definition.library.function:
+        function.signature.name = renamed[function.signature.name]
+    for nodes in (definition.node, *(function.node_def for function in definition.library.function)):
+        for value in (value for node in nodes for value in node.attr.values()):
+            for called in (*([value.func] if value.HasField("func") else []), *value.list.func):
+                called.name = renamed.get(called.name, called.name)
+    for index, (nodes, node, place, shape) in enumerate(_lists_of_rows(definition)):
+        constant = nodes.add(name=f"element_shape_{index}", op="Const")
+        constant.attr["dtype"].type = tf.as_dtype(shape.dtype).as_datatype_enum
+        constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(np.array([rows, *shape[1:]], shape.dtype)))
+        node.input[place] = constant.name if nodes is definition.node else f"{constant.name}:output:0"
+    for function in definition.library.function:
+        context.context().add_function_def(function)  # importing the graph doesn't
 
 
 def _dense(frozen: Frozen) -> Specs:

@@ -16,6 +16,7 @@ import tensorflow as tf
 TRANSFORM_LAYER = "tft_layer"  # what the attribute of the model starts with in TFX's own examples
 TRANSFORM_SIGNATURE = "transform_features"  # and what they call a signature of Transform alone
 Places = dict[str, list[list[tf.Tensor]]]  # by feature, each place of it in a graph; several tensors of a sparse one
+_Results = dict[str, tuple[list[str], tf.TensorShape]]  # by feature, the digests of its tensors, and the shape of all
 
 _SAME = ("Identity", "IdentityN")
 _IGNORED = ("config", "config_proto", "executor_type", "output_shapes", "parallel_iterations")
@@ -60,17 +61,18 @@ def places(
             if tensor.name in known and op.type not in _SAME:
                 tensors.setdefault(known[tensor.name], []).append(tensor)
     for made in _made(loaded, freeze, parsed):
-        yield {
-            name: [list(parts) for parts in zip(*(tensors[part] for part in parts))]  # noqa: B905 - parts of one call
-            for name, parts in made.items()
-            if all(part in tensors for part in parts)
-        }
+        found: Places = {}
+        for name, (parts, shape) in made.items():
+            if all(part in tensors for part in parts):
+                found[name] = [list(several) for several in zip(*(tensors[part] for part in parts))]  # noqa: B905 - of one call
+                for first, *others in found[name]:
+                    if not others:
+                        first.set_shape(shape)  # freezing loses that of what is looked up in a table
+        yield found
 
 
-def _made(
-    loaded: Any, freeze: Callable[[Any], Frozen], parsed: Callable[[Frozen], Places]
-) -> Iterator[dict[str, list[str]]]:
-    """The digests of what each Transform layer makes, by feature: of one tensor, or of several of a sparse one."""
+def _made(loaded: Any, freeze: Callable[[Any], Frozen], parsed: Callable[[Frozen], Places]) -> Iterator[_Results]:
+    """The digests and shapes of what each Transform layer makes, by feature."""
     for attribute in sorted(name for name in loaded._trackable_children() if name.startswith(TRANSFORM_LAYER)):
         for concrete in getattr(getattr(loaded, attribute).__call__, "concrete_functions", ()):
             arguments = concrete.structured_input_signature[0][:1]
@@ -92,14 +94,14 @@ def _arguments(specs: Mapping[str, Any], frozen: Frozen) -> Places:
     }
 
 
-def _results(concrete: Any, frozen: Frozen, features: Places) -> dict[str, list[str]]:
+def _results(concrete: Any, frozen: Frozen, features: Places) -> _Results:
     known = digests(frozen, features)
     outputs = iter(frozen.outputs)
     found = {}
     for name, spec in sorted(concrete.structured_outputs.items()):
         parts = [next(outputs) for _ in tf.nest.flatten(spec, expand_composites=True)]
         if all(part.name in known for part in parts):
-            found[name] = [known[part.name] for part in parts]
+            found[name] = [known[part.name] for part in parts], spec.shape
     return found
 
 

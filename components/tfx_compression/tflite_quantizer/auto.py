@@ -336,6 +336,7 @@ def _require_labels(config: AutoPrecision, labels: np.ndarray | None, outputs: n
             f"The metric {config.metric!r} needs labels. Remedy: auto.label_key, or the metric 'agreement', which "
             "needs none."
         )
+    _require_known(config.metric)
     labels = np.asarray(labels)
     if labels.shape == outputs.shape or (labels.shape == outputs.shape[:-1] and outputs.shape[-1] == 1):
         return labels.reshape(outputs.shape)
@@ -347,6 +348,16 @@ def _require_labels(config: AutoPrecision, labels: np.ndarray | None, outputs: n
         f"{config.metric!r}. Remedy: auto.label_key, auto.output, or another metric (with 'sparse' in its name where a "
         "label is the number of a class)."
     )
+
+
+def _require_known(metric: str) -> None:
+    import tf_keras
+
+    # `get` returns a name that it doesn't know as it is.
+    if plain_name(metric) not in _BY_LABEL_SHAPE and not callable(tf_keras.metrics.get(metric)):
+        raise ModelError(
+            f"Keras has no metric {metric!r}. Remedy: auto.metric is one of tf.keras.metrics by name, or 'agreement'."
+        )
 
 
 def _keras_metric(name: str, outputs: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], float]:

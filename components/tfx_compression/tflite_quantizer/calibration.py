@@ -129,7 +129,7 @@ class _Model:
             if not strings:
                 values = values.astype(tensor.dtype)
             if values.dtype.kind == "f":
-                bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+                bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
                 if bad.size:
                     raise ModelError(
                         f"The input {name!r} is NaN or infinite in {bad.size} of {len(values)} calibration rows, row "
