@@ -525,8 +525,8 @@ def _lists_of_rows(definition: Any) -> list[tuple[Any, Any, int, np.ndarray]]:
     for nodes in (definition.node, *(function.node_def for function in definition.library.function)):
         constants = {node.name: node for node in nodes if node.op == "Const"}
         for node in nodes:
-            place = _ELEMENT_SHAPE.get(node.op)
-            constant = None if place is None else constants.get(node.input[place].split(":")[0])
+            place = _ELEMENT_SHAPE.get(node.op, -1)
+            constant = constants.get(node.input[place].split(":")[0]) if place >= 0 else None
             if constant is not None:
                 shape = tf.make_ndarray(constant.attr["value"].tensor).reshape(-1)
                 if shape.size and shape[0] == -1 and -1 not in shape[1:]:
