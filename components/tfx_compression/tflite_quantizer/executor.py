@@ -107,9 +107,16 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         examples_input = artifacts.single(input_dict, "examples")
         calibration = config.calibration
         drawn = self._sample(examples_input, specs, calibration.split, calibration.rows, config, stratify=True)
-        checked = None
+        checked: Columns = {}
+        notes: tuple[str, ...] = ()
         if calibration.check_split in artifact_utils.decode_split_names(examples_input.split_names):
-            checked = self._sample(examples_input, specs, str(calibration.check_split), calibration.rows, config)
+            checked = self._sample(
+                examples_input, specs, str(calibration.check_split), calibration.rows, config
+            ).columns
+        elif calibration.check_split is not None:
+            notes = (
+                f"Nothing was compared with the calibrated ranges: there is no split {calibration.check_split!r}.",
+            )
         trial: Columns = {}
         labels = None
         if config.mode == "auto":
@@ -118,7 +125,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 label = examples.label_of(inputs.read_schema(input_dict), list(specs), None)
             found = self._sample(examples_input, specs, config.auto.split, config.auto.rows, config, label=label)
             trial, labels = found.columns, found.labels
-        return Rows(drawn.columns, checked.columns if checked else {}, trial, labels, drawn.strata)
+        return Rows(drawn.columns, checked, trial, labels, drawn.strata, notes)
 
     def _sample(
         self,

@@ -30,6 +30,7 @@ class Rows:
       check: are compared with those ranges.
       trial, labels: mode `auto` measures its metric on them; labels are [rows].
       strata: of the calibration rows, by value of the feature that was stratified by.
+      notes: what a user should know of them.
     """
 
     calibration: Columns = dataclasses.field(default_factory=dict)
@@ -37,6 +38,7 @@ class Rows:
     trial: Columns = dataclasses.field(default_factory=dict)
     labels: np.ndarray | None = None
     strata: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +142,7 @@ def quantize_signatures(
                 arrays = dict(stored)
     notes = tuple(note for signature in signatures.values() for note in signature.notes)
     interpreter = Interpreter(content)
-    record = record.model_copy(update={"notes": (*notes, *record.notes)})
+    record = record.model_copy(update={"notes": (*notes, *rows.notes, *record.notes)})
     return Quantized(content, record, arrays, interpreter.inputs, interpreter.outputs, tflite.contents(content))
 
 

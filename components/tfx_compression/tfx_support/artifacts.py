@@ -50,7 +50,7 @@ def custom_properties(source: artifact.Artifact) -> dict[str, object]:
     return {name: source.get_custom_property(name) for name in names}
 
 
-def describe_model(model: standard_artifacts.Model, parent: standard_artifacts.Model, **properties: object) -> None:
+def describe_model(model: standard_artifacts.Model, parent: standard_artifacts.Model, /, **properties: object) -> None:
     """Writes what compression did to a model on its artifact, so that ML Metadata alone can answer it.
 
     Besides `properties`, the size of its files and the URI of the model that it was made from.
@@ -59,7 +59,7 @@ def describe_model(model: standard_artifacts.Model, parent: standard_artifacts.M
     set_properties(model, parent_uri=parent.uri, bytes=size.raw, bytes_gzip=size.gzip, **properties)
 
 
-def set_properties(target: artifact.Artifact, **properties: object) -> None:
+def set_properties(target: artifact.Artifact, /, **properties: object) -> None:
     """Sets custom properties by the type of their values; those that are None are left out."""
     for name, value in properties.items():
         if isinstance(value, int):
