@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import tf_keras
+from tensorflow.lite.python import schema_py_generated as schema
 from tfx_compression.models import tflite
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.interpreter import Interpreter
@@ -127,6 +129,18 @@ def dense_layers(content):
     for operator in tflite.operators(model):
         _, kernel, *bias = (place for place in operator.inputs if place >= 0)
         yield values(kernel), values(bias[0]) if bias else np.float32(0)
+
+
+def test_large_kernels_lie_in_the_flatbuffer_as_the_converter_writes_them():
+    x = tf_keras.Input((700,), name="x")
+    net = Net(
+        tf_keras.Model(x, tf_keras.layers.Dense(600, name="y")(x)), np.random.default_rng(0).normal(size=(4, 700))
+    )
+    content = net.quantized("int8_weight_only")  # ai-edge-quantizer puts 256 kB and more behind the flatbuffer
+    buffers = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0)).buffers
+    assert max(len(buffer.data) for buffer in buffers if buffer.data is not None) == 700 * 600
+    assert not any(buffer.offset for buffer in buffers)
+    assert 0 < net.error(content) < BOUNDS["int8_weight_only"]
 
 
 def test_blocks_have_scales_of_their_own(cnn):

@@ -12,10 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.lite.python import convert as lite_convert
-from tensorflow.lite.python import schema_py_generated as schema
-from tensorflow.lite.tools import flatbuffer_utils
 
 from tfx_compression.models import isolated, tflite
 from tfx_compression.models.errors import ModelError
@@ -152,7 +151,7 @@ def with_ranges(content: bytes, options: Options, ranges: Mapping[str, tuple[flo
         activations[name].quantization = quantization
     isolated.step("quantizing by ranges")
     quantized = lite_convert.mlir_quantize(
-        bytes(flatbuffer_utils.convert_object_to_bytearray(model)),
+        tflite.packed(model),
         disable_per_channel=not options.per_channel,
         input_data_type=options.io_type,
         output_data_type=options.io_type,

@@ -7,7 +7,7 @@ import struct
 from typing import Any
 
 import numpy as np
-from tensorflow.lite.tools import flatbuffer_utils
+from ai_edge_litert.tools import flatbuffer_utils  # TensorFlow 2.16's drops what its schema doesn't know
 
 from tfx_compression.models.errors import ModelError
 
@@ -112,13 +112,18 @@ def contents(content: bytes) -> Contents:
 
 
 def parse(content: bytes) -> Any:
-    """The flatbuffer as objects; a ModelError where it is none, or was cut off."""
+    """The flatbuffer as objects, all data in it; a ModelError where it is none, or was cut off."""
     if content[4:8] != b"TFL3":
         raise ModelError(f"Not a TFLite model: {len(content)} bytes without the file identifier TFL3.")
     try:
-        return flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+        return flatbuffer_utils.read_model_from_bytearray(bytearray(content))
     except (struct.error, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ModelError(f"A damaged TFLite model of {len(content)} bytes: {error}") from error
+
+
+def packed(model: Any) -> bytes:
+    """The flatbuffer of what `parse` returned, changed or not; all data lies in it."""
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def _contents(model: Any) -> Contents:

@@ -15,10 +15,11 @@ from typing import Any
 
 import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
-from ai_edge_litert.tools import flatbuffer_utils  # TensorFlow 2.16's drops what its schema doesn't know
+from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import number_types
 from flatbuffers.table import Table  # type: ignore[import-untyped]
 
+from tfx_compression.models import tflite
 from tfx_compression.models.errors import ModelError
 
 _BUFFER, _IDENTIFIER = b"TFLITE_METADATA", b"M001"
@@ -98,7 +99,7 @@ def write(
       ModelError: where it is no TFLite model, has no such input or output, or the labels don't fit it.
     """
     labels, normalisation, ranges = labels or {}, normalisation or {}, ranges or {}
-    model = _parse(content)
+    model = tflite.parse(content)
     graphs = _graphs(model)
     _require_known("output", labels, (name for graph in graphs for name in graph.outputs))
     _require_known("input", {**normalisation, **ranges}, (name for graph in graphs for name in graph.inputs))
@@ -122,7 +123,7 @@ def write(
     files = {output: f"labels_{number}.txt" for number, output in enumerate(labels)}
     metadata = Metadata(name, description, version, author, license, described, _PARSER)
     _attach(model, _Writer(files).written(metadata))
-    flatbuffer = bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    flatbuffer = tflite.packed(model)
     return _with_files(flatbuffer, {file: labels[output] for output, file in files.items()})
 
 
@@ -132,7 +133,7 @@ def read(content: bytes) -> Metadata | None:
     Raises:
       ModelError: where it is no TFLite model, or the metadata is damaged.
     """
-    model = _parse(content)
+    model = tflite.parse(content)
     buffer = next((entry.buffer for entry in model.metadata or () if entry.name == _BUFFER), None)
     if buffer is None:
         return None
@@ -155,15 +156,6 @@ class _Graph:
     name: str
     inputs: dict[str, int]
     outputs: dict[str, int]
-
-
-def _parse(content: bytes) -> Any:
-    if content[4:8] != b"TFL3":
-        raise ModelError(f"Not a TFLite model: {len(content)} bytes without the file identifier TFL3.")
-    try:
-        return flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    except (struct.error, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise ModelError(f"A damaged TFLite model of {len(content)} bytes: {error}") from error
 
 
 def _graphs(model: Any) -> list[_Graph]:
@@ -214,13 +206,13 @@ def _require_fitting(output: str, labels: Sequence[str], size: int) -> None:
 
 def _attach(model: Any, data: bytes) -> None:
     """Puts metadata into the model's buffers, over those that are there."""
-    buffer = flatbuffer_utils.BufferT()
+    buffer = schema.BufferT()
     buffer.data = np.frombuffer(data, np.uint8)
     for entry in model.metadata or ():
         if entry.name == _BUFFER:
             model.buffers[entry.buffer] = buffer
             return
-    entry = flatbuffer_utils.schema_fb.MetadataT()
+    entry = schema.MetadataT()
     entry.name, entry.buffer = _BUFFER, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or ()), entry]

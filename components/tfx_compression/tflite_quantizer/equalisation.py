@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from tensorflow.lite.python import schema_py_generated as schema
-from tensorflow.lite.tools import flatbuffer_utils
+from ai_edge_litert import schema_py_generated as schema
 
 from tfx_compression.models import tflite
 from tfx_compression.tflite_quantizer.record import EqualisedPair
@@ -74,7 +73,7 @@ def equalise(content: bytes) -> tuple[bytes, tuple[EqualisedPair, ...]]:
         )
         for pair, spread in zip(pairs, before, strict=True)
     )
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model)), record
+    return tflite.packed(model), record
 
 
 def _spread(ranges: np.ndarray) -> float:
@@ -143,7 +142,6 @@ class _Layers:
             if np.array_equal(self._values(tensor), bias.astype(np.float32)):
                 continue
             if len(self._readers[operator.inputs[2]]) > 1 or self._users[tensor.buffer] > 1:
-                operator.inputs = np.array(operator.inputs)
                 operator.inputs[2] = self._copied(tensor, f"{index}")
                 tensor = self._graph.tensors[operator.inputs[2]]
             self._put(tensor, bias)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
-from tensorflow.lite.tools import flatbuffer_utils
+from ai_edge_litert.tools import flatbuffer_utils
 
 from tfx_compression.models import conversion, gzipped, isolated, tflite, tflite_metadata
 from tfx_compression.models.errors import ModelError

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing
 from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils
-from tensorflow.lite.tools import flatbuffer_utils
 
 from tfx_compression.models import tflite
 from tfx_compression.models.errors import ModelError
@@ -244,20 +243,23 @@ class _Recipe:
             made = engine.quantize(values or None, enable_progress_bar=False, enable_progress_report=False)
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"ai-edge-quantizer can't quantize the model as chosen: {error}") from error
-        return _with_free_sizes(bytes(made.quantized_model))
+        return _plain(bytes(made.quantized_model))
 
 
-def _with_free_sizes(content: bytes) -> bytes:
-    """The conversions that the quantizer puts in return as many rows as they take: it writes down one."""
+def _plain(content: bytes) -> bytes:
+    """What the quantizer made, as TensorFlow's converter writes it.
+
+    All data lies in the flatbuffer: much of it was behind it, where older runtimes don't look. The conversions that
+    were put in return as many rows as they take, not one.
+    """
     model = tflite.parse(content)
     tensors = model.subgraphs[0].tensors
-    changed = False
     for operator in tflite.operators(model):
         if operator.op in ("QUANTIZE", "DEQUANTIZE"):
             taken, returned = tensors[operator.inputs[0]], tensors[operator.outputs[0]]
-            if taken.shapeSignature is not None and returned.shapeSignature is None:
-                returned.shapeSignature, changed = taken.shapeSignature, True
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model)) if changed else content
+            if returned.shapeSignature is None:
+                returned.shapeSignature = taken.shapeSignature
+    return tflite.packed(model)
 
 
 def _add_io(recipe: _Recipe, graph: Graph, bits: Mapping[int, int], io: Io) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from tensorflow.lite.python import schema_py_generated as schema
+from ai_edge_litert import schema_py_generated as schema
 
 from tfx_compression.models.tflite import operators
 from tfx_compression.tflite_quantizer.record import Delegate, OpVerdict
