@@ -356,6 +356,18 @@ def test_no_runtime_has_both_sub_byte_weights_and_tensorflows_own_operators():
     assert "int4" in verdict.runtime
 
 
+def test_convolutions_of_two_bits_are_refused_because_litert_gets_them_wrong():
+    graph = Graph()
+    x = graph.tensor("x", [1, 1, 1, 8], Type.FLOAT32)
+    kernel = graph.tensor("kernel", [4, 1, 1, 8], 19, data=bytes(8), scale=0.1)
+    bias = graph.tensor("bias", [4], Type.FLOAT32, data=bytes(16))
+    options, kind = schema.Conv2DOptionsT(), schema.BuiltinOptions.Conv2DOptions
+    y = graph.apply(Op.CONV_2D, [x, kernel, bias], [graph.tensor("y", [1, 1, 1, 4])], options, kind)
+    graph.inputs, graph.outputs = [x], [y]
+    (problem,) = judge(by_hand.model(graph), "cpu").problems
+    assert "CONV_2D" in problem and "2 bits wrong. Remedy: 'int4'" in problem
+
+
 def test_a_custom_operator_runs_nowhere_unless_tensorflow_has_it():
     for target in ("cpu", "android_nnapi_gpu", "ios_coreml"):
         assert "Remedy: " in judge(one("Mine"), target).problems[0]

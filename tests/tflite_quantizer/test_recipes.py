@@ -117,6 +117,36 @@ def test_weights_are_what_arithmetic_makes_of_them(dense, precision, per_channel
     np.testing.assert_allclose(dense.run(made), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("net", "precision", "levels"),
+    [
+        ("dense", "int8_dynamic", 127),
+        ("dense", "int4_dynamic", 7),
+        ("dense", "int2_dynamic", 1),
+        ("convolution", "int8_dynamic", 127),
+        ("convolution", "int4_dynamic", 7),
+    ],
+)
+def test_dynamic_weights_are_what_arithmetic_makes_of_them(dense, net, precision, levels):
+    """But for activations, which are rounded on the fly: to 1/127 of a row's largest."""
+    if net == "convolution":  # of one place: a dense layer in every pixel
+        x = tf_keras.Input((1, 1, 12), name="x")
+        model = tf_keras.Model(x, tf_keras.layers.Conv2D(6, 1, name="y")(x))
+        dense = Net(model, np.random.default_rng(0).normal(size=(40, 1, 1, 12)).astype(np.float32))
+    made = dense.quantized(precision)
+    assert any(tensor.type == {127: 9, 7: 17, 1: 19}[levels] for tensor in tflite.parse(made).subgraphs[0].tensors)
+    wanted, largest = dense.rows["x"].reshape(len(dense.rows["x"]), -1), 0.0
+    for place, (kernel, bias) in enumerate(dense_layers(dense.content)):
+        rows = kernel.reshape(len(kernel), -1)
+        scale = np.abs(rows).max(axis=1, keepdims=True) / levels
+        rounded = np.rint(rows / scale) * scale
+        largest += np.abs(wanted).max() / 127 * np.abs(rounded).sum(axis=1).max()
+        wanted = wanted @ rounded.T + bias
+        if not place and net == "dense":
+            wanted = np.maximum(wanted, 0)
+    np.testing.assert_allclose(dense.run(made).reshape(wanted.shape), wanted, atol=largest)
+
+
 def dense_layers(content):
     """Kernel [outputs, inputs] and bias of each; without a bias, zero."""
     model = tflite.parse(content)
@@ -230,6 +260,7 @@ def test_a_rule_that_fits_nothing_lists_the_layers(cnn):
     ("rule", "message"),
     [
         (PrecisionRule(layers=DEPTHWISE, precision="int4"), r"DEPTHWISE_CONV_2D.*can have: float32, float16, int8"),
+        (PrecisionRule(layers=POINTWISE, precision="int2_dynamic"), r"\(CONV_2D\) can't have precision 'int2_dynamic'"),
         (PrecisionRule(layers=POINTWISE, precision="int4_dynamic", block_size=32), "block_size=32.*dense layers"),
         (PrecisionRule(layers="dense", precision="int8", block_size=32), "block_size=32 with precision 'int8'"),
         (PrecisionRule(layers="probabilities", precision="int4_dynamic", block_size=64), "takes 32 numbers"),

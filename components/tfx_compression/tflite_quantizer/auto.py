@@ -12,7 +12,7 @@ import numpy as np
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.interpreter import Interpreter
 from tfx_compression.models.metric_names import plain_name, smaller_is_better
-from tfx_compression.tflite_quantizer import equalisation, recipes
+from tfx_compression.tflite_quantizer import devices, equalisation, recipes
 from tfx_compression.tflite_quantizer.calibration import observe
 from tfx_compression.tflite_quantizer.config import CALIBRATED, AutoPrecision, Precision, Quantization
 from tfx_compression.tflite_quantizer.record import AutoRecord, EqualisedPair, TrialRecord
@@ -41,11 +41,11 @@ def search(
     error they take away for a byte; how many of them are needed is found by bisection, on the metric. The uniform
     models of each precision are tried as well, so the result is no larger than one of them that is good enough, and
     in the end single layers are made smaller again where that does no harm. All layers in float32 lose nothing: that
-    is the result where nothing else will do.
+    is the result where nothing else will do. What doesn't run on the target is not taken.
 
     Args:
       content: a float flatbuffer.
-      config: `auto`, `equalise`, `io`, `per_channel` and `calibration` of it.
+      config: `auto`, `equalise`, `io`, `per_channel`, `calibration` and `target` of it.
       calibration: by input, [rows, …] values that ranges are measured on.
       trial: by input, [rows, …] values that the metric is measured on.
       labels: [rows, …]; None for the metric `agreement`.
@@ -152,7 +152,8 @@ class _Search:
         for precision in self._config.auto.precisions:
             if precision in possible and precision != "float32":
                 made = self._quantized({index: precision})
-                yield _Option(precision, len(made), self._measure.error(made))
+                if self._runs(made):
+                    yield _Option(precision, len(made), self._measure.error(made))
         yield _Option("float32", len(self._content), 0.0)
 
     def _bisected(self, start: Assignment, promotions: list[tuple[int, Precision]]) -> _Trial:
@@ -172,13 +173,17 @@ class _Search:
         return promoted(high)
 
     def _uniform(self, precision: Precision) -> Assignment | None:
-        """`precision` wherever it is possible, elsewhere the first smaller-than-float one that is; None if nowhere."""
-        assignment: Assignment = {}
-        for index in self._graph.kernels:
-            possible = recipes.allowed(self._graph, index, self._config.per_channel)
-            ladder = (precision, *self._config.auto.precisions, "float32")
-            assignment[index] = next(name for name in ladder if name in possible)
+        """The mode of that name, as far as the layers may have what it gives them; None where no layer has it."""
+        choices = recipes.uniform(self._content, precision, per_channel=self._config.per_channel)
+        may = (*self._config.auto.precisions, "float32")
+        assignment: Assignment = {
+            index: choices[index].precision if choices[index].precision in may else "float32"
+            for index in self._graph.kernels
+        }
         return assignment if precision in assignment.values() else None
+
+    def _runs(self, content: bytes) -> bool:
+        return devices.judge(content, self._config.target).runs
 
     def _demoted(self, best: _Trial, options: Mapping[int, list[_Option]]) -> _Trial:
         """The best trial with layers made smaller, one at a time and those that save most first, while that does."""
@@ -209,6 +214,8 @@ class _Search:
             self._step(f"{self._name}trying {what}")
             made = self._quantized(assignment)
             value, drop = self._measure.metric(made) if made != self._content else (self._measure.baseline, 0.0)
+            if not self._runs(made):
+                drop = np.inf
             trial = self._tried[key] = _Trial(assignment, made, value, drop)
             self._trials.append(
                 TrialRecord(step=f"{self._name}{what}", metric=value, bytes=trial.size, accepted=self._accepted(trial))

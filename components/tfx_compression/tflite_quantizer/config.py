@@ -17,6 +17,7 @@ Precision = Literal[
     "int4",
     "int4_dynamic",
     "int4_weight_only",
+    "int2_dynamic",
 ]
 Target = Literal["cpu", "edge_tpu", "microcontroller", "android_nnapi_gpu", "ios_coreml"]
 
@@ -56,7 +57,8 @@ class PrecisionRule(Config):
     Attributes:
       layers: a regular expression, searched for in the layer's name as `Record.layers` has it.
       precision: `float32`; `float16` (weights stored as halves); `int8`, `int4` (weights; activations in int8, ranges
-        calibrated), `int16x8` (activations in 16 bits, weights in 8); `…_dynamic` (activations rounded on the fly);
+        calibrated), `int16x8` (activations in 16 bits, weights in 8); `…_dynamic` (activations rounded on the fly;
+        `int2_dynamic` leaves a weight -1, 0 or 1 times its channel's scale, which large dense layers may bear);
         `…_weight_only` (weights made floats again before they are used).
       block_size: of `int4_dynamic`, weights that share a scale; 0 is one scale per channel. Dense layers and
         embeddings only.
@@ -87,7 +89,7 @@ class AutoPrecision(Config):
       rows: of it.
       label_key: the label's feature; by default the one feature of the schema that is no input of the model.
       output: the output that the metric is of; by default the only one.
-      precisions: that layers may have.
+      precisions: that layers may have, as far as the target runs them; `int16x8` only where it is named here.
     """
 
     metric: str = "accuracy"
@@ -96,7 +98,17 @@ class AutoPrecision(Config):
     rows: int = Field(default=2000, ge=1)
     label_key: str | None = None
     output: str | None = None
-    precisions: tuple[Precision, ...] = ("int4", "int8", "int8_weight_only", "float16", "float32")
+    precisions: tuple[Precision, ...] = (
+        "int8",
+        "int4",
+        "int4_dynamic",
+        "int4_weight_only",
+        "int2_dynamic",
+        "int8_dynamic",
+        "int8_weight_only",
+        "float16",
+        "float32",
+    )
 
 
 class Normalisation(Config):

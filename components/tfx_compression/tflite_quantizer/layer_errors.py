@@ -17,7 +17,7 @@ from tfx_compression.tflite_quantizer.record import LayerError
 _BATCH = 32  # rows at once, where the models take any number
 _LARGEST_DB = 999.0  # either way: all noise, where the float layer returns zeros only, is no number in JSON
 # TensorType of the TFLite schema
-_FLOAT32, _FLOAT16, _INT16, _INT8, _INT4 = 0, 1, 7, 9, 17
+_FLOAT32, _FLOAT16, _INT16, _INT8, _INT4, _INT2 = 0, 1, 7, 9, 17, 19
 _COPIES = ("QUANTIZE", "DEQUANTIZE", "DENSIFY")  # the same numbers, stored otherwise
 
 
@@ -128,7 +128,7 @@ class _Graph:
             for tensor in self.producer[place].inputs
             if tensor >= 0 and self.constant[self.source(tensor)] and self.ranks[tensor] >= 2
         }
-        kinds = [(kind, apart) for kind, apart in stored if kind in (_FLOAT32, _FLOAT16, _INT8, _INT4)]
+        kinds = [(kind, apart) for kind, apart in stored if kind in (_FLOAT32, _FLOAT16, _INT8, _INT4, _INT2)]
         if len(kinds) > 1:
             return None
         return _PRECISIONS.get((self.types[place], *(kinds[0] if kinds else (None, False))))
@@ -144,6 +144,7 @@ _PRECISIONS: dict[tuple[int, int | None, bool], Precision] = {
     (_FLOAT32, _INT8, True): "int8_weight_only",
     (_FLOAT32, _INT4, False): "int4_dynamic",
     (_FLOAT32, _INT4, True): "int4_weight_only",
+    (_FLOAT32, _INT2, False): "int2_dynamic",
     (_INT8, None, False): "int8",
     (_INT8, _INT8, False): "int8",
     (_INT8, _INT8, True): "int8",  # sparse ones

@@ -34,6 +34,7 @@ _INSTEAD: dict[Precision, tuple[Precision, ...]] = {
     "int4": ("int8",),
     "int4_dynamic": ("int8_dynamic",),
     "int4_weight_only": ("int8_weight_only",),
+    "int2_dynamic": ("int4_dynamic", "int8_dynamic"),
 }
 _WEIGHT_BITS: dict[Precision, int] = {
     "float16": 16,
@@ -44,6 +45,7 @@ _WEIGHT_BITS: dict[Precision, int] = {
     "int4": 4,
     "int4_dynamic": 4,
     "int4_weight_only": 4,
+    "int2_dynamic": 2,
 }
 _ACTIVATION_BITS: dict[Precision, int] = {"int8": 8, "int4": 8, "int16x8": 16}
 _FLOAT32 = 0  # of the TFLite schema's TensorType
@@ -152,8 +154,8 @@ def resolve(content: bytes, rules: Sequence[PrecisionRule], per_channel: bool = 
 def uniform(content: bytes, precision: Precision, block_size: int = 0, per_channel: bool = True) -> dict[int, Choice]:
     """`precision` for every operator that can have it.
 
-    In 4 bits the others with a kernel have 8; what can have neither stays float32. A `block_size` that doesn't divide
-    what a layer takes in leaves that layer with one scale per channel.
+    Of fewer bits, the others with a kernel have the next more, 8 at most; what can have none of them stays float32. A
+    `block_size` that doesn't divide what a layer takes in leaves that layer with one scale per channel.
     """
     graph = Graph(content)
     choices = {}
@@ -319,6 +321,8 @@ def _supported(kind: str | None, choice: Choice, per_channel: bool) -> bool:
         return True
     if kind is None:
         return False
+    if choice.precision == "int2_dynamic" and kind != qtyping.TFLOperationName.FULLY_CONNECTED:
+        return False  # the quantizer makes such convolutions; LiteRT 2.3 runs them and returns NaN
     algorithm, config = _configured(choice, per_channel)
     try:
         algorithm_manager.check_op_quantization_config(algorithm, kind, config)

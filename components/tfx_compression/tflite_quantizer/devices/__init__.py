@@ -109,6 +109,11 @@ def _interpreted(graph: Sequence[Node]) -> list[str]:
         for node in graph
         if node.custom and not node.flex and node.op not in _REGISTERED
     ]
+    problems += [
+        f"{node}: LiteRT 2.3 computes convolutions with weights of 2 bits wrong. Remedy: 'int4' or 'int8' for it."
+        for node in graph
+        if "CONV" in node.op and any(tensor and tensor.constant and tensor.dtype == "int2" for tensor in node.inputs)
+    ]
     flex = [node for node in graph if node.flex]
     packed = [
         tensor
