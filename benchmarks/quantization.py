@@ -38,7 +38,7 @@ TRAINED_ON = 55_000  # rows of the training split; the rest is held out
 BATCH = 128
 NETS: Mapping[str, Mapping[str, Any]] = {
     "cnn": {"settings": {"units": 192, "dropout": 0.1}, "epochs": 6},
-    "resnet": {"settings": {"widths": [16, 32, 64], "stem_strides": 2}, "epochs": 3},
+    "resnet": {"settings": {"widths": [18, 36, 72], "stem_strides": 2}, "epochs": 3},
     "depthwise": {"settings": {}, "epochs": 3},
 }
 HARD = "depthwise"  # the net that is made hard to quantize
