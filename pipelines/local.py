@@ -88,11 +88,8 @@ def _run(console: Console, folder: Path, choose: Callable[[], Settings]) -> bool
     """Runs, and shows what came of it; False where a component failed."""
     progress = Progress(console)
     try:
-        for old in (
-            "summary.json",
-            "report.html",
-            "pruning.html",
-        ):  # what a run that is broken off leaves must not look like its result
+        # What a run that is broken off leaves must not look like its result.
+        for old in ("summary.json", "report.html", "pruning.html", "quantization.html"):
             (folder / old).unlink(missing_ok=True)
         # What can be wrong with the settings is told at once, before TFX has loaded.
         chosen = choose()
@@ -133,6 +130,7 @@ def _run(console: Console, folder: Path, choose: Callable[[], Settings]) -> bool
     found.print(console, summary)
     console.print(f"Report              {_shown(folder / 'report.html')}", highlight=False)
     console.print(f"What was pruned     {_shown(folder / 'pruning.html')}", highlight=False)
+    console.print(f"What was quantized  {_shown(folder / 'quantization.html')}", highlight=False)
     console.print(f"Log                 {_shown(folder / 'pipeline.log')}", highlight=False)
     return True
 

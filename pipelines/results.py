@@ -83,6 +83,12 @@ class Results:
         """Pruner's own report."""
         return Path(self._outputs["Pruner"]["pruning_plan"].uri) / "report.html"
 
+    @property
+    def quantization_report(self) -> Path:
+        """The TFLiteQuantizer's own report on the model that was chosen; of int8 where none was."""
+        chosen = self.evaluations["edge"].chosen or "int8"
+        return Path(self._outputs[f"TFLiteQuantizer.{chosen}"]["tflite_model"].uri) / "report.html"
+
     def report(self) -> str:
         """Both evaluations in one HTML file."""
         return report.render(
@@ -134,11 +140,15 @@ class Results:
 
 
 def write(results: Results, folder: Path) -> dict[str, Any]:
-    """Writes `summary.json`, `report.html` and Pruner's own, `pruning.html`; returns the summary."""
+    """Writes `summary.json`, `report.html`, and two components' own, `pruning.html` and `quantization.html`.
+
+    Returns the summary.
+    """
     summary = results.summary()
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     (folder / "report.html").write_text(results.report())
     (folder / "pruning.html").write_bytes(results.pruning_report.read_bytes())
+    (folder / "quantization.html").write_bytes(results.quantization_report.read_bytes())
     return summary
 
 
