@@ -123,12 +123,18 @@ def test_weights_are_what_arithmetic_makes_of_them(dense, precision, per_channel
         ("dense", "int8_dynamic", 127),
         ("dense", "int4_dynamic", 7),
         ("dense", "int2_dynamic", 1),
+        ("odd", "int4_dynamic", 7),
+        ("odd", "int2_dynamic", 1),
         ("convolution", "int8_dynamic", 127),
         ("convolution", "int4_dynamic", 7),
     ],
 )
 def test_dynamic_weights_are_what_arithmetic_makes_of_them(dense, net, precision, levels):
     """But for activations, which are rounded on the fly: to 1/127 of a row's largest."""
+    if net == "odd":  # numbers in, which are no whole bytes in memory
+        x = tf_keras.Input((7,), name="x")
+        rows = np.random.default_rng(0).normal(size=(40, 7)).astype(np.float32)
+        dense = Net(tf_keras.Model(x, tf_keras.layers.Dense(5, name="y")(x)), rows)
     if net == "convolution":  # of one place: a dense layer in every pixel
         x = tf_keras.Input((1, 1, 12), name="x")
         model = tf_keras.Model(x, tf_keras.layers.Conv2D(6, 1, name="y")(x))
@@ -138,13 +144,26 @@ def test_dynamic_weights_are_what_arithmetic_makes_of_them(dense, net, precision
     wanted, largest = dense.rows["x"].reshape(len(dense.rows["x"]), -1), 0.0
     for place, (kernel, bias) in enumerate(dense_layers(dense.content)):
         rows = kernel.reshape(len(kernel), -1)
-        scale = np.abs(rows).max(axis=1, keepdims=True) / levels
-        rounded = np.rint(rows / scale) * scale
+        scale = np.abs(rows).max(axis=1, keepdims=True) / levels if levels > 1 else best_of_many(rows)
+        rounded = np.clip(np.rint(rows / scale), -levels, levels) * scale
         largest += np.abs(wanted).max() / 127 * np.abs(rounded).sum(axis=1).max()
         wanted = wanted @ rounded.T + bias
         if not place and net == "dense":
             wanted = np.maximum(wanted, 0)
     np.testing.assert_allclose(dense.run(made).reshape(wanted.shape), wanted, atol=largest)
+
+
+def best_of_many(rows):
+    """By trying, the scale with the least squared error of -1, 0 and 1 times it, for each row."""
+    scales = np.linspace(1e-3, 1, 4000)[:, None, None] * np.abs(rows).max(axis=1, keepdims=True)
+    errors = np.sum((np.clip(np.rint(rows / scales), -1, 1) * scales - rows) ** 2, axis=2, keepdims=True)
+    return np.take_along_axis(scales, errors.argmin(axis=0)[None], 0)[0]
+
+
+@pytest.mark.parametrize("spread", [1.0, 8.0])
+def test_two_bits_have_the_scale_of_least_squared_error(spread):
+    rows = np.random.default_rng(0).normal(size=(20, 60)) ** 3 * spread
+    np.testing.assert_allclose(recipes.ternary_scales(rows), best_of_many(rows), rtol=2e-3)
 
 
 def dense_layers(content):

@@ -4,6 +4,7 @@ The engine is ai-edge-quantizer; its own policy says what an operator can have. 
 TensorFlow 2.16's interpreter computes some of it wrong without saying so.
 """
 
+import collections
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -222,7 +223,44 @@ def quantize_layers(
     }
     if io != "float32":
         _add_io(recipe, graph, bits, io)
-    return recipe.applied(content, _values(graph, needed, ranges or {}))
+    ternary = [index for index in graph.kernels if index in choices and choices[index].precision == "int2_dynamic"]
+    return recipe.applied(
+        _clipped(content, graph, ternary, per_channel) if ternary else content, _values(graph, needed, ranges or {})
+    )
+
+
+def _clipped(content: bytes, graph: Graph, indices: Iterable[int], per_channel: bool) -> bytes:
+    """The model with kernels clipped for 2 bits: the quantizer makes -1, 0 or 1 times the largest weight of each."""
+    model = tflite.parse(content)
+    tensors = model.subgraphs[0].tensors
+    uses = collections.Counter(tensor.buffer for subgraph in model.subgraphs for tensor in subgraph.tensors)
+    for index in indices:
+        tensor = tensors[graph.kernels[index]]
+        buffer = model.buffers[tensor.buffer]
+        if uses[tensor.buffer] == 1:  # another layer's weights stay as they are
+            kernel = np.frombuffer(bytes(buffer.data), np.float32).reshape(tensor.shape)
+            scales = ternary_scales(kernel if per_channel else kernel.reshape(1, -1))
+            clipped = np.clip(kernel, -scales, scales) if per_channel else np.clip(kernel, -scales[0], scales[0])
+            buffer.data = np.frombuffer(clipped.astype(np.float32).tobytes(), np.uint8)
+    return tflite.packed(model)
+
+
+def ternary_scales(rows: np.ndarray) -> np.ndarray:
+    """The scale that leaves each row of weights least squared error as -1, 0 and 1 times it.
+
+    Li and Liu 2016, "Ternary weight networks", arXiv:1605.04711, equations 4 to 6, solved exactly: of the k largest
+    absolute weights, the k with the largest `(sum)^2 / k` are not zero, and their mean is the scale.
+
+    Args:
+      rows: [rows, weights].
+
+    Returns:
+      [rows, 1].
+    """
+    sums = np.cumsum(-np.sort(-np.abs(rows.astype(np.float64)), axis=1), axis=1)
+    counts = np.arange(1, rows.shape[1] + 1)
+    best = np.argmax(sums**2 / counts, axis=1)[:, None]
+    return np.take_along_axis(sums, best, 1) / (best + 1)
 
 
 class _Recipe:
