@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.interpreter import Interpreter
-from tfx_compression.tflite_quantizer import auto, recipes
+from tfx_compression.tflite_quantizer import auto, devices, recipes
 from tfx_compression.tflite_quantizer.calibration import observe
 from tfx_compression.tflite_quantizer.config import AutoPrecision, Calibration, Quantization
 
@@ -57,10 +57,10 @@ def spread(model):
     return hard
 
 
-def searched(content, data, labels=True, equalise=False, **settings):
+def searched(content, data, labels=True, equalise=False, target="cpu", **settings):
     columns, truth = data
     trial = {name: values[:ROWS] for name, values in columns.items()}
-    config = Quantization(mode="auto", equalise=equalise, auto=AutoPrecision(**settings))
+    config = Quantization(mode="auto", equalise=equalise, target=target, auto=AutoPrecision(**settings))
     calibration = {name: values[ROWS : ROWS + 60] for name, values in columns.items()}
     return auto.search(content, config, calibration, trial, truth[:ROWS] if labels else None)
 
@@ -119,6 +119,15 @@ def test_layers_have_allowed_precisions_only(content, data):
     assert set(record.precisions.values()) <= {"int8_weight_only", "float16", "float32"}
     agreement = np.mean(predictions(found, data).argmax(axis=1) == predictions(content, data).argmax(axis=1))
     assert record.value == pytest.approx(agreement) and agreement >= 0.95
+
+
+def test_a_microcontroller_gets_what_it_has_kernels_of(content, data):
+    settings = {"metric": "agreement", "max_drop": 0.05}
+    found, record, _ = searched(content, data, False, target="microcontroller", **settings)
+    anywhere, _, _ = searched(content, data, False, **settings)
+    assert devices.judge(found, "microcontroller").runs and not devices.judge(anywhere, "microcontroller").runs
+    assert set(record.precisions.values()) <= {"int8", "int4", "float32"}
+    assert not any(trial.accepted for trial in record.trials if trial.step.startswith("int8_dynamic"))
 
 
 def test_equalisation_is_taken_where_it_pays(hard, content, data):

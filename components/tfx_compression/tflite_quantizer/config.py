@@ -23,6 +23,7 @@ Target = Literal["cpu", "edge_tpu", "microcontroller", "android_nnapi_gpu", "ios
 
 CALIBRATED = ("int8", "int16x8", "int4")
 _CALIBRATED_MODES = (*CALIBRATED, "auto")
+_NOT_ON_MICROCONTROLLERS = ("float16", "dynamic", "int4_dynamic", "int4_weight_only")
 _BY_RECIPE = ("int4", "int4_dynamic", "int4_weight_only", "mixed", "auto")
 
 
@@ -239,6 +240,10 @@ class Quantization(Config):
             raise ValueError(f"equalise=True is of mode 'int8' and of those by layer, not of {self.mode!r}")
         if self.target in ("edge_tpu", "microcontroller") and self.select_tf_ops:
             raise ValueError(f"select_tf_ops needs the Flex delegate, which target {self.target!r} has not")
+        if self.target == "microcontroller" and self.mode in _NOT_ON_MICROCONTROLLERS:
+            raise ValueError(
+                f"target 'microcontroller' has no kernels of mode {self.mode!r}. Remedy: mode 'int8', 'float32' or 'auto'"
+            )
         if self.target == "edge_tpu" and (self.mode != "int8" or self.batch_size is None):
             raise ValueError("target 'edge_tpu' needs mode='int8' and a batch_size (1 mostly): its shapes are static")
         if not self.signatures:
