@@ -242,7 +242,7 @@ class Quantization(Config):
             raise ValueError(f"select_tf_ops needs the Flex delegate, which target {self.target!r} has not")
         if self.target == "microcontroller" and self.mode in _NOT_ON_MICROCONTROLLERS:
             raise ValueError(
-                f"target 'microcontroller' has no kernels of mode {self.mode!r}. Remedy: mode 'int8', 'float32' or 'auto'"
+                f"target 'microcontroller' has no kernels of mode {self.mode!r}. Remedy: mode 'int8' or 'float32'"
             )
         if self.target == "edge_tpu" and (self.mode != "int8" or self.batch_size is None):
             raise ValueError("target 'edge_tpu' needs mode='int8' and a batch_size (1 mostly): its shapes are static")
