@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow_metadata.proto.v0 import schema_pb2
 
@@ -172,3 +173,41 @@ def serialized_and_labels(
     if shuffle:
         rows = rows.shuffle(10_000, seed)
     return rows.batch(batch_size).map(split)
+
+
+def columns(rows: Sequence[bytes], features: Mapping[str, tf.TensorSpec]) -> dict[str, np.ndarray]:
+    """The features of serialized tf.Examples, [rows, …] each, in the dtype of the feature.
+
+    Args:
+      rows: at least one.
+      features: [batch, …] tensors, by the feature's name.
+
+    Raises:
+      ExamplesError: where a row lacks a feature or has another number of values, or a feature's size is free.
+    """
+    free = [name for name, spec in features.items() if not spec.shape[1:].is_fully_defined()]
+    if free:
+        raise ExamplesError(
+            f"The model takes any size of {', '.join(free)}, and a tf.Example doesn't say which it has. Remedy: a "
+            "serving signature that parses tf.Examples, or inputs of fixed size."
+        )
+    spec = {
+        name: tf.io.FixedLenFeature(tensor.shape[1:], _example_dtype(tensor.dtype)) for name, tensor in features.items()
+    }
+    try:
+        values = tf.io.parse_example(rows, spec)
+    except tf.errors.InvalidArgumentError as error:
+        raise ExamplesError(f"A tf.Example lacks what the model takes: {one_line(error)}") from error
+    return {name: value.numpy().astype(features[name].dtype.as_numpy_dtype) for name, value in values.items()}
+
+
+def one_line(error: tf.errors.OpError) -> str:
+    """TensorFlow's message on one line, as Beam's errors are read by lines."""
+    return " ".join(str(error.message).split())
+
+
+def _example_dtype(dtype: tf.DType) -> tf.DType:
+    """The dtype that a tf.Example stores such a tensor as."""
+    if dtype.is_integer or dtype.is_bool:
+        return tf.int64
+    return tf.string if dtype == tf.string else tf.float32

@@ -31,11 +31,13 @@ class Sample:
     """Rows that were drawn, in random order.
 
     Attributes:
+      rows: serialized tf.Examples.
       columns: by feature, [rows, …] values in the dtype of the feature.
       labels: [rows], or [rows, length] where there are several to a row; int64, float32 or bytes. None without a label.
       strata: by value of the feature that was stratified by, the rows that have it.
     """
 
+    rows: list[bytes]
     columns: dict[str, np.ndarray]
     labels: np.ndarray | None
     strata: dict[str, int]
@@ -61,7 +63,7 @@ def sample(
 
     Args:
       files: TFRecord files of tf.Examples, gzipped where they are called .gz.
-      features: [batch, …] tensors, by the feature's name.
+      features: [batch, …] tensors that `columns` are made of, by the feature's name; none of them makes none.
       rows: how many.
       seed: of the draw.
       stratify_by: a feature of one integer or string, or whole float, per row: as many rows of each of its values, as
@@ -90,7 +92,8 @@ def sample(
             "ExampleGen (input_config or output_config) and its input files."
         )
     strata = {} if counts is None else {value: quota for value, quota in quotas.items() if quota}
-    return Sample(_parsed(chosen, features), None if label is None else _labels(chosen, label), strata)
+    columns = examples.columns(chosen, features) if features else {}
+    return Sample(chosen, columns, None if label is None else _labels(chosen, label), strata)
 
 
 def shares(counts: Mapping[str, int], rows: int) -> dict[str, int]:
@@ -298,7 +301,7 @@ def _values(rows: np.ndarray, feature: str, dtype: np.dtype, file: str) -> np.nd
     except tf.errors.InvalidArgumentError as error:
         raise ExamplesError(
             f"{file} has tf.Examples without the one value of {feature!r}, which is stratified by: "
-            f"{_line(error)} Remedy: stratify_by a feature that every row has once, or by none."
+            f"{examples.one_line(error)} Remedy: stratify_by a feature that every row has once, or by none."
         ) from error
     if dtype.kind == "O":
         return np.array([value.decode(errors="backslashreplace") for value in values])
@@ -310,19 +313,6 @@ def _values(rows: np.ndarray, feature: str, dtype: np.dtype, file: str) -> np.nd
             )
         values = values.astype(np.int64)
     return values.astype(str)
-
-
-def _parsed(rows: Sequence[bytes], features: Mapping[str, tf.TensorSpec]) -> dict[str, np.ndarray]:
-    spec = {
-        name: tf.io.FixedLenFeature(tensor.shape[1:], _example_dtype(tensor.dtype)) for name, tensor in features.items()
-    }
-    if not spec:
-        return {}
-    try:
-        values = tf.io.parse_example(rows, spec)
-    except tf.errors.InvalidArgumentError as error:
-        raise ExamplesError(f"A tf.Example lacks what the model takes: {_line(error)}") from error
-    return {name: value.numpy().astype(features[name].dtype.as_numpy_dtype) for name, value in values.items()}
 
 
 def _labels(rows: Sequence[bytes], label: str) -> np.ndarray:
@@ -354,15 +344,3 @@ def _stored(row: bytes, feature: str, place: str) -> np.ndarray:
         )
     dtypes: dict[str, Any] = {"int64_list": np.int64, "float_list": np.float32, "bytes_list": object}
     return np.array(getattr(stored[feature], kind).value, dtypes[kind])
-
-
-def _line(error: tf.errors.OpError) -> str:
-    """TensorFlow's message on one line, as Beam's errors are read by lines."""
-    return " ".join(str(error.message).split())
-
-
-def _example_dtype(dtype: tf.DType) -> tf.DType:
-    """The dtype that a tf.Example stores such a tensor as."""
-    if dtype.is_integer or dtype.is_bool:
-        return tf.int64
-    return tf.string if dtype == tf.string else tf.float32

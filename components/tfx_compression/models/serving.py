@@ -7,7 +7,7 @@ its Transform layer ends. Whatever comes after it is thus exactly what is served
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,13 +15,14 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from tfx_compression.models import transform_cut
+from tfx_compression.models import examples, transform_cut
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.transform_cut import Frozen, Places
 
 SIGNATURE = "serving_default"
 Columns = Mapping[str, np.ndarray]
 Front = Callable[[Columns], dict[str, np.ndarray]]
+Read = Callable[[Sequence[bytes]], dict[str, np.ndarray]]
 Specs = dict[str, tf.TensorSpec]
 
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")  # TensorFlow's rule
@@ -55,6 +56,9 @@ class FeatureSignature:
       parsed: what is read of a tf.Example (or taken by the SavedModel's signature) to make the features.
       front: from columns of those, [rows, …], to columns of the features; nothing happens in it unless Transform stays
         outside.
+      reads: the names of what is read of a tf.Example.
+      read: from serialized tf.Examples to columns of the features: by the signature's own parsing, its defaults
+        included, or else by `parsed`.
       needs_select_tf_ops: why TFLite's own operators can't do it, with the operators, what they work on, and the
         remedy; empty where nothing is known that they can't.
       notes: which signature was taken in the place of the one that was asked for, and why.
@@ -66,6 +70,8 @@ class FeatureSignature:
     function: tf.types.experimental.GenericFunction
     parsed: dict[str, tf.TensorSpec]
     front: Front
+    reads: tuple[str, ...]
+    read: Read
     needs_select_tf_ops: str = ""
     notes: tuple[str, ...] = ()
 
@@ -177,7 +183,7 @@ class _Signature:
         """The part behind the parsing."""
         used = _met(self.raw, self.outputs.values(), _names(self.raw)) if self.parses_examples else self.raw
         features = self._features(used)
-        return self._signature(used, features, batch_size, features, dict)
+        return self._signature(used, features, batch_size, features, dict, used)
 
     def outside(self, batch_size: int | None) -> FeatureSignature:
         """The part behind Transform."""
@@ -198,13 +204,18 @@ class _Signature:
         features = self._features(used)
         fetched = {name: places[0][0] for name, places in used.items()}
         before = _met(self.raw, fetched.values(), _names(self.raw))
-        parsed = self._features(before)
-        front = functools.partial(self._called, self._function(parsed, before, fetched), parsed)
-        self._prove(front, parsed, self._function(features, used, self.outputs), features)
-        return self._signature(used, features, batch_size, parsed, front)
+        try:
+            parsed = self._features(before)
+        except _UnusableError as error:  # sparse ones: they can be read out of tf.Examples, but are no columns
+            parsed, front = Specs(), functools.partial(_refused, error)
+        else:
+            front = functools.partial(self._called, self._function(parsed, before, fetched), parsed)
+        signature = self._signature(used, features, batch_size, parsed, front, before)
+        self._prove(signature, self._function(features, used, self.outputs))
+        return signature
 
     def _signature(
-        self, used: Places, features: Specs, batch_size: int | None, parsed: Specs, front: Front
+        self, used: Places, features: Specs, batch_size: int | None, parsed: Specs, front: Front, read: Places
     ) -> FeatureSignature:
         ops = _behind(self.outputs.values(), _names(used))[0]
         self._refuse_tables(ops)
@@ -219,8 +230,28 @@ class _Signature:
             function=function,
             parsed=parsed,
             front=front,
+            reads=tuple(read),
+            read=self._reader(used, parsed, front),
             needs_select_tf_ops=self._on_strings(ops),
         )
+
+    def _reader(self, used: Places, parsed: Specs, front: Front) -> Read:
+        """What makes columns of the features of serialized tf.Examples."""
+        if not self.parses_examples or len(self.arguments) > 1:
+            return lambda rows: front(examples.columns(rows, parsed))
+        specs = {name: tf.TensorSpec([None], tf.string, name=name) for name in self.arguments}
+        arguments = {name: [[tensor]] for name, tensor in zip(self.arguments, self.frozen.inputs, strict=True)}
+        function = self._function(specs, arguments, {name: places[0][0] for name, places in used.items()})
+
+        def read(rows: Sequence[bytes]) -> dict[str, np.ndarray]:
+            try:
+                return self._called(function, specs, {name: np.array(rows, object) for name in specs})
+            except tf.errors.InvalidArgumentError as error:
+                raise examples.ExamplesError(
+                    f"{self.place} can't read a tf.Example: {examples.one_line(error)}"
+                ) from error
+
+        return read
 
     def _cut_of_transform(self) -> Places:
         """Where each feature that Transform makes is in the graph, by name.
@@ -375,15 +406,19 @@ class _Signature:
         feeds = [tf.constant(columns[name], spec.dtype) for name, spec in specs.items()]
         return {name: value.numpy() for name, value in function(*feeds).items()}
 
-    def _prove(self, front: Front, parsed: Specs, network: Any, features: Specs) -> None:
+    def _prove(self, signature: FeatureSignature, network: Any) -> None:
         """Compares the two parts, one after the other, with the signature itself, on made rows.
+
+        Args:
+          signature: whose `read` and `front` are the first part.
+          network: the second one, for any number of rows.
 
         Raises:
           ModelError: where an output is another one, or the signature doesn't answer.
         """
         taken = self.signature.structured_input_signature[1]
         rows = next((spec.shape[0] for spec in taken.values() if spec.shape.rank), None) or _ROWS
-        every = _dense(self.frozen) if self.parses_examples else taken
+        every = _readable(self.frozen) if self.parses_examples else taken
         columns = {name: _drawn(spec, rows, seed) for seed, (name, spec) in enumerate(every.items())}
         given = {argument: _serialized(columns) for argument in taken} if self.parses_examples else columns
         try:
@@ -393,13 +428,21 @@ class _Signature:
                 f"{self.place} doesn't answer made rows, so that Transform can't be proven to be left outside: "
                 f'{error.message} Remedy: transform="inside".'
             ) from error
-        found = self._called(network, features, front({name: columns[name] for name in parsed}))
+        if self.parses_examples:
+            transformed = signature.read(_serialized(columns))
+        else:
+            transformed = signature.front({name: columns[name] for name in signature.parsed})
+        found = self._called(network, {spec.name: spec for spec in signature.features.values()}, transformed)
         for name, value in expected.items():
             if not _same(found[name], value.numpy()):
                 raise ModelError(
                     f"{self.place} can't be cut behind its Transform layer: of made rows its output {name!r} is then "
                     'another one. Remedy: transform="inside".'
                 )
+
+
+def _refused(error: ModelError, columns: Columns) -> dict[str, np.ndarray]:
+    raise error
 
 
 def _freeze(function: Any) -> Frozen:
@@ -552,15 +595,18 @@ def _size_lists(definition: Any, rows: int) -> None:
         context.context().add_function_def(function)  # importing the graph doesn't
 
 
-def _dense(frozen: Frozen) -> Specs:
-    """The features that a tf.Example must have for the graph to parse it."""
+def _readable(frozen: Frozen) -> Specs:
+    """What a tf.Example may have for the graph to parse it: features of fixed size, and one value of each other."""
     found = {}
     for parse in (op for op in frozen.graph.get_operations() if op.type == "ParseExampleV2"):
-        _, dense, _ = _keys(parse)
+        sparse, dense, ragged = _keys(parse)
         for key, dtype, shape in zip(dense, parse.get_attr("Tdense"), parse.get_attr("dense_shapes"), strict=True):
             spec = tf.TensorSpec(tf.TensorShape([None]).concatenate(shape), dtype, name=key)
             if spec.shape[1:].is_fully_defined():
                 found[key] = spec
+        others = [*zip(sparse, parse.get_attr("sparse_types"), strict=True)]
+        others += zip(ragged, parse.get_attr("ragged_value_types"), strict=True)
+        found |= {key: tf.TensorSpec([None, 1], dtype, name=key) for key, dtype in others}
     return found
 
 

@@ -83,6 +83,18 @@ def observe(content: bytes, columns: Columns, calibration: Calibration) -> Range
     return Ranges(chosen, inputs)
 
 
+def require_finite(name: str, values: np.ndarray) -> None:
+    """Refuses rows, [rows, …], of which some are NaN or infinite."""
+    if values.dtype.kind != "f":
+        return
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
+    if bad.size:
+        raise ModelError(
+            f"The input {name!r} is NaN or infinite in {bad.size} of {len(values)} calibration rows, row {bad[0]} "
+            "first. Remedy: clean or fill in the feature, or calibrate on another split."
+        )
+
+
 def outside(ranges: Ranges, columns: Columns) -> dict[str, float]:
     """By float input, the share of the values of other rows that lie outside its range, or are NaN."""
     found = {}
@@ -128,13 +140,7 @@ class _Model:
             values = interpreter.fit(name, columns, tensor.shape, strings, "TFLite model")
             if not strings:
                 values = values.astype(tensor.dtype)
-            if values.dtype.kind == "f":
-                bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
-                if bad.size:
-                    raise ModelError(
-                        f"The input {name!r} is NaN or infinite in {bad.size} of {len(values)} calibration rows, row "
-                        f"{bad[0]} first. Remedy: clean or fill in the feature, or calibrate on another split."
-                    )
+            require_finite(name, values)
             found[name] = values
         sizes = {len(values) for values in found.values()}
         if len(sizes) != 1 or 0 in sizes:

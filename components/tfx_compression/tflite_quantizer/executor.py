@@ -1,14 +1,15 @@
 """Runs the TFLiteQuantizer: reads the Model and the rows, converts, writes the TFLite model and its proof."""
 
+import contextlib
 import json
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 from tfx import types
 from tfx.dsl.components.base import base_beam_executor
-from tfx.types import artifact_utils
 
 from tfx_compression.models import examples, sampling, tflite
 from tfx_compression.models.compressed import write_text
@@ -16,7 +17,14 @@ from tfx_compression.models.errors import ModelError
 from tfx_compression.tflite_quantizer import report, self_test
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.devices import c_array
-from tfx_compression.tflite_quantizer.quantization import Columns, Quantized, Rows, Specs, quantize_saved_model
+from tfx_compression.tflite_quantizer.quantization import (
+    Columns,
+    Quantized,
+    Rows,
+    Signatures,
+    columns_of,
+    quantize_saved_model,
+)
 from tfx_compression.tfx_support import artifacts, inputs
 
 _log = logging.getLogger(__name__)
@@ -47,8 +55,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         read = None
         if input_dict.get("examples"):
 
-            def read(specs: Specs) -> Rows:
-                return self._rows(specs, config, input_dict)
+            def read(signatures: Signatures) -> Rows:
+                return self._rows(signatures, config, input_dict)
 
         quantized = quantize_saved_model(artifacts.model_path(model), config, read)
         page = report.render(quantized.record)
@@ -102,58 +110,72 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             metric_drop=abs(chosen.value - chosen.baseline) if chosen else None,
         )
 
-    def _rows(self, specs: Specs, config: Quantization, input_dict: dict[str, list[types.Artifact]]) -> Rows:
+    def _rows(self, signatures: Signatures, config: Quantization, input_dict: dict[str, list[types.Artifact]]) -> Rows:
         """Rows drawn from the examples, on Beam."""
         examples_input = artifacts.single(input_dict, "examples")
         calibration = config.calibration
-        drawn = self._sample(examples_input, specs, calibration.split, calibration.rows, config, stratify=True)
+        seed = calibration.seed
+
+        def columns(sample: sampling.Sample, split: str) -> Columns:
+            with _told(examples_input, split):
+                return columns_of(signatures, sample.rows)
+
+        drawn = self._sample(
+            examples_input, calibration.split, calibration.rows, seed, stratify=calibration.stratify_by
+        )
+        calibrated = columns(drawn, calibration.split)
         checked: Columns = {}
         notes: tuple[str, ...] = ()
-        if calibration.check_split in artifact_utils.decode_split_names(examples_input.split_names):
-            checked = self._sample(
-                examples_input, specs, str(calibration.check_split), calibration.rows, config
-            ).columns
-        elif calibration.check_split is not None:
-            notes = (
-                f"Nothing was compared with the calibrated ranges: there is no split {calibration.check_split!r}.",
-            )
+        if config.needs_data and calibration.check_split is not None:
+            split = calibration.check_split
+            try:
+                checked = columns(self._sample(examples_input, split, calibration.rows, seed), split)
+            except examples.ExamplesError as error:  # no such split, or no rows in it
+                notes = (f"Nothing was compared with the calibrated ranges: {error}",)
         trial: Columns = {}
         labels = None
         if config.mode == "auto":
             label = config.auto.label_key if config.needs_labels else None
             if config.needs_labels and label is None:
-                label = examples.label_of(inputs.read_schema(input_dict), list(specs), None)
-            found = self._sample(examples_input, specs, config.auto.split, config.auto.rows, config, label=label)
-            trial, labels = found.columns, found.labels
-        return Rows(drawn.columns, checked, trial, labels, drawn.strata, notes)
+                features = [name for signature in signatures.values() for name in signature.reads]
+                label = examples.label_of(inputs.read_schema(input_dict), features, None)
+            # By another seed: of the same split, the rows to calibrate on would all be among these.
+            found = self._sample(examples_input, config.auto.split, config.auto.rows, seed + 1, label=label)
+            trial, labels = columns(found, config.auto.split), found.labels
+        return Rows(calibrated, checked, trial, labels, drawn.strata, notes)
 
     def _sample(
         self,
         examples_input: types.Artifact,
-        specs: Specs,
         split: str,
         rows: int,
-        config: Quantization,
+        seed: int,
         *,
         label: str | None = None,
-        stratify: bool = False,
+        stratify: str | None = None,
     ) -> sampling.Sample:
         found = inputs.example_files(examples_input, split)
-        place = f"split {split!r} of {examples_input.uri}"
-        examples.require_rows(found, place)
-        try:
+        examples.require_rows(found, f"split {split!r} of {examples_input.uri}")
+        with _told(examples_input, split):
             return sampling.sample(
                 found,
-                specs,
+                {},
                 rows,
-                config.calibration.seed,
-                stratify_by=config.calibration.stratify_by if stratify else None,
+                seed,
+                stratify_by=stratify,
                 label=label,
                 pipeline=self._make_beam_pipeline,
                 temp=self._get_tmp_dir() or None,
             )
-        except examples.ExamplesError as error:
-            raise ModelError(
-                f"{error} (in {place}). Remedy: give TFLiteQuantizer the examples that the model serves, "
-                "example_gen.outputs['examples']."
-            ) from error
+
+
+@contextlib.contextmanager
+def _told(examples_input: types.Artifact, split: str) -> Iterator[None]:
+    """Errors of examples say which they are."""
+    try:
+        yield
+    except examples.ExamplesError as error:
+        raise ModelError(
+            f"{error} (in split {split!r} of {examples_input.uri}). Remedy: give TFLiteQuantizer the examples that the "
+            "model serves, example_gen.outputs['examples']."
+        ) from error

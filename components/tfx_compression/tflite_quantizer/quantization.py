@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,19 +14,20 @@ from tfx_compression.models.errors import ModelError
 from tfx_compression.models.interpreter import Interpreter, Tensor
 from tfx_compression.models.serving import FeatureSignature
 from tfx_compression.tflite_quantizer import job
+from tfx_compression.tflite_quantizer.calibration import require_finite
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.record import Record
 
 Columns = Mapping[str, np.ndarray]
-Specs = Mapping[str, tf.TensorSpec]
+Signatures = Mapping[str, FeatureSignature]  # by name
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What a conversion looks at; columns are [rows, …] values by feature, as the SavedModel's signature parses them.
+    """What a conversion looks at; columns are [rows, …] values by feature, as the TFLite model takes them.
 
     Attributes:
-      calibration: activation ranges are measured on them.
+      calibration: activation ranges are measured on them, and layers compared with the float model's.
       check: are compared with those ranges.
       trial, labels: mode `auto` measures its metric on them; labels are [rows].
       strata: of the calibration rows, by value of the feature that was stratified by.
@@ -83,18 +84,19 @@ def quantize(model: Any, config: Quantization, data: tf.data.Dataset | None = No
     """
     with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
         path = sources.saved_model_of(model, os.path.join(folder, "model"))
-        return quantize_saved_model(
-            path, config, None if data is None else lambda specs: _rows(data, specs, config)
-        ).content
+        return quantize_saved_model(path, config, None if data is None else rows_of(data, config)).content
 
 
-def quantize_saved_model(path: str, config: Quantization, read: Callable[[Specs], Rows] | None = None) -> Quantized:
+def quantize_saved_model(
+    path: str, config: Quantization, read: Callable[[Signatures], Rows] | None = None
+) -> Quantized:
     """Converts the signatures of the SavedModel in `path`.
 
     Args:
       path: of the SavedModel.
       config: the mode, and how it is calibrated.
-      read: given what the signatures parse, by feature, returns the rows; called where the mode needs some.
+      read: given the signatures, returns the rows; needed by the calibrated modes, of use to all for the proof. Not
+        called where the model takes strings.
 
     Raises:
       ModelError: where the model can't be converted, or a mode has no data.
@@ -108,10 +110,7 @@ def quantize_saved_model(path: str, config: Quantization, read: Callable[[Specs]
 
 
 def quantize_signatures(
-    signatures: Mapping[str, FeatureSignature],
-    config: Quantization,
-    read: Callable[[Specs], Rows] | None,
-    place: str,
+    signatures: Signatures, config: Quantization, read: Callable[[Signatures], Rows] | None, place: str
 ) -> Quantized:
     """Converts signatures, by name; `place` is where they are from, in words."""
     for signature in signatures.values():
@@ -120,9 +119,8 @@ def quantize_signatures(
     with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
         saved_model = os.path.join(folder, job.SAVED_MODEL)
         serving.save_signatures(signatures, saved_model)
-        rows = Rows()
-        if config.needs_data and not conversion.is_quantization_aware(saved_model, config.signatures):
-            rows = _behind(signatures, _required(signatures, config, read))
+        needed = config.needs_data and not conversion.is_quantization_aware(saved_model, config.signatures)
+        rows = _read(signatures, config, read, needed)
         _write(folder, rows)
         isolated.run(
             job.__name__,
@@ -146,7 +144,7 @@ def quantize_signatures(
     return Quantized(content, record, arrays, interpreter.inputs, interpreter.outputs, tflite.contents(content))
 
 
-def parsed(signatures: Mapping[str, FeatureSignature]) -> dict[str, tf.TensorSpec]:
+def parsed(signatures: Signatures) -> dict[str, tf.TensorSpec]:
     """What all signatures parse, by feature."""
     found: dict[str, tf.TensorSpec] = {}
     for signature in signatures.values():
@@ -157,40 +155,34 @@ def parsed(signatures: Mapping[str, FeatureSignature]) -> dict[str, tf.TensorSpe
     return found
 
 
-def _required(
-    signatures: Mapping[str, FeatureSignature], config: Quantization, read: Callable[[Specs], Rows] | None
+def columns_of(signatures: Signatures, rows: Sequence[bytes]) -> Columns:
+    """What all signatures take, of serialized tf.Examples."""
+    parsed(signatures)
+    return {name: values for signature in signatures.values() for name, values in signature.read(rows).items()}
+
+
+def _read(
+    signatures: Signatures, config: Quantization, read: Callable[[Signatures], Rows] | None, needed: bool
 ) -> Rows:
     strings = sorted(
         {name for item in signatures.values() for name, spec in item.features.items() if spec.dtype == tf.string}
     )
-    if strings:
+    if strings and needed:
         raise ModelError(
             f"Mode {config.mode!r} can't calibrate on the string features {', '.join(strings)}. Remedy: look them "
             "up before the model, or choose mode 'dynamic'."
         )
-    if read is None:
+    if read is None and needed:
         raise ModelError(
             f"Quantization mode {config.mode!r} measures activation ranges on data and got none. "
             "Remedy: pass examples (or data), or choose mode 'dynamic' or 'float16'."
         )
-    return read(parsed(signatures))
-
-
-def _behind(signatures: Mapping[str, FeatureSignature], rows: Rows) -> Rows:
-    """The rows as the TFLite model takes them: behind Transform, where that stays outside."""
-
-    def front(columns: Columns) -> Columns:
-        if not columns:
-            return columns
-        return {
-            name: values
-            for signature in signatures.values()
-            for name, values in signature.front({key: columns[key] for key in signature.parsed}).items()
-        }
-
-    return dataclasses.replace(
-        rows, calibration=front(rows.calibration), check=front(rows.check), trial=front(rows.trial)
-    )
+    if read is None or strings:
+        return Rows()
+    rows = read(signatures)
+    for name, values in rows.calibration.items():
+        require_finite(name, values)
+    return rows
 
 
 def _write(folder: str, rows: Rows) -> None:
@@ -200,15 +192,21 @@ def _write(folder: str, rows: Rows) -> None:
                 os.path.join(folder, name), **{f"feature/{key}": np.asarray(value) for key, value in columns.items()}
             )
     if rows.labels is not None:
+        if rows.labels.dtype.kind in "OSU":
+            raise ModelError(
+                f"The labels are strings ({rows.labels.ravel()[0]!r}, …), which no metric compares with the model's "
+                "numbers. Remedy: auto.label_key is a feature of numbers, or auto.metric='agreement'."
+            )
         np.save(os.path.join(folder, job.LABELS), rows.labels)
 
 
-def rows_of(data: tf.data.Dataset, config: Quantization) -> Callable[[Specs], Rows]:
+def rows_of(data: tf.data.Dataset, config: Quantization) -> Callable[[Signatures], Rows]:
     """Reads the first rows of `data`, as `quantize` says: which ones are drawn is the caller's choice, by shuffling."""
-    return lambda specs: _rows(data, specs, config)
+    return lambda signatures: _rows(data, signatures, config)
 
 
-def _rows(data: tf.data.Dataset, specs: Specs, config: Quantization) -> Rows:
+def _rows(data: tf.data.Dataset, signatures: Signatures, config: Quantization) -> Rows:
+    specs = parsed(signatures)
     count = config.calibration.rows
     wanted = count + (config.auto.rows if config.mode == "auto" else 0)
     features: dict[str, list[np.ndarray]] = {name: [] for name in specs}
@@ -224,9 +222,14 @@ def _rows(data: tf.data.Dataset, specs: Specs, config: Quantization) -> Rows:
             raise ModelError(f"The data lacks {', '.join(missing)}; it has: {', '.join(values) or 'nothing'}.")
         for name, spec in specs.items():
             features[name].append(_value(name, values[name], spec))
-    columns = {name: np.stack(values) for name, values in features.items() if values}
+    columns = {name: _stacked(name, values) for name, values in features.items() if values}
     if not columns:
         raise ModelError("The data to calibrate on is empty.")
+    columns = {
+        name: values
+        for signature in signatures.values()
+        for name, values in signature.front({key: columns[key] for key in signature.parsed}).items()
+    }
     trial = {name: values[count:] for name, values in columns.items()} if config.mode == "auto" else {}
     read = len(next(iter(columns.values())))
     if config.mode == "auto" and (read <= count or (config.needs_labels and len(labels) < read)):
@@ -244,7 +247,19 @@ def _rows(data: tf.data.Dataset, specs: Specs, config: Quantization) -> Rows:
 
 def _value(name: str, value: Any, spec: tf.TensorSpec) -> np.ndarray:
     """One row's value as the signature takes it, without the batch."""
+    shape = spec.shape[1:]
     try:
-        return np.asarray(value, spec.dtype.as_numpy_dtype).reshape(spec.shape[1:])
+        found = np.asarray(value, spec.dtype.as_numpy_dtype)
+        return found if shape.is_compatible_with(found.shape) else found.reshape(shape)
     except (TypeError, ValueError) as error:
         raise ModelError(f"The data's {name!r} of shape {np.shape(value)} doesn't fit the model's {spec}.") from error
+
+
+def _stacked(name: str, values: Sequence[np.ndarray]) -> np.ndarray:
+    shapes = {value.shape for value in values}
+    if len(shapes) > 1:
+        raise ModelError(
+            f"The data's {name!r} has several shapes, {', '.join(map(str, sorted(shapes)))}; calibration runs on rows "
+            "of one. Remedy: resize or pad them to one."
+        )
+    return np.stack(values)
