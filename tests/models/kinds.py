@@ -16,14 +16,23 @@ from tests import helpers  # first: sets which Keras tf.keras is
 FEATURES = ("a", "b")
 
 
-def transform_graph(path: Any) -> str:
-    """The output of Transform: `a` and `b` divided by 4, `word` as its place in a vocabulary."""
+def transform_graph(path: Any, sparse: bool = False) -> str:
+    """The output of Transform: `a` and `b` divided by 4, `word` as its place in a vocabulary.
+
+    Of sparse features, where there is one value in a row; 2 where there is none.
+    """
     spec = {name: tf.io.FixedLenFeature([1], tf.float32) for name in FEATURES}
     spec["word"] = tf.io.FixedLenFeature([1], tf.string)
+    if sparse:
+        spec = {name: tf.io.VarLenFeature(feature.dtype) for name, feature in spec.items()}
     metadata = dataset_metadata.DatasetMetadata(schema_utils.schema_from_feature_spec(spec))
 
+    def filled(feature: tf.SparseTensor) -> tf.Tensor:
+        whole = tf.SparseTensor(feature.indices, feature.values, [feature.dense_shape[0], 1])
+        return tf.reshape(tf.sparse.to_dense(whole, 2.0), [-1, 1])
+
     def preprocessing_fn(features: Any) -> Any:
-        scaled = {name: features[name] / 4.0 for name in FEATURES}
+        scaled = {name: (filled(features[name]) if sparse else features[name]) / 4.0 for name in FEATURES}
         return {**scaled, "word": tft.compute_and_apply_vocabulary(features["word"], vocab_filename="words")}
 
     rows = [{"a": [1.0], "b": [2.0], "word": [word]} for word in ("one", "two", "two")]

@@ -62,7 +62,8 @@ def searched(content, data, labels=True, equalise=False, target="cpu", **setting
     trial = {name: values[:ROWS] for name, values in columns.items()}
     config = Quantization(mode="auto", equalise=equalise, target=target, auto=AutoPrecision(**settings))
     calibration = {name: values[ROWS : ROWS + 60] for name, values in columns.items()}
-    return auto.search(content, config, calibration, trial, truth[:ROWS] if labels else None)
+    found = auto.search(content, config, calibration, trial, truth[:ROWS] if labels else None)
+    return found.content, found.record, found.pairs
 
 
 def predictions(content, data):

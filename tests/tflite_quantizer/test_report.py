@@ -190,6 +190,7 @@ AUTO = AutoRecord(
     metric="sparse_categorical_accuracy",
     baseline=0.9,
     value=0.897,
+    drop=0.003,
     rows=2000,
     equalised=True,
     precisions={"net/conv": "int8", "net/dense": "int4"},

@@ -13,7 +13,6 @@ import numpy as np
 from tfx_compression.models.errors import ModelError
 
 SIGNATURE = "serving_default"
-_SUB_BYTE = (17, 19)  # INT4 and INT2 of the TFLite schema; the second is newer than TensorFlow 2.16's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,6 +248,8 @@ def _load(content: bytes, num_threads: int, reference_kernels: bool) -> tuple[An
 
         from ai_edge_litert import interpreter as litert
 
+        if reference_kernels:
+            _refuse_blocks(content)
         resolvers = litert.OpResolverType
         library, interpreter = f"LiteRT {importlib.metadata.version('ai-edge-litert')}", litert.Interpreter
     kind = resolvers.BUILTIN_REF if reference_kernels else resolvers.AUTO
@@ -257,18 +258,29 @@ def _load(content: bytes, num_threads: int, reference_kernels: bool) -> tuple[An
 
 def _needs_tensorflow(content: bytes) -> bool:
     """Whether there are TensorFlow's own operators; an error beside sub-byte weights, which it gets wrong."""
-    from tfx_compression.models.tflite import parse
+    from tfx_compression.models.tflite import parse, sub_byte
 
     model = parse(content)
     flex = [code.customCode.decode() for code in model.operatorCodes if (code.customCode or b"").startswith(b"Flex")]
-    packed = [tensor for graph in model.subgraphs for tensor in graph.tensors if tensor.type in _SUB_BYTE]
+    packed = sub_byte(model)
     if flex and packed:
         raise ModelError(
-            f"The TFLite model has weights of less than a byte ({packed[0].name.decode()!r}), which LiteRT runs, and "
+            f"The TFLite model has weights of less than a byte ({packed[0]!r}), which LiteRT runs, and "
             f"TensorFlow's own operators ({', '.join(sorted(flex))}), which only TensorFlow's interpreter runs, and "
             "that computes such weights wrong. Remedy: mode='int8', or a model that needs no select_tf_ops."
         )
     return bool(flex)
+
+
+def _refuse_blocks(content: bytes) -> None:
+    from tfx_compression.models.tflite import blocks, parse
+
+    for tensor in (tensor for graph in parse(content).subgraphs for tensor in graph.tensors):
+        if blocks(tensor) is not None:
+            raise ModelError(
+                f"The weights {tensor.name.decode()!r} have scales of blocks, with which LiteRT's reference kernels "
+                "compute zeros. Remedy: reference_kernels=False, or block_size=0."
+            )
 
 
 def _signature(signatures: Sequence[str]) -> str | None:

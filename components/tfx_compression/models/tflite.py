@@ -7,6 +7,7 @@ import struct
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils  # TensorFlow 2.16's drops what its schema doesn't know
 
 from tfx_compression.models.errors import ModelError
@@ -45,8 +46,8 @@ class Contents:
 
 
 _DTYPES = {0: np.float32, 1: np.float16, 3: np.uint8, 9: np.int8}  # TensorType of the TFLite schema
-_INT4, _INT2 = 17, 19
-_BITS = {0: 32, 1: 16, 2: 32, 3: 8, 4: 64, 6: 8, 7: 16, 9: 8, 10: 64, 12: 64, 15: 32, 16: 16, _INT4: 4, _INT2: 2}
+_SUB_BYTE = {schema.TensorType.INT4: 4, schema.TensorType.INT2: 2}  # bits
+_BITS = {0: 32, 1: 16, 2: 32, 3: 8, 4: 64, 6: 8, 7: 16, 9: 8, 10: 64, 12: 64, 15: 32, 16: 16, **_SUB_BYTE}
 _ALIGNMENT = 64  # bytes; TFLite's kDefaultTensorAlignment
 _FLOATS = (0, 1)
 
@@ -121,6 +122,11 @@ def parse(content: bytes) -> Any:
         raise ModelError(f"A damaged TFLite model of {len(content)} bytes: {error}") from error
 
 
+def sub_byte(model: Any) -> list[str]:
+    """The names of the tensors whose numbers have less than a byte each, of a parsed flatbuffer."""
+    return [tensor.name.decode() for graph in model.subgraphs for tensor in graph.tensors if tensor.type in _SUB_BYTE]
+
+
 def packed(model: Any) -> bytes:
     """The flatbuffer of what `parse` returned, changed or not; all data lies in it."""
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
@@ -132,6 +138,7 @@ def _contents(model: Any) -> Contents:
     weights: dict[str, np.ndarray] = {}
     scales: dict[str, np.ndarray] = {}
     for graph in model.subgraphs:
+        beside = {details.scales for tensor in graph.tensors if (details := blocks(tensor)) is not None}
         for operator in graph.operators:
             name = flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex)
             ops[name] += 1
@@ -139,18 +146,23 @@ def _contents(model: Any) -> Contents:
                 float_ops[name] += 1
         for index, tensor in enumerate(graph.tensors):
             data = model.buffers[tensor.buffer].data
-            if data is None or not len(data) or len(tensor.shape) < 2 or tensor.type not in (*_DTYPES, _INT4, _INT2):
+            if data is None or not len(data) or len(tensor.shape) < 2 or tensor.type not in (*_DTYPES, *_SUB_BYTE):
                 continue
-            values = _values(bytes(data), tensor.type, tensor.shape)
+            if index in beside:
+                continue
+            values = _values(bytes(data), tensor)
             layer = _layer(graph, index)
             name = layer if layer not in weights else f"{layer}/{index}"
-            zero_point, scales[name] = _affine(tensor)
+            zero_point, scales[name] = _affine(model, graph, tensor)
             weights[name] = values - zero_point if zero_point.any() else values
     return Contents(dict(ops), dict(float_ops), weights, scales, _arena(model))
 
 
-def _values(data: bytes, dtype: int, shape: Any) -> np.ndarray:
+def _values(data: bytes, tensor: Any) -> np.ndarray:
     """A constant's stored values; sub-byte ones are packed with the first in the low bits."""
+    dtype, shape = tensor.type, tensor.shape
+    if tensor.sparsity is not None:
+        return _dense(np.frombuffer(data, _DTYPES[dtype]), tensor.sparsity, shape)
     if dtype in _DTYPES:
         return np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
     bits = _BITS[dtype]
@@ -161,9 +173,53 @@ def _values(data: bytes, dtype: int, shape: Any) -> np.ndarray:
     return signed[: math.prod(shape)].reshape(shape)
 
 
-def _affine(tensor: Any) -> tuple[np.ndarray, np.ndarray]:
+def _dense(values: np.ndarray, sparsity: Any, shape: Any) -> np.ndarray:
+    """The values of a constant that is encoded sparse, with its zeros.
+
+    SparsityParameters of the TFLite schema: the dimensions, those inside of blocks behind the others, are gone through
+    in `traversalOrder`; each is all there, or has lists of what is there as in the compressed sparse row format.
+    """
+    positions = np.zeros(1, np.int64)
+    places: list[np.ndarray] = []  # of each dimension gone through so far, by value
+    sizes = {}
+    for dimension, level in zip(sparsity.traversalOrder, sparsity.dimMetadata, strict=True):
+        if level.format == schema.DimensionType.DENSE:
+            counts = np.full(len(positions), level.denseSize)
+            starts = positions * level.denseSize
+        else:
+            segments = np.asarray(level.arraySegments.values, np.int64)
+            counts, starts = segments[positions + 1] - segments[positions], segments[positions]
+        within = np.arange(counts.sum(), dtype=np.int64) - np.repeat(np.cumsum(counts) - counts, counts)
+        positions = np.repeat(starts, counts) + within
+        places = [np.repeat(place, counts) for place in places]
+        if level.format == schema.DimensionType.DENSE:
+            sizes[dimension] = level.denseSize
+            places.append(within)
+        else:
+            places.append(np.asarray(level.arrayIndices.values, np.int64)[positions])
+    by_dimension = dict(zip(sparsity.traversalOrder, places, strict=True))
+    index = [by_dimension[dimension] for dimension in range(len(shape))]
+    for block, dimension in enumerate(sparsity.blockMap if sparsity.blockMap is not None else ()):
+        inner = len(shape) + block
+        index[dimension] = index[dimension] * sizes[inner] + by_dimension[inner]
+    dense = np.zeros(shape, values.dtype)
+    dense[tuple(index)] = values[positions]
+    return dense
+
+
+def blocks(tensor: Any) -> Any:
+    """How the blocks of a constant are quantized, as the schema has it; None where it has none."""
+    details = tensor.quantization.details if tensor.quantization is not None else None
+    return details if isinstance(details, schema.BlockwiseQuantizationT) else None
+
+
+def _affine(model: Any, graph: Any, tensor: Any) -> tuple[np.ndarray, np.ndarray]:
     """Zero point and scale of a constant, shaped to broadcast against it; 0 and 1 where it is not quantized so."""
     quantization = tensor.quantization
+    if (found := blocks(tensor)) is not None:
+        stored = graph.tensors[found.scales]
+        scales = _values(bytes(model.buffers[stored.buffer].data), stored).astype(np.float32)
+        return np.zeros([1] * len(tensor.shape), np.int16), np.repeat(scales, found.blockSize, axis=-1)
     if quantization is None or quantization.scale is None or not len(quantization.scale):
         return np.zeros([1] * len(tensor.shape), np.int16), np.ones([1] * len(tensor.shape), np.float32)
     shape = [1] * len(tensor.shape)

@@ -13,9 +13,9 @@ from tfx_compression.models.errors import ModelError
 from tfx_compression.models.interpreter import Interpreter
 from tfx_compression.models.metric_names import plain_name, smaller_is_better
 from tfx_compression.tflite_quantizer import devices, equalisation, recipes
-from tfx_compression.tflite_quantizer.calibration import observe
+from tfx_compression.tflite_quantizer.calibration import Ranges, observe
 from tfx_compression.tflite_quantizer.config import CALIBRATED, AutoPrecision, Precision, Quantization
-from tfx_compression.tflite_quantizer.record import AutoRecord, EqualisedPair, TrialRecord
+from tfx_compression.tflite_quantizer.record import AutoRecord, EqualisedPair, InputRange, TrialRecord
 
 Columns = Mapping[str, np.ndarray]
 Assignment = dict[int, Precision]  # by operator
@@ -26,6 +26,24 @@ _DEMOTIONS = 24  # trials at the end, with one layer smaller each
 _BY_LABEL_SHAPE = ("accuracy", "acc", "crossentropy", "ce")  # Keras' names that mean another metric for each kind
 
 
+class Found(NamedTuple):
+    """What a search found.
+
+    Attributes:
+      content: the flatbuffer.
+      record: what was tried.
+      reference: the float model that it was made of, equalised or not.
+      pairs: the layers that were equalised in it.
+      inputs: what calibration saw of them.
+    """
+
+    content: bytes
+    record: AutoRecord
+    reference: bytes
+    pairs: tuple[EqualisedPair, ...]
+    inputs: Mapping[str, InputRange]
+
+
 def search(
     content: bytes,
     config: Quantization,
@@ -33,7 +51,7 @@ def search(
     trial: Columns,
     labels: np.ndarray | None,
     step: Callable[[str], None] = lambda _: None,
-) -> tuple[bytes, AutoRecord, tuple[EqualisedPair, ...]]:
+) -> Found:
     """The smallest file found whose metric drops by at most `config.auto.max_drop`.
 
     Each layer with weights is quantized alone to each precision that it may and can have, and the error of the model's
@@ -45,14 +63,11 @@ def search(
 
     Args:
       content: a float flatbuffer.
-      config: `auto`, `equalise`, `io`, `per_channel`, `calibration` and `target` of it.
+      config: `auto`, `equalise`, `io`, `per_channel`, `calibration`, `target` and `max_arena_bytes` of it.
       calibration: by input, [rows, …] values that ranges are measured on.
       trial: by input, [rows, …] values that the metric is measured on.
       labels: [rows, …]; None for the metric `agreement`.
       step: is told what is being done.
-
-    Returns:
-      The flatbuffer, what was tried, and the layers that were equalised in it.
 
     Raises:
       ModelError: where the metric is unknown, or the output or the labels are not what it needs.
@@ -69,9 +84,10 @@ def search(
     trials: list[TrialRecord] = []
     best: _Trial | None = None
     for name, float_content, pairs in variants:
-        found = _Search(float_content, config, calibration, measure, trials, name, step).run()
-        if best is None or (found.size, found.drop) < (best.size, best.drop):
-            best, chosen = found, (float_content, pairs)
+        variant = _Search(float_content, config, calibration, measure, trials, name, step)
+        found = variant.run()
+        if best is None or variant.rank(found) < variant.rank(best):
+            best, chosen = found, (float_content, pairs, variant.inputs)
     if best is None:
         raise AssertionError("there is a variant at least")
     precisions = _by_layer(chosen[0], best.assignment)
@@ -79,12 +95,13 @@ def search(
         metric=config.auto.metric,
         baseline=measure.baseline,
         value=best.value,
+        drop=best.drop,
         rows=measure.rows,
         equalised=bool(chosen[1]),
         precisions=precisions,
         trials=tuple(trials),
     )
-    return best.content, record, chosen[1]
+    return Found(best.content, record, *chosen)
 
 
 class _Trial(NamedTuple):
@@ -126,10 +143,11 @@ class _Search:
         self._name = name
         self._step = step
         self._graph = recipes.Graph(content)
-        self._ranges: Mapping[str, tuple[float, float]] = {}
+        ranges = Ranges({}, {})
         if set(CALIBRATED) & set(config.auto.precisions):
             step(f"{name}calibrating")
-            self._ranges = observe(content, calibration, config.calibration).tensors
+            ranges = observe(content, calibration, config.calibration)
+        self._ranges, self.inputs = ranges.tensors, ranges.inputs
         self._tried: dict[tuple[tuple[int, Precision], ...], _Trial] = {}
 
     def run(self) -> _Trial:
@@ -141,7 +159,7 @@ class _Search:
         for precision in self._config.auto.precisions:
             uniform = self._uniform(precision)
             if uniform is not None:
-                best = min(best, self._tried_with(uniform, f"{precision} wherever possible"), key=self._rank)
+                best = min(best, self._tried_with(uniform, f"{precision} wherever possible"), key=self.rank)
         return self._demoted(best, options)
 
     def _options(self, index: int) -> Iterator[_Option]:
@@ -160,7 +178,9 @@ class _Search:
         """The trial with the fewest promotions that is good enough; all of them make the model a float one."""
 
         def promoted(count: int) -> _Trial:
-            assignment = {**start, **dict(promotions[:count])}
+            assignment: Assignment = {**start, **dict(promotions[:count])}
+            if count == len(promotions):  # a layer that nothing was measured to harm may have none to float32
+                assignment = dict.fromkeys(start, "float32")
             return self._tried_with(assignment, f"{count} of {len(promotions)} promotions")
 
         low, high = 0, len(promotions)
@@ -183,7 +203,7 @@ class _Search:
         return assignment if precision in assignment.values() else None
 
     def _runs(self, content: bytes) -> bool:
-        return devices.judge(content, self._config.target).runs
+        return devices.judge(content, self._config.target, self._config.max_arena_bytes).runs
 
     def _demoted(self, best: _Trial, options: Mapping[int, list[_Option]]) -> _Trial:
         """The best trial with layers made smaller, one at a time and those that save most first, while that does."""
@@ -197,12 +217,13 @@ class _Search:
             if index not in done:
                 layer = self._graph.operators[index].layer
                 made = self._tried_with({**best.assignment, index: precision}, f"{layer} in {precision} after all")
-                if self._rank(made) < self._rank(best):
+                if self.rank(made) < self.rank(best):
                     best = made
                     done.add(index)
         return best
 
-    def _rank(self, trial: _Trial) -> tuple[bool, int, float]:
+    def rank(self, trial: _Trial) -> tuple[bool, int, float]:
+        """The smaller, the better."""
         return not self._accepted(trial), trial.size, trial.drop
 
     def _accepted(self, trial: _Trial) -> bool:
@@ -214,11 +235,16 @@ class _Search:
             self._step(f"{self._name}trying {what}")
             made = self._quantized(assignment)
             value, drop = self._measure.metric(made) if made != self._content else (self._measure.baseline, 0.0)
-            if not self._runs(made):
+            if not (np.isfinite(drop) and self._runs(made)):
                 drop = np.inf
             trial = self._tried[key] = _Trial(assignment, made, value, drop)
             self._trials.append(
-                TrialRecord(step=f"{self._name}{what}", metric=value, bytes=trial.size, accepted=self._accepted(trial))
+                TrialRecord(
+                    step=f"{self._name}{what}",
+                    metric=value if np.isfinite(value) else None,
+                    bytes=trial.size,
+                    accepted=self._accepted(trial),
+                )
             )
         return self._tried[key]
 

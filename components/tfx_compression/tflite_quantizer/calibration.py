@@ -177,15 +177,11 @@ class _Model:
 
 
 def _floats(model: Any) -> list[int]:
-    """The float tensors of the main graph that depend on its inputs and are taken by something, in their order."""
+    """The float tensors of the main graph that are given or computed, in their order."""
     graph = model.subgraphs[0]
-    operators = tflite.operators(model)
-    moving = dict.fromkeys(int(index) for index in graph.inputs)
-    for operator in operators:
-        if not moving.keys().isdisjoint(operator.inputs):
-            moving.update(dict.fromkeys(operator.outputs))
-    taken = {int(index) for index in graph.outputs}.union(*(operator.inputs for operator in operators))
-    return [index for index in moving if index in taken and graph.tensors[index].type == _FLOAT32]
+    computed = (place for operator in tflite.operators(model) for place in operator.outputs)
+    moving = dict.fromkeys((*map(int, graph.inputs), *computed))
+    return [index for index in moving if graph.tensors[index].type == _FLOAT32]
 
 
 class _Extremes:

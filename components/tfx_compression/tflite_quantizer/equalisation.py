@@ -16,6 +16,7 @@ from tfx_compression.models import tflite
 from tfx_compression.tflite_quantizer.record import EqualisedPair
 
 _SWEEPS = 100
+_DEAD = 1e-6  # of the largest channel: scaling it up would do so to its bias, which then had the range to itself
 _CONVERGED = 1e-3  # the largest logarithm of a scale in a sweep
 _LINEAR = (schema.ActivationFunctionType.NONE, schema.ActivationFunctionType.RELU)  # f(s x) = s f(x) for s > 0
 _OUTPUT_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
@@ -115,9 +116,8 @@ class _Layers:
     def balance(self, pair: _Pair) -> float:
         """Makes the ranges of a pair's channels equal; returns the largest logarithm of what they were scaled by."""
         first, second = self.output_ranges(pair.first), self._input_ranges(pair)
-        alive = (first > 0) & (second > 0)
+        alive = (first > _DEAD * first.max()) & (second > _DEAD * second.max())
         scale = np.where(alive, np.sqrt(first / np.where(alive, second, 1.0)), 1.0)  # sqrt(r1 r2) / r2
-        scale[~alive] = 1.0
         shape = [1] * self._kernels[pair.first].ndim
         shape[_OUTPUT_AXIS[self.operators[pair.first].op]] = -1
         self._kernels[pair.first] /= scale.reshape(shape)

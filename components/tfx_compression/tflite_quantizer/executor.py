@@ -107,7 +107,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             float_ops=sum(record.float_ops.values()),
             select_tf_ops=", ".join(record.select_tf_ops) or None,
             metric=chosen.metric if chosen else None,
-            metric_drop=abs(chosen.value - chosen.baseline) if chosen else None,
+            metric_drop=chosen.drop if chosen else None,
         )
 
     def _rows(self, signatures: Signatures, config: Quantization, input_dict: dict[str, list[types.Artifact]]) -> Rows:

@@ -31,6 +31,7 @@ CALIBRATION, CHECK, TRIAL, LABELS = "calibration.npz", "check.npz", "trial.npz",
 
 Columns = Mapping[str, np.ndarray]
 
+_ROWS = 4  # that are made where there are none
 _ERROR_ROWS = 32  # that layers are compared on
 _PACKAGES = ("tfx-compression", "tensorflow", "ai-edge-quantizer", "ai-edge-litert")
 _AWARE = "The model is quantization-aware: it keeps the ranges that it was trained in, and is not calibrated."
@@ -84,6 +85,11 @@ class _Job:
 
     def _quantized(self) -> bytes:
         config = self.config
+        if self.aware and config.equalise is True:
+            raise ModelError(
+                "The model is quantization-aware: equalise=True would move the ranges that it was trained in. Remedy: "
+                "equalise=False."
+            )
         if not (config.by_recipe or config.equalise is True or config.calibration.ranges != "min_max") or (
             self.aware and not config.by_recipe
         ):
@@ -100,12 +106,10 @@ class _Job:
         if config.mode == "auto":
             from tfx_compression.tflite_quantizer import auto
 
-            content, self.auto, self.pairs = auto.search(
-                content, config, self.rows, self.trial, self.labels, isolated.step
-            )
-            if self.pairs:
-                self.reference = self._equalised(self.dense)
-            return content
+            found = auto.search(content, config, self.rows, self.trial, self.labels, isolated.step)
+            self.auto, self.reference, self.pairs = found.record, found.reference, found.pairs
+            self.inputs = dict(found.inputs)
+            return found.content
         if config.equalise is True:
             content = self.reference = self._equalised(content)
         ranges = None
@@ -154,11 +158,16 @@ class _Job:
         started = time.perf_counter()
         isolated.step("running the TFLite model for the first time")
         Interpreter(content).predict(self._made_up(content))
+        if len(self.config.signatures) > 1:
+            for name in self.config.signatures:
+                isolated.step(f"running the signature {name!r} for the first time")
+                self_test.run_signature(content, name)
         config = self.config
         verdict = devices.judge(content, config.target, config.max_arena_bytes)
         if not verdict.runs:
             raise ModelError(f"The model doesn't run on target {config.target!r}: {' '.join(verdict.problems)}")
-        notes, warnings = self._said()
+        calibrated = self._calibrated(content)
+        notes, warnings = self._said(calibrated)
         layers, differences = self._compared(content, notes)
         contents = tflite.contents(content)
         self._took("prove", started)
@@ -177,7 +186,7 @@ class _Job:
             parameters=sum(weight.size for weight in contents.weights.values()),
             sparsity=contents.sparsity,
             runtime=verdict.runtime,
-            calibration=self._calibrated(),
+            calibration=calibrated,
             layers=layers,
             sparse=self.sparse,
             equalisation=self.pairs,
@@ -188,9 +197,10 @@ class _Job:
             self_test=differences,
         )
 
-    def _said(self) -> tuple[list[str], list[str]]:
+    def _said(self, calibrated: CalibrationRecord | None) -> tuple[list[str], list[str]]:
         notes = [_AWARE] if self.aware and self.config.mode not in ("float32",) else []
-        checked = {item.input: item.outside for item in self._inputs() if item.outside is not None}
+        inputs = calibrated.inputs if calibrated else ()
+        checked = {item.input: item.outside for item in inputs if item.outside is not None}
         limit = self.config.calibration.max_outside
         return notes, [
             f"{share:.1%} of the values of {name!r} in split {self.config.calibration.check_split!r} lie outside the "
@@ -200,26 +210,21 @@ class _Job:
             if share > limit
         ]
 
-    def _inputs(self) -> tuple[InputRange, ...]:
-        """What calibration saw of the float inputs, and the share of the check rows that lies outside."""
-        if self.aware or not self.config.needs_data:
-            return ()
-        seen = self.inputs or {name: _range(name, values) for name, values in self.rows.items() if _float(values)}
-        outside = calibration.outside(calibration.Ranges({}, seen), self.check) if self.check else {}
-        return tuple(item.model_copy(update={"outside": outside.get(name)}) for name, item in seen.items())
-
-    def _calibrated(self) -> CalibrationRecord | None:
+    def _calibrated(self, content: bytes) -> CalibrationRecord | None:
         if self.aware or not self.config.needs_data:
             return None
+        seen = self.inputs or {name: _range(name, values) for name, values in self.rows.items() if _float(values)}
+        seen = {name: seen[name] for name in seen.keys() & _quantized_inputs(content)}
+        outside = calibration.outside(calibration.Ranges({}, seen), self.check) if self.check else {}
         return CalibrationRecord(
             rows=_length(self.rows),
             method=self.config.calibration.ranges,
-            inputs=self._inputs(),
+            inputs=tuple(seen[name].model_copy(update={"outside": outside.get(name)}) for name in sorted(seen)),
             checked_rows=_length(self.check),
             strata=self.strata,
         )
 
-    def _compared(self, content: bytes, notes: list[str]) -> tuple[tuple, dict[str, float]]:
+    def _compared(self, content: bytes, notes: list[str]) -> tuple[tuple, dict[str, float | None]]:
         """Each layer's error, and the self-test's difference from the float model, on calibration rows or made ones."""
         strings = [name for name, tensor in Interpreter(content).inputs.items() if tensor.dtype.kind in "OSU"]
         if strings or len(self.config.signatures) > 1:
@@ -242,13 +247,17 @@ class _Job:
         return layer_errors.compare(self.reference or self.dense, content, columns), differences
 
     def _made_up(self, content: bytes) -> dict[str, np.ndarray]:
-        """One row of zeros."""
-        return {
-            name: np.full(_sizes(tensor.shape), b"", object)
-            if tensor.dtype.kind in "OSU"
-            else np.zeros(_sizes(tensor.shape), np.float32)
-            for name, tensor in Interpreter(content).inputs.items()
-        }
+        """A few rows, evenly from 0 to 1; whole numbers are 0, strings empty."""
+        generator = np.random.default_rng(0)
+        rows = {}
+        for name, tensor in Interpreter(content).inputs.items():
+            shape = _sizes(tensor.shape)
+            if tensor.dtype.kind in "OSU":
+                rows[name] = np.full(shape, b"", object)
+            else:
+                whole = tensor.dtype.kind in "iub" and not tensor.scale
+                rows[name] = np.zeros(shape, np.float32) if whole else generator.uniform(size=shape).astype(np.float32)
+        return rows
 
     def _took(self, step: str, started: float) -> None:
         self.seconds[step] = time.perf_counter() - started
@@ -262,7 +271,7 @@ def _real(content: bytes, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndar
 
 
 def _sizes(shape: tuple[int, ...]) -> list[int]:
-    return [1, *(abs(size) for size in shape[1:])] if shape else []
+    return [_ROWS, *(abs(size) for size in shape[1:])] if shape else []
 
 
 def _described(content: bytes, metadata: Metadata) -> bytes:
@@ -319,6 +328,14 @@ def _read(folder: str, name: str) -> dict[str, np.ndarray]:
         return {}
     with np.load(path, allow_pickle=False) as stored:
         return {key.removeprefix("feature/"): stored[key] for key in stored.files}
+
+
+def _quantized_inputs(content: bytes) -> set[str]:
+    """The inputs of which whole numbers are made, by the application or by the model's first operators."""
+    model = tflite.parse(content)
+    rounded = {place for operator in tflite.operators(model) if operator.op == "QUANTIZE" for place in operator.inputs}
+    inputs = Interpreter(content).inputs
+    return {name for name, tensor in inputs.items() if tensor.scale or tensor.index in rounded}
 
 
 def _float(values: np.ndarray) -> bool:

@@ -76,6 +76,8 @@ class _Graph:
             data is not None and len(data) > 0
             for data in (model.buffers[tensor.buffer].data for tensor in graph.tensors)
         ]
+        # What nobody takes may not be there.
+        self.taken = {int(place) for place in graph.outputs}.union(*(each.inputs for each in self.operators))
         self.producer = {place: operator for operator in self.operators for place in operator.outputs}
         signature = next((found for found in model.signatureDefs or () if found.subgraphIndex == 0), None)
         if signature is None:
@@ -204,12 +206,12 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def _pairs(original: _Graph, quantized: _Graph) -> Iterator[_Pair]:
-    names = {quantized.names[place]: place for place in quantized.producer}
+    names = {quantized.names[place]: place for place in quantized.producer if place in quantized.taken}
     outputs = {place: quantized.outputs.get(name) for name, place in original.outputs.items()}
     for operator in original.operators:
         for place in operator.outputs:
             counterpart = outputs.get(place, names.get(original.names[place]))
-            if original.types[place] == _FLOAT32 and counterpart in quantized.producer:
+            if place in original.taken and original.types[place] == _FLOAT32 and counterpart in quantized.producer:
                 yield _Pair(operator, place, int(counterpart))
 
 

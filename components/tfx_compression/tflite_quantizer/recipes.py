@@ -72,6 +72,7 @@ class Graph:
         }
         self.inputs = [int(place) for place in self._graph.inputs if self.is_float(int(place))]
         self.outputs = [int(place) for place in self._graph.outputs if self.is_float(int(place))]
+        self._taken = {int(place) for place in self._graph.outputs}.union(*(each.inputs for each in self.operators))
 
     def is_float(self, tensor: int) -> bool:
         """Whether `tensor` holds floats."""
@@ -80,6 +81,10 @@ class Graph:
     def is_constant(self, tensor: int) -> bool:
         """Whether the values of `tensor` are in the file."""
         return self._buffers[self._graph.tensors[tensor].buffer].data is not None
+
+    def is_taken(self, tensor: int) -> bool:
+        """Whether an operator or the caller takes what is in `tensor`."""
+        return tensor in self._taken
 
     def activations(self, tensors: Iterable[int]) -> list[int]:
         """Those of `tensors` that hold floats which are computed."""
@@ -410,6 +415,9 @@ def _activation_bits(graph: Graph, choices: Mapping[int, Choice], io: Io) -> dic
     for operator in graph.operators:
         index = operator.index
         comes = {of_tensor.get(tensor, 0) for tensor in graph.activations(operator.inputs)}
+        if index not in graph.kernels and any(not graph.is_taken(place) for place in operator.outputs):
+            found[index] = 0  # the quantizer leaves what nobody takes in floats, beside outputs in whole numbers
+            continue
         found[index] = chosen.get(index, 0 if index in graph.kernels or 0 in comes else max(comes, default=_ANY))
         of_tensor.update(dict.fromkeys(operator.outputs, found[index]))
     taken: dict[int, set[int]] = {tensor: {outside} for tensor in graph.outputs}

@@ -159,10 +159,10 @@ class SparseRecord(Config):
 
 
 class TrialRecord(Config):
-    """A model that mode `auto` tried."""
+    """A model that mode `auto` tried; a metric of None is no number."""
 
     step: str
-    metric: float
+    metric: float | None
     bytes: int
     accepted: bool
 
@@ -172,6 +172,7 @@ class AutoRecord(Config):
 
     Attributes:
       metric, baseline, value: its name, the float model's, the result's.
+      drop: by how much the result is worse; below zero where it is better.
       rows: that it is measured on.
       equalised: whether the result is.
       precisions: by layer.
@@ -181,6 +182,7 @@ class AutoRecord(Config):
     metric: str
     baseline: float
     value: float
+    drop: float
     rows: int
     equalised: bool
     precisions: dict[str, Precision]
@@ -217,7 +219,8 @@ class Record(Config):
       layers: each layer's error against the float model.
       notes: what a user should know: (quantization-aware ranges, …).
       warnings: what a user should act on.
-      self_test: the largest difference between the outputs in `self_test.npz` and the float model's, by output.
+      self_test: the largest difference between the outputs in `self_test.npz` and the float model's, by output; None
+        where one is infinite and the other isn't.
     """
 
     config: Quantization
@@ -242,4 +245,4 @@ class Record(Config):
     verdict: Verdict | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    self_test: dict[str, float] = {}
+    self_test: dict[str, float | None] = {}

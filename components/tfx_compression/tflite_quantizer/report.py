@@ -1,6 +1,7 @@
 """The report on a conversion to TFLite: one HTML file that needs no network."""
 
 import json
+import math
 from collections.abc import Sequence
 
 from tfx_compression.page import numbers, tables, template
@@ -15,6 +16,7 @@ from tfx_compression.tflite_quantizer.record import (
     OpVerdict,
     Record,
     TensorRecord,
+    TrialRecord,
 )
 
 _MODES = {
@@ -117,9 +119,10 @@ def _figures(record: Record) -> list[tuple[str, str, str]]:
         ("zeros in weights", numbers.percent(record.sparsity), ""),
     ]
     if record.self_test:
-        worst = max(record.self_test, key=lambda name: record.self_test[name])
+        differences = {name: math.inf if found is None else found for name, found in record.self_test.items()}
+        worst = max(differences, key=lambda name: differences[name])
         of = f"of {worst}, on the self-test’s rows"
-        figures.append(("largest difference from float", f"{record.self_test[worst]:.3g}", of))
+        figures.append(("largest difference from float", f"{differences[worst]:.3g}", of))
     return figures
 
 
@@ -202,10 +205,14 @@ def _auto_statement(auto: AutoRecord) -> str:
     )
 
 
+def _metric(trial: TrialRecord) -> str:
+    return "no number" if trial.metric is None else numbers.metric(trial.metric)
+
+
 def _trials(auto: AutoRecord) -> list[Column]:
     return tables.columns(
         tables.words("step", [trial.step for trial in auto.trials]),
-        tables.numbers(auto.metric.replace("_", " "), [numbers.metric(trial.metric) for trial in auto.trials]),
+        tables.numbers(auto.metric.replace("_", " "), [_metric(trial) for trial in auto.trials]),
         tables.numbers("bytes", [numbers.number(trial.bytes) for trial in auto.trials]),
         Column(
             "",

@@ -1,6 +1,8 @@
 """Inputs and outputs that go along with a model, so that a device can see whether it computes the same."""
 
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -65,13 +67,39 @@ def check(content: bytes, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
     }
 
 
-def against_float(content: bytes, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """By output, the largest difference between the stored outputs and the float model's, in real numbers."""
-    return {
+def against_float(content: bytes, arrays: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+    """By output, the largest difference between the stored outputs and the float model's, in real numbers.
+
+    It is None where one of them is infinite or NaN and the other isn't the same.
+    """
+    found = {
         name: _largest(dequantize(arrays[_OUTPUT + name], tensor), arrays[_FLOAT + name])
         for name, tensor in Interpreter(content).outputs.items()
         if _FLOAT + name in arrays
     }
+    return {name: difference if np.isfinite(difference) else None for name, difference in found.items()}
+
+
+def run_signature(content: bytes, name: str) -> None:
+    """Runs one of several signatures on zeros.
+
+    Raises:
+      ModelError: where it doesn't run.
+    """
+    import tensorflow as tf
+    from ai_edge_litert import interpreter as litert
+
+    library: Any = tf.lite if re.search(rb"Flex[A-Z]", content) else litert
+    try:
+        runner = library.Interpreter(model_content=content).get_signature_runner(name)
+        runner(
+            **{
+                key: np.zeros([max(1, size) for size in detail["shape"]], detail["dtype"])
+                for key, detail in runner.get_input_details().items()
+            }
+        )
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise ModelError(f"The signature {name!r} of the TFLite model doesn't run: {error}") from error
 
 
 def write(path: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -105,4 +133,5 @@ def _shaped(values: np.ndarray, tensor: Tensor) -> np.ndarray:
 
 
 def _largest(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.abs(one.astype(np.float64) - other.astype(np.float64)).max(initial=0.0))
+    differs = (one != other) & ~(np.isnan(one.astype(np.float64)) & np.isnan(other.astype(np.float64)))
+    return float(np.abs(one[differs].astype(np.float64) - other[differs].astype(np.float64)).max(initial=0.0))

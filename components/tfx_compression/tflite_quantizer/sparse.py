@@ -38,6 +38,9 @@ def encode(
     """
     if not wanted:
         return content, SparseRecord(encoded=False, reason="not asked for")
+    if tflite.sub_byte(tflite.parse(content)):
+        reason = "there are weights of less than a byte, on which TensorFlow's encoder crashes"
+        return content, SparseRecord(encoded=False, reason=reason)
     encoded = conversion.encode_sparse(content)
     if not _kernels(encoded):
         return content, SparseRecord(encoded=False, reason="no kernel is sparse enough for TensorFlow to encode it")

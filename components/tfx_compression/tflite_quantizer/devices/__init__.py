@@ -22,7 +22,7 @@ _SUB_BYTE_RUNTIME = (
 def judge(content: bytes, target: Target, max_arena_bytes: int | None = None) -> Verdict:
     """Whether a model runs on a target, and which operators its accelerators take. Nothing is run.
 
-    The verdict is of the main graph; a microcontroller needs kernels for the other graphs of the file as well.
+    Delegates are told for the main graph; kernels are needed for the other graphs of the file as well.
 
     Args:
       content: the flatbuffer.
@@ -34,9 +34,9 @@ def judge(content: bytes, target: Target, max_arena_bytes: int | None = None) ->
       ModelError: where `content` is no TFLite model.
     """
     model = tflite.parse(content)
-    graph = nodes(model)
+    graph, every = nodes(model), _every(model)
     arena = tflite.contents(content).arena_bytes
-    delegates, problems = _JUDGES[target](model, graph)
+    delegates, problems = _JUDGES[target](graph, every)
     if max_arena_bytes is not None and arena > max_arena_bytes:
         problems.append(
             f"The tensors between the operators need {arena} bytes, {max_arena_bytes} are allowed (max_arena_bytes), "
@@ -46,7 +46,7 @@ def judge(content: bytes, target: Target, max_arena_bytes: int | None = None) ->
         target=target,
         runs=not problems,
         problems=tuple(problems),
-        runtime=_RUNTIMES.get(target) or _runtime(model, graph),
+        runtime=_RUNTIMES.get(target) or _runtime(model, every),
         delegates=delegates,
         arena_bytes=arena,
         max_arena_bytes=max_arena_bytes,
@@ -60,7 +60,12 @@ def runtime(content: bytes) -> str:
       ModelError: where `content` is no TFLite model.
     """
     model = tflite.parse(content)
-    return _runtime(model, nodes(model))
+    return _runtime(model, _every(model))
+
+
+def _every(model: Any) -> list[Node]:
+    """The operators of all graphs: those of loops, branches and other signatures as well."""
+    return [node for subgraph in range(len(model.subgraphs)) for node in nodes(model, subgraph)]
 
 
 def _runtime(model: Any, graph: Sequence[Node]) -> str:
@@ -129,19 +134,19 @@ def _interpreted(graph: Sequence[Node]) -> list[str]:
     return problems
 
 
-def _cpu(model: Any, graph: Sequence[Node]) -> tuple[tuple[Delegate, ...], list[str]]:
-    return _delegates(graph, xnnpack), _interpreted(graph)
+def _cpu(graph: Sequence[Node], every: Sequence[Node]) -> tuple[tuple[Delegate, ...], list[str]]:
+    return _delegates(graph, xnnpack), _interpreted(every)
 
 
-def _android(model: Any, graph: Sequence[Node]) -> tuple[tuple[Delegate, ...], list[str]]:
-    return _delegates(graph, gpu, nnapi), _interpreted(graph)
+def _android(graph: Sequence[Node], every: Sequence[Node]) -> tuple[tuple[Delegate, ...], list[str]]:
+    return _delegates(graph, gpu, nnapi), _interpreted(every)
 
 
-def _ios(model: Any, graph: Sequence[Node]) -> tuple[tuple[Delegate, ...], list[str]]:
-    return _delegates(graph, core_ml), _interpreted(graph)
+def _ios(graph: Sequence[Node], every: Sequence[Node]) -> tuple[tuple[Delegate, ...], list[str]]:
+    return _delegates(graph, core_ml), _interpreted(every)
 
 
-def _edge_tpu(model: Any, graph: Sequence[Node]) -> tuple[tuple[Delegate, ...], list[str]]:
+def _edge_tpu(graph: Sequence[Node], every: Sequence[Node]) -> tuple[tuple[Delegate, ...], list[str]]:
     rule = _but_custom(edge_tpu.reason)
     found = delegate(edge_tpu.NAME, edge_tpu.SOURCE, edge_tpu.DATE, graph, rule, only_first=True)
     problems = [
@@ -160,13 +165,10 @@ def _edge_tpu(model: Any, graph: Sequence[Node]) -> tuple[tuple[Delegate, ...], 
     return (found,), problems
 
 
-def _microcontroller(model: Any, graph: Sequence[Node]) -> tuple[tuple[Delegate, ...], list[str]]:
+def _microcontroller(graph: Sequence[Node], every: Sequence[Node]) -> tuple[tuple[Delegate, ...], list[str]]:
     found = delegate(micro.NAME, micro.SOURCE, micro.DATE, graph, micro.reason)
-    others = [node for subgraph in range(1, len(model.subgraphs)) for node in nodes(model, subgraph)]
     problems = [
-        f"{node}: {reason}. Remedy: {_micro_remedy(reason)}."
-        for node in (*graph, *others)
-        if (reason := micro.reason(node))
+        f"{node}: {reason}. Remedy: {_micro_remedy(reason)}." for node in every if (reason := micro.reason(node))
     ]
     return (found,), problems
 
