@@ -211,7 +211,7 @@ def test_the_record_says_how_the_file_was_made_and_what_is_in_it(converted):
     (image,) = record.calibration.inputs
     images = helpers.images(300, seed=3)[0][:CALIBRATION_ROWS]
     assert (image.minimum, image.maximum) == (images.min(), images.max())
-    assert {"convert", "finish", "prove"} == set(record.seconds)
+    assert {"cut", "convert", "finish", "prove"} == set(record.seconds)
     assert record.layers
     assert all(layer.snr_db is None or layer.snr_db > 10 for layer in record.layers)
 

@@ -4,6 +4,7 @@ TFLite can't parse tf.Examples, so what is converted is the signature's own grap
 its Transform layer ends. Whatever comes after it is thus exactly what is served.
 """
 
+import collections
 import dataclasses
 import functools
 import re
@@ -29,6 +30,7 @@ _TENSOR_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")  # TensorFlow's ru
 _LOWERED = ("Enter", "Switch", "Merge", "NextIteration", "Exit")  # loops and branches of TensorFlow 1
 # Those that TFLite has for strings, or that the converter takes away.
 _STRING_OPS = ("Identity", "Const", "Placeholder", "Equal", "NotEqual", "GatherV2", "Reshape", "Squeeze", "ExpandDims")
+_CALLS = re.compile(r"^((Stateful)?PartitionedCall(_\d+)?/)+")
 _ELEMENT_SHAPE = {  # operations on lists that are told the shape of an element, and which input that is
     "TensorListReserve": 0,
     "EmptyTensorList": 0,
@@ -388,14 +390,15 @@ class _Signature:
             imported = tf.graph_util.import_graph_def(definition, given, wanted, name="")
             ends = [given.get(name, tensor) for name, tensor in zip(wanted, imported, strict=True)]
         needed = tf.compat.v1.graph_util.extract_sub_graph(graph.as_graph_def(), [end.op.name for end in ends])
-        nodes = {node.name for node in needed.node}
-        tables = {name: handle for name, handle in self.frozen.captured.items() if name in nodes}
+        names = _without_calls(needed)
+        tables = {name: handle for name, handle in self.frozen.captured.items() if name in names}
 
         def serve(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
             inputs = {place.name: tensor for place, tensor in zip(places.values(), tensors, strict=True)}
-            handles = {f"{name}:0": tf.identity(handle) for name, handle in tables.items()}
-            used = {name: tensor for name, tensor in (inputs | handles).items() if name.split(":")[0] in nodes}
-            results = tf.graph_util.import_graph_def(needed, used, [end.name for end in ends], name="")
+            handles = {f"{names[name]}:0": tf.identity(handle) for name, handle in tables.items()}
+            used = {name: tensor for name, tensor in inputs.items() if name.split(":")[0] in names}
+            wanted = [f"{names[end.op.name]}:{end.value_index}" for end in ends]
+            results = tf.graph_util.import_graph_def(needed, used | handles, wanted, name="")
             return {
                 name: inputs.get(end.name, result) for name, end, result in zip(fetched, ends, results, strict=True)
             }
@@ -593,6 +596,27 @@ def _size_lists(definition: Any, rows: int) -> None:
         node.input[place] = constant.name if nodes is definition.node else f"{constant.name}:output:0"
     for function in definition.library.function:
         context.context().add_function_def(function)  # importing the graph doesn't
+
+
+def _without_calls(definition: Any) -> dict[str, str]:
+    """Shortens the names of nodes by the calls that they were inlined from, which TFLite writes into the file.
+
+    Returns:
+      The new names, by the old ones; those that would be equal to another one stay as they are.
+    """
+    names = {node.name: _CALLS.sub("", node.name) for node in definition.node}
+    counts = collections.Counter(names.values())
+    names = {
+        name: short if counts[short] == 1 and (short == name or short not in names) else name
+        for name, short in names.items()
+    }
+    for node in definition.node:
+        node.name = names[node.name]
+        node.attr.pop("_class", None)  # colocation, by name
+        for place, source in enumerate(node.input):
+            control, name, output = re.fullmatch(r"(\^?)([^:]+)(.*)", source).groups()  # type: ignore[union-attr]
+            node.input[place] = f"{control}{names[name]}{output}"
+    return names
 
 
 def _readable(frozen: Frozen) -> Specs:

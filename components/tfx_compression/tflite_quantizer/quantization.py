@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -102,23 +103,25 @@ def quantize_saved_model(
       ModelError: where the model can't be converted, or a mode has no data.
       ProcessError: where the converter crashes, hangs or needs too much memory.
     """
+    started = time.perf_counter()
     signatures = {
         name: serving.feature_signature(path, name, batch_size=config.batch_size, transform=config.transform)
         for name in config.signatures
     }
-    return quantize_signatures(signatures, config, read, path)
+    return quantize_signatures(signatures, config, read, path, started)
 
 
 def quantize_signatures(
-    signatures: Signatures, config: Quantization, read: Callable[[Signatures], Rows] | None, place: str
+    signatures: Signatures, config: Quantization, read: Callable[[Signatures], Rows] | None, place: str, started: float
 ) -> Quantized:
-    """Converts signatures, by name; `place` is where they are from, in words."""
+    """Converts signatures, by name; `place` is where they are from, in words, `started` when that began."""
     for signature in signatures.values():
         if signature.needs_select_tf_ops and not config.select_tf_ops:
             raise ModelError(signature.needs_select_tf_ops)
     with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
         saved_model = os.path.join(folder, job.SAVED_MODEL)
         serving.save_signatures(signatures, saved_model)
+        cut = time.perf_counter() - started
         needed = config.needs_data and not conversion.is_quantization_aware(saved_model, config.signatures)
         rows = _read(signatures, config, read, needed)
         _write(folder, rows)
@@ -140,7 +143,9 @@ def quantize_signatures(
                 arrays = dict(stored)
     notes = tuple(note for signature in signatures.values() for note in signature.notes)
     interpreter = Interpreter(content)
-    record = record.model_copy(update={"notes": (*notes, *rows.notes, *record.notes)})
+    record = record.model_copy(
+        update={"notes": (*notes, *rows.notes, *record.notes), "seconds": {"cut": cut, **record.seconds}}
+    )
     return Quantized(content, record, arrays, interpreter.inputs, interpreter.outputs, tflite.contents(content))
 
 

@@ -207,7 +207,8 @@ class Record(Config):
     Attributes:
       config: what was asked for.
       versions: of the converter, the quantizer and the runtime, by package.
-      seconds: by step of the conversion.
+      seconds: by step: `cut` (the signature's graph, out of the SavedModel), `convert`, `finish` (sparse encoding,
+        metadata), `prove`.
       signatures: the TFLite model's.
       ops, float_ops: how often each operator occurs; those that return floats.
       select_tf_ops: TensorFlow's own operators in the file, with the layers that asked for them.
