@@ -13,7 +13,16 @@ TWO = ("serving_default", "other")
     [
         ({"mode": "mixed"}, "rules are of mode 'mixed', which needs one at least"),
         ({"mode": "int8", "rules": [RULE]}, "rules are of mode 'mixed'.*mode is 'int8'"),
-        ({"mode": "int16x8", "io": "uint8"}, "'integer' \\(int16\\) or 'float32', not 'uint8'"),
+        ({"mode": "int16x8", "io": "uint8"}, "'uint8' is of the modes int8, int4, mixed, auto, not of 'int16x8'"),
+        ({"mode": "float32", "io": "uint8"}, "'uint8' is of the modes.*not of 'float32'"),
+        ({"mode": "auto", "io": "uint8", "auto": {"precisions": ("int8", "int16x8")}}, "no kernel between them"),
+        ({"mode": "auto", "auto": {"precisions": ()}}, "precisions"),
+        ({"mode": "int4_dynamic", "per_channel": False, "block_size": 32}, "several for a channel"),
+        ({"signatures": ("serving_default", "serving_default")}, "each once"),
+        (
+            {"mode": "mixed", "rules": [{"layers": ".", "precision": "int8", "block_size": 32}]},
+            "block_size=32 is of precision 'int4_dynamic', not of 'int8'",
+        ),
         ({"mode": "int4", "block_size": 32}, "block_size=32 is of mode 'int4_dynamic', not of 'int4'"),
         ({"mode": "dynamic", "per_channel": False}, "per_channel=False is of the calibrated modes"),
         ({"mode": "int16x8", "calibration": {"ranges": "mse"}}, "'int16x8' is 'min_max'"),

@@ -75,7 +75,8 @@ def test_outputs_are_the_same_and_channels_alike(build, pairs):
 
 
 def test_ranges_are_the_geometric_mean_of_both_sides():
-    content, batch = converted(lambda x: layers.Dense(3)(layers.Dense(5, activation="relu")(x)), (4,))
+    net = lambda x: layers.Dense(3)(layers.Dense(5, activation="relu", use_bias=False)(x))  # noqa: E731
+    content, batch = converted(net, (4,))
     first, second = kernels(content)
     wanted = np.sqrt(np.abs(first).max(axis=1) * np.abs(second).max(axis=0))
     equalised, (pair,) = equalise(content)

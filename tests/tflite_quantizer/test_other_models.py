@@ -1,5 +1,6 @@
 """Models and rows that are not what the modes were made for: what is done about them is right, or said."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -134,7 +135,121 @@ def test_scales_of_blocks_are_read_and_refused_by_the_reference_kernels_that_ret
         Interpreter(found.content, reference_kernels=True)
 
 
+@pytest.mark.parametrize("library", [tf_keras, keras], ids=["keras2", "keras3"])
+def test_activations_with_gradients_of_their_own_are_converted(library):
+    x = library.Input((8,), name="x")
+    y = library.layers.Dense(3, name="y")(library.layers.Dense(4, activation="swish")(x))
+    model, rows = library.Model(x, y), normal(5, 8)
+    content = tfc.quantize(model, tfc.Quantization(mode="float32"))
+    np.testing.assert_allclose(Interpreter(content).predict({"x": rows})["y"], model(rows), rtol=1e-4, atol=1e-5)
+
+
+def test_scalar_constants_in_16_bits_are_no_damage():
+    x = tf_keras.Input((16, 3), name="x")
+    model, rows = tf_keras.Model(x, tf_keras.layers.Conv1D(4, 3, name="y")(x)), normal(60, 16, 3)
+    config = tfc.Quantization(mode="int16x8", io="float32", calibration=tfc.Calibration(rows=60))
+    content = tfc.quantize(model, config, helpers.batches({"x": rows}, np.zeros(60)))
+    (found,) = Interpreter(content).predict({"x": rows}).values()
+    np.testing.assert_allclose(found, model(rows), atol=0.02)
+
+
+def recurrent(unroll: bool) -> tf_keras.Model:
+    tf_keras.utils.set_random_seed(1)
+    x = tf_keras.Input((5, 3), name="x")
+    return tf_keras.Model(x, tf_keras.layers.Dense(2, name="y")(tf_keras.layers.LSTM(4, unroll=unroll)(x)))
+
+
+@pytest.mark.parametrize(("mode", "unroll"), [("dynamic", False), ("float16", False), ("int8", True)])
+def test_recurrent_layers_are_quantized(tmp_path, mode, unroll):
+    model, rows = recurrent(unroll), {"x": normal(60, 5, 3)}
+    path = sources.saved_model_of(model, str(tmp_path / "lstm"))
+    found = quantized(path, rows, mode=mode, batch_size=1, io="float32")
+    np.testing.assert_allclose(Interpreter(found.content).predict(rows)["y"], model(rows["x"]), atol=0.08)
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_loops_that_are_not_calibrated_have_a_remedy(tmp_path, mode):
+    path = sources.saved_model_of(recurrent(False), str(tmp_path / "lstm"))
+    with pytest.raises(ModelError, match=r"loops or branches.*Remedy: mode 'dynamic' or 'float16'.*unroll=True"):
+        quantized(path, {"x": normal(60, 5, 3)}, mode=mode, batch_size=1)
+
+
+def embedding(tmp_path) -> str:
+    x = tf_keras.Input((6,), dtype=tf.int32, name="x")
+    hidden = tf_keras.layers.GlobalAveragePooling1D()(tf_keras.layers.Embedding(64, 32, name="embed")(x))
+    model = tf_keras.Model(x, tf_keras.layers.Dense(3, name="last")(hidden))
+    return sources.saved_model_of(model, str(tmp_path / "embedding"))
+
+
+def test_a_table_that_can_not_have_a_precision_is_named(tmp_path):
+    rule = tfc.PrecisionRule(layers="embed", precision="int4_dynamic")
+    with pytest.raises(ModelError, match=r"embed.*\(GATHER\) can't have precision 'int4_dynamic'"):
+        quantized(embedding(tmp_path), mode="mixed", rules=(rule,))
+
+
+def test_the_last_layer_is_found_by_the_outputs_name(tmp_path):
+    rules = (tfc.PrecisionRule(layers="last", precision="int8_weight_only"),)
+    found = quantized(embedding(tmp_path), mode="mixed", rules=rules)
+    assert {layer.layer: layer.precision for layer in found.record.layers}["last"] == "int8_weight_only"
+
+
+def test_a_channel_of_small_weights_and_a_large_bias_does_not_get_the_range_to_itself(tmp_path):
+    layers, x = tf_keras.layers, tf_keras.Input((8, 8, 3), name="x")
+    first = layers.Conv2D(8, 3, activation="relu")
+    y = layers.Dense(4, name="y")(layers.Flatten()(layers.Conv2D(8, 3, activation="relu")(first(x))))
+    model, rows = tf_keras.Model(x, y), {"x": normal(60, 8, 8, 3)}
+    for smallest in (1e-4, 1e-6, 1e-15):
+        kernel, bias = first.get_weights()
+        kernel[..., 0] *= smallest / np.abs(kernel[..., 0]).max()
+        bias[0] = 0.5
+        first.set_weights([kernel, bias])
+        path = sources.saved_model_of(model, str(tmp_path / f"small-{smallest}"))
+        noise = {}
+        for equalise in (False, True):
+            found = quantized(path, rows, mode="int8", equalise=equalise, io="float32")
+            noise[equalise] = np.std(Interpreter(found.content).predict(rows)["y"] - model(rows["x"]))
+        assert noise[True] < 1.5 * noise[False]
+
+
+def test_a_model_that_is_quantization_aware_in_part_is_warned_of(tmp_path):
+    x = tf_keras.Input((8,), name="x")
+    hidden = tf.quantization.fake_quant_with_min_max_args(tf_keras.layers.Dense(16, activation="relu")(x), -4, 4)
+    path = sources.saved_model_of(tf_keras.Model(x, tf_keras.layers.Dense(3, name="y")(hidden)), str(tmp_path / "part"))
+    warnings = quantized(path, {"x": normal(60, 8)}, mode="int8").record.warnings
+    assert any("2 FULLY_CONNECTED" in warning and "quantization-aware in part" in warning for warning in warnings)
+    with pytest.raises(ModelError, match="quantization-aware: equalise=True would move the ranges"):
+        quantized(path, {"x": normal(60, 8)}, mode="int8", equalise=True)
+
+
+def test_a_layer_that_computes_something_else_is_warned_of(tmp_path):
+    x = tf_keras.Input((8,), name="x")
+    model = tf_keras.Model(x, tf_keras.layers.Dense(3, name="y", use_bias=False)(x))
+    model.layers[1].kernel.assign(normal(8, 3) * np.where(np.arange(8) == 0, 1e7, 1.0)[:, None])  # beyond a half
+    found = quantized(sources.saved_model_of(model, str(tmp_path / "halves")), {"x": normal(60, 8)}, mode="float16")
+    (warning,) = found.record.warnings
+    assert "'y' most" in warning and "Remedy: a higher precision" in warning
+
+
 # Rows
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"x": np.zeros((5, 8, 8), np.float32)}, "'x' of shape .8, 8. doesn't fit"),
+        ((np.zeros((5, 8), np.float32), np.zeros((5, 8), np.float32)), "no names.*Remedy: batches of .dict by name"),
+    ],
+)
+def test_rows_of_another_layout_are_refused(tmp_path, data, message):
+    config = Quantization(calibration={"rows": 4})
+    read = rows_of(helpers.batches(data, np.zeros(5)), config)
+    with pytest.raises(ModelError, match=message):
+        quantize_saved_model(wide(tmp_path), config, read)
+
+
+def test_strata_are_of_examples(tmp_path):
+    with pytest.raises(ModelError, match="stratify_by='label' is of examples in files.*Remedy: stratify the data"):
+        quantized(wide(tmp_path), {"x": normal(60, 64)}, calibration={"rows": 40, "stratify_by": "label"})
 
 
 def test_a_row_that_is_no_number_is_named_before_anything_is_converted(tmp_path):
@@ -147,7 +262,7 @@ def test_a_row_that_is_no_number_is_named_before_anything_is_converted(tmp_path)
 def test_a_picture_of_any_size_is_calibrated_on_rows_of_one_size(tmp_path):
     kernel = normal(3, 3, 3, 4, seed=1)
     path = helpers.save_function(
-        lambda x: {"y": tf.reduce_mean(tf.nn.conv2d(x, kernel, 1, "SAME"), [1, 2])},
+        lambda x: {"y": tf.reduce_mean(tf.nn.conv2d(x, kernel, 1, "VALID"), [1, 2])},
         [tf.TensorSpec([None, None, None, 3], tf.float32, "x")],
         tmp_path / "any",
     )
@@ -233,6 +348,33 @@ def test_weights_beyond_float16_are_a_trial_that_failed_and_not_the_end(tmp_path
     (failed,) = (trial for trial in found.record.auto.trials if trial.step.startswith("float16"))
     assert failed.metric is None and not failed.accepted
     assert set(found.record.auto.precisions.values()) <= {"int8_weight_only", "float32"}
+
+
+def test_outputs_that_auto_does_not_measure_are_kept(tmp_path):
+    layers, x = tf_keras.layers, tf_keras.Input((20,), name="x")
+    trunk = layers.Dense(64, activation="relu")(x)
+    a = layers.Dense(3, activation="softmax", name="a")(layers.Dense(32, activation="relu")(trunk))
+    b = layers.Dense(1, name="b")(layers.Dense(64, activation="relu")(trunk))
+    path = sources.saved_model_of(tf_keras.Model(x, {"a": a, "b": b}), str(tmp_path / "two"))
+    rows = {"x": normal(240, 20)}
+    found = quantized(path, rows, mode="auto", auto={"metric": "agreement", "max_drop": 0.1, "output": "a"})
+    expected = helpers.answers(path, x=rows["x"])["b"]
+    noise = Interpreter(found.content).predict(rows)["b"] - expected
+    assert 10 * np.log10(np.sum(expected[40:] ** 2) / np.sum(noise[40:] ** 2)) >= 20
+    assert found.record.bytes < 0.5 * quantized(path, rows, mode="float32").record.bytes
+
+
+def test_auto_returns_what_it_accepted(tmp_path):
+    """The rows on which single layers are measured are all alike: nothing seems to do harm."""
+    layers, x = tf_keras.layers, tf_keras.Input((20,), name="x")
+    y = layers.Dense(3, activation="softmax", name="y")(layers.Dense(64, activation="relu")(x))
+    path = sources.saved_model_of(tf_keras.Model(x, y), str(tmp_path / "alike"))
+    rows = {"x": normal(700, 20)}
+    rows["x"][40:300] = 0
+    settings = {"metric": "agreement", "max_drop": 0.001, "precisions": ("int2_dynamic",)}
+    record = quantized(path, rows, mode="auto", auto=settings).record
+    assert record.auto.drop <= 0.001
+    assert any(trial.accepted and trial.bytes == record.bytes for trial in record.auto.trials)
 
 
 def test_auto_stays_within_the_arena_where_a_smaller_file_would_not(tmp_path):

@@ -281,7 +281,6 @@ def test_a_rule_that_fits_nothing_lists_the_layers(cnn):
         (PrecisionRule(layers=DEPTHWISE, precision="int4"), r"DEPTHWISE_CONV_2D.*can have: float32, float16, int8"),
         (PrecisionRule(layers=POINTWISE, precision="int2_dynamic"), r"\(CONV_2D\) can't have precision 'int2_dynamic'"),
         (PrecisionRule(layers=POINTWISE, precision="int4_dynamic", block_size=32), "block_size=32.*dense layers"),
-        (PrecisionRule(layers="dense", precision="int8", block_size=32), "block_size=32 with precision 'int8'"),
         (PrecisionRule(layers="probabilities", precision="int4_dynamic", block_size=64), "takes 32 numbers"),
     ],
 )

@@ -24,6 +24,7 @@ from tfx_compression.models.serving import FeatureSignature
 _WORKER = "tfx_compression.models.convert_worker"
 _INTEGERS = {"int8": tf.int8, "int16x8": tf.int16}
 _FAKE_QUANTIZATION = re.compile(r"FakeQuantWithMinMax\w+|QuantizeAndDequantizeV\d")
+_LOOPS = re.compile(r"(Stateless)?(While|If|Case)")
 _FLOAT32 = schema.TensorType.FLOAT32
 
 
@@ -88,7 +89,7 @@ def to_tflite(saved_model: str, options: Options, columns: Mapping[str, np.ndarr
         converter.target_spec.supported_types = [tf.float16]
     if options.mode in _INTEGERS:
         converter.inference_input_type = converter.inference_output_type = options.io_type
-        aware = graph.is_quantization_aware(options.signatures)
+        aware = graph.has_operation(options.signatures, _FAKE_QUANTIZATION)
         if aware and options.mode == "int16x8":
             raise ModelError(
                 f"The model in {saved_model} is quantization-aware: its ranges are of 8 bits. Remedy: mode 'int8'."
@@ -114,7 +115,12 @@ def to_tflite(saved_model: str, options: Options, columns: Mapping[str, np.ndarr
 
 def is_quantization_aware(saved_model: str, signatures: Sequence[str] = (SIGNATURE,)) -> bool:
     """Whether signatures of a SavedModel have fake quantization in them, which the converter takes ranges from."""
-    return _SavedModel(saved_model).is_quantization_aware(signatures)
+    return _SavedModel(saved_model).has_operation(signatures, _FAKE_QUANTIZATION)
+
+
+def has_loops(saved_model: str, signatures: Sequence[str] = (SIGNATURE,)) -> bool:
+    """Whether signatures of a SavedModel have loops or branches in them."""
+    return _SavedModel(saved_model).has_operation(signatures, _LOOPS)
 
 
 def with_ranges(content: bytes, options: Options, ranges: Mapping[str, tuple[float, float]]) -> bytes:
@@ -297,7 +303,7 @@ class _SavedModel:
             for name, info in self._signature(signature).inputs.items()
         }
 
-    def is_quantization_aware(self, signatures: Sequence[str]) -> bool:
+    def has_operation(self, signatures: Sequence[str], kind: re.Pattern[str]) -> bool:
         library = {function.signature.name: function for function in self._graph.graph_def.library.function}
         outputs = {info.name for name in signatures for info in self._signature(name).outputs.values()}
         places = sorted({output.split(":")[0] for output in outputs})
@@ -305,7 +311,7 @@ class _SavedModel:
         seen: set[str] = set()
         while todo:
             node = todo.pop()
-            if _FAKE_QUANTIZATION.fullmatch(node.op):
+            if kind.fullmatch(node.op):
                 return True
             called = {value.func.name for value in node.attr.values() if value.HasField("func")}
             called |= {function.name for value in node.attr.values() for function in value.list.func}

@@ -103,7 +103,8 @@ class Interpreter:
             parse(content)
         try:
             self._interpreter, library = _load(content, num_threads, reference_kernels)
-            self._interpreter.allocate_tensors()
+            if not _has_free_sizes(self._interpreter):  # those are known with the first batch
+                self._interpreter.allocate_tensors()
             signature = _signature(self._interpreter.get_signature_list())
             self._runner = None
             if signature is None:
@@ -270,6 +271,11 @@ def _needs_tensorflow(content: bytes) -> bool:
             "that computes such weights wrong. Remedy: mode='int8', or a model that needs no select_tf_ops."
         )
     return bool(flex)
+
+
+def _has_free_sizes(interpreter: Any) -> bool:
+    """Whether an input has free sizes beside its batch: with ones in their place it may not run at all."""
+    return any(-1 in detail.get("shape_signature", ())[1:] for detail in interpreter.get_input_details())
 
 
 def _refuse_blocks(content: bytes) -> None:

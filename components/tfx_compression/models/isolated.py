@@ -28,7 +28,10 @@ _OPS = re.compile(
     r"'(tfl?\.\w+)' op\b|Op type not registered '(\w+)'|Node number \d+ \((\w+)\)|for op: '(\w+)'|\b(tfl\.\w+)\b"
 )
 # What TensorFlow says at every start, and of any graph.
-_NOISE = re.compile(r"^\d{4}-\d\d-\d\d [\d:.]+: [IW] |Unable to register cu|^To enable the following|^[IW]0000 ")
+_NOISE = re.compile(
+    r"^\d{4}-\d\d-\d\d [\d:.]+: [IW] |Unable to register cu|^To enable the following|^[IW]0000 "
+    r"|FutureWarning|DeprecationWarning|UserWarning|^\s*warnings\.warn|^Instructions for updating|^This API was"
+)
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 

@@ -87,7 +87,9 @@ def save_signatures(signatures: Mapping[str, FeatureSignature], path: str) -> No
     concrete = {name: signature.function.get_concrete_function() for name, signature in signatures.items()}
     module = tf.Module()
     module.served = list(concrete.values())
-    tf.saved_model.save(module, path, signatures=concrete)
+    # Nobody trains it, and what custom gradients (of swish, say) captured isn't there.
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(module, path, signatures=concrete, options=options)
 
 
 def feature_signature(

@@ -59,7 +59,8 @@ class Operator:
     Attributes:
       index: its place in the order in which they run.
       op: `CONV_2D`, …; of a custom operator, the name that it was given.
-      layer: the name of the layer that it is from, as Keras has it as far as the converter kept it.
+      layer: the name of the layer that it is from, as Keras has it as far as the converter kept it; of the last one
+        the output's.
       inputs, outputs: tensors of the graph; -1 is an optional input that is not there.
     """
 
@@ -73,11 +74,22 @@ class Operator:
 def operators(model: Any) -> list[Operator]:
     """The operators of the main graph of a parsed flatbuffer."""
     graph = model.subgraphs[0]
+    outputs = {
+        int(output.tensorIndex): output.name.decode()
+        for signature in model.signatureDefs or ()
+        if signature.subgraphIndex == 0
+        for output in signature.outputs or ()
+    }
+
+    def layer(place: int) -> str:
+        found = layer_of(graph.tensors[place].name.decode())
+        return outputs.get(place, found) if "PartitionedCall" in found else found  # the converter renames the last
+
     return [
         Operator(
             index,
             _op_name(model, operator.opcodeIndex),
-            layer_of(graph.tensors[operator.outputs[0]].name.decode()) if len(operator.outputs) else "",
+            layer(int(operator.outputs[0])) if len(operator.outputs) else "",
             tuple(int(place) for place in (operator.inputs if operator.inputs is not None else ())),
             tuple(int(place) for place in (operator.outputs if operator.outputs is not None else ())),
         )
@@ -146,7 +158,13 @@ def _contents(model: Any) -> Contents:
                 float_ops[name] += 1
         for index, tensor in enumerate(graph.tensors):
             data = model.buffers[tensor.buffer].data
-            if data is None or not len(data) or len(tensor.shape) < 2 or tensor.type not in (*_DTYPES, *_SUB_BYTE):
+            if (
+                data is None
+                or not len(data)
+                or tensor.shape is None
+                or len(tensor.shape) < 2
+                or tensor.type not in (*_DTYPES, *_SUB_BYTE)
+            ):
                 continue
             if index in beside:
                 continue

@@ -21,6 +21,7 @@ Columns = Mapping[str, np.ndarray]
 Assignment = dict[int, Precision]  # by operator
 
 _SENSITIVITY_ROWS = 200  # that a single layer's error is measured on
+_OTHERS_DB = 20.0  # that outputs keep which the metric isn't of
 _BATCH = 256
 _DEMOTIONS = 24  # trials at the end, with one layer smaller each
 _BY_LABEL_SHAPE = ("accuracy", "acc", "crossentropy", "ce")  # Keras' names that mean another metric for each kind
@@ -59,7 +60,8 @@ def search(
     error they take away for a byte; how many of them are needed is found by bisection, on the metric. The uniform
     models of each precision are tried as well, so the result is no larger than one of them that is good enough, and
     in the end single layers are made smaller again where that does no harm. All layers in float32 lose nothing: that
-    is the result where nothing else will do. What doesn't run on the target is not taken.
+    is the result where nothing else will do. What doesn't run on the target is not taken, nor what leaves an output
+    other than the measured one less than 20 dB above its noise.
 
     Args:
       content: a float flatbuffer.
@@ -234,7 +236,7 @@ class _Search:
         if key not in self._tried:
             self._step(f"{self._name}trying {what}")
             made = self._quantized(assignment)
-            value, drop = self._measure.metric(made) if made != self._content else (self._measure.baseline, 0.0)
+            value, drop = self._measure.metric(made)
             if not (np.isfinite(drop) and self._runs(made)):
                 drop = np.inf
             trial = self._tried[key] = _Trial(assignment, made, value, drop)
@@ -312,8 +314,9 @@ class _Measure:
         self.rows = len(next(iter(trial.values())))
         self._part = {name: values[:_SENSITIVITY_ROWS] for name, values in trial.items()}
         self._output = _output(content, config.output)
-        self._float = self._predicted(content, trial)
-        self._variance = float(np.var(self._float[:_SENSITIVITY_ROWS].astype(np.float64))) or 1.0
+        predicted = self._predicted(content, trial)
+        self._float = predicted.pop(self._output)
+        self._others = {name: values for name, values in predicted.items() if values.dtype.kind == "f"}
         self._labels = None if config.metric == "agreement" else _require_labels(config, labels, self._float)
         self._sign = 1.0 if config.metric != "agreement" and smaller_is_better(config.metric) else -1.0
         if config.metric == "agreement" and self._float.shape[-1] < 2:
@@ -328,27 +331,43 @@ class _Measure:
 
     def metric(self, content: bytes) -> tuple[float, float]:
         """The metric of a model, and by how much it is worse than the float model's."""
-        value = self._value(self._predicted(content, self._trial))
-        return value, self._sign * (value - self.baseline)
+        predicted = self._predicted(content, self._trial)
+        value = self._value(predicted[self._output])
+        kept = all(_snr(floats, predicted[name]) >= _OTHERS_DB for name, floats in self._others.items())
+        return value, self._sign * (value - self.baseline) if kept else np.inf
 
     def error(self, content: bytes) -> float:
-        """The mean squared error of a model's output by the variance of the float model's."""
-        wanted = self._float[:_SENSITIVITY_ROWS].astype(np.float64)
-        return float(np.mean((self._predicted(content, self._part) - wanted) ** 2)) / self._variance
+        """The mean squared error of a model's outputs by the variance of the float model's, the sum of all outputs."""
+        predicted = self._predicted(content, self._part)
+        return sum(
+            float(np.mean((predicted[name] - floats[:_SENSITIVITY_ROWS].astype(np.float64)) ** 2)) / _variance(floats)
+            for name, floats in {self._output: self._float, **self._others}.items()
+        )
 
     def _value(self, outputs: np.ndarray) -> float:
         if self._keras is not None:
             return self._keras(outputs)
         return float(np.mean(outputs.argmax(axis=-1) == self._float.argmax(axis=-1)))
 
-    def _predicted(self, content: bytes, columns: Columns) -> np.ndarray:
+    def _predicted(self, content: bytes, columns: Columns) -> dict[str, np.ndarray]:
         model = Interpreter(content, num_threads=os.cpu_count() or 1, trusted=True)
         rows = len(next(iter(columns.values())))
         parts = [
-            model.predict({name: values[start : start + _BATCH] for name, values in columns.items()})[self._output]
+            model.predict({name: values[start : start + _BATCH] for name, values in columns.items()})
             for start in range(0, rows, _BATCH)
         ]
-        return np.concatenate(parts)
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _variance(values: np.ndarray) -> float:
+    return float(np.var(values[:_SENSITIVITY_ROWS].astype(np.float64))) or 1.0
+
+
+def _snr(signal: np.ndarray, other: np.ndarray) -> float:
+    """The signal-to-noise ratio in decibels."""
+    signal = signal.astype(np.float64)
+    noise = float(np.sum((other - signal) ** 2))
+    return 10 * np.log10(max(float(np.sum(signal**2)), 1e-300) / noise) if noise else np.inf
 
 
 def _output(content: bytes, wanted: str | None) -> str:

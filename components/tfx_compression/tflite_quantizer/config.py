@@ -1,7 +1,7 @@
 """How a model becomes a TFLite model."""
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,6 +24,7 @@ Target = Literal["cpu", "edge_tpu", "microcontroller", "android_nnapi_gpu", "ios
 CALIBRATED = ("int8", "int16x8", "int4")
 _CALIBRATED_MODES = (*CALIBRATED, "auto")
 _NOT_ON_MICROCONTROLLERS = ("float16", "dynamic", "int4_dynamic", "int4_weight_only")
+_UNSIGNED = ("int8", "int4", "mixed", "auto")
 _BY_RECIPE = ("int4", "int4_dynamic", "int4_weight_only", "mixed", "auto")
 
 
@@ -69,6 +70,12 @@ class PrecisionRule(Config):
     precision: Precision
     block_size: Literal[0, 32, 64, 128, 256] = 0
 
+    @model_validator(mode="after")
+    def _has_blocks(self) -> "PrecisionRule":
+        if self.block_size and self.precision != "int4_dynamic":
+            raise ValueError(f"block_size={self.block_size} is of precision 'int4_dynamic', not of {self.precision!r}")
+        return self
+
     @field_validator("layers")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
@@ -99,7 +106,7 @@ class AutoPrecision(Config):
     rows: int = Field(default=2000, ge=1)
     label_key: str | None = None
     output: str | None = None
-    precisions: tuple[Precision, ...] = (
+    precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = (
         "int8",
         "int4",
         "int4_dynamic",
@@ -228,10 +235,14 @@ class Quantization(Config):
     def _fits_together(self) -> "Quantization":
         if bool(self.rules) != (self.mode == "mixed"):
             raise ValueError(f"rules are of mode 'mixed', which needs one at least; mode is {self.mode!r}")
-        if self.io == "uint8" and self.mode == "int16x8":
-            raise ValueError("io of mode 'int16x8' is 'integer' (int16) or 'float32', not 'uint8'")
+        if self.io == "uint8" and self.mode not in _UNSIGNED:
+            raise ValueError(f"io 'uint8' is of the modes {', '.join(_UNSIGNED)}, not of {self.mode!r}")
+        if self.io == "uint8" and self.mode == "auto" and "int16x8" in self.auto.precisions:
+            raise ValueError("io 'uint8' doesn't go with 'int16x8' in auto.precisions: there is no kernel between them")
         if self.block_size and self.mode != "int4_dynamic":
             raise ValueError(f"block_size={self.block_size} is of mode 'int4_dynamic', not of {self.mode!r}")
+        if not self.per_channel and self.block_size:
+            raise ValueError("per_channel=False is one scale for a kernel, and block_size several for a channel")
         if not self.per_channel and self.mode in ("float32", "float16", "dynamic"):
             raise ValueError(f"per_channel=False is of the calibrated modes and those of 4 bits, not of {self.mode!r}")
         if self.calibration.ranges != "min_max" and self.mode == "int16x8":
@@ -246,8 +257,8 @@ class Quantization(Config):
             )
         if self.target == "edge_tpu" and (self.mode != "int8" or self.batch_size is None):
             raise ValueError("target 'edge_tpu' needs mode='int8' and a batch_size (1 mostly): its shapes are static")
-        if not self.signatures:
-            raise ValueError("signatures names at least one")
+        if not self.signatures or len(set(self.signatures)) < len(self.signatures):
+            raise ValueError("signatures names at least one, and each once")
         if len(self.signatures) > 1 and "serving_default" not in self.signatures:
             raise ValueError("of several signatures one is 'serving_default', which evaluators and self-tests run")
         if len(self.signatures) > 1 and (

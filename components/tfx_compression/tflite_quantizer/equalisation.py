@@ -44,7 +44,9 @@ def equalise(content: bytes) -> tuple[bytes, tuple[EqualisedPair, ...]]:
     Pairs are a convolution, depthwise convolution or dense layer, with ReLU or nothing behind it, and the one of these
     that alone takes what it returns, be there paddings, poolings or a flattening between. A channel is divided by
     `sqrt(r1 r2) / r2` (equation 11), r1 and r2 the largest absolute weights on either side; pair after pair, until
-    nothing changes. Channels that are zero on a side stay as they are, and so do kernels that are used twice.
+    nothing changes. It isn't where that would make its bias larger than twice the layer's largest weight and bias
+    together: the channel would have the range of the output to itself. Channels that are zero on a side stay as they
+    are, and so do kernels that are used twice.
 
     Args:
       content: a float flatbuffer.
@@ -100,6 +102,10 @@ class _Layers:
         for operator in self.operators:
             if operator.op in _OUTPUT_AXIS:
                 self._read(operator)
+        self._limits = {
+            index: 2 * (np.abs(bias).max() + np.abs(self._kernels[index]).max()) or 1.0
+            for index, bias in self._biases.items()
+        }
 
     def pairs(self) -> Iterator[_Pair]:
         """The layers that may be scaled against each other."""
@@ -118,6 +124,8 @@ class _Layers:
         first, second = self.output_ranges(pair.first), self._input_ranges(pair)
         alive = (first > _DEAD * first.max()) & (second > _DEAD * second.max())
         scale = np.where(alive, np.sqrt(first / np.where(alive, second, 1.0)), 1.0)  # sqrt(r1 r2) / r2
+        if pair.first in self._biases:
+            scale = np.maximum(scale, np.minimum(1.0, np.abs(self._biases[pair.first]) / self._limits[pair.first]))
         shape = [1] * self._kernels[pair.first].ndim
         shape[_OUTPUT_AXIS[self.operators[pair.first].op]] = -1
         self._kernels[pair.first] /= scale.reshape(shape)

@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +20,7 @@ from tfx_compression.tflite_quantizer.record import (
     CalibrationRecord,
     EqualisedPair,
     InputRange,
+    LayerError,
     Record,
     SignatureRecord,
     SparseRecord,
@@ -32,6 +33,8 @@ CALIBRATION, CHECK, TRIAL, LABELS = "calibration.npz", "check.npz", "trial.npz",
 Columns = Mapping[str, np.ndarray]
 
 _ROWS = 4  # that are made where there are none
+_FREE = 32  # what a free size is made
+_NOISY_DB = 10.0
 _ERROR_ROWS = 32  # that layers are compared on
 _PACKAGES = ("tfx-compression", "tensorflow", "ai-edge-quantizer", "ai-edge-litert")
 _AWARE = "The model is quantization-aware: it keeps the ranges that it was trained in, and is not calibrated."
@@ -157,7 +160,9 @@ class _Job:
         """What is in the file, as it runs."""
         started = time.perf_counter()
         isolated.step("running the TFLite model for the first time")
-        Interpreter(content).predict(self._made_up(content))
+        Interpreter(content).predict(
+            {name: values[:1] for name, values in (self.rows or self._made_up(content)).items()}
+        )
         if len(self.config.signatures) > 1:
             for name in self.config.signatures:
                 isolated.step(f"running the signature {name!r} for the first time")
@@ -170,6 +175,7 @@ class _Job:
         notes, warnings = self._said(calibrated)
         layers, differences = self._compared(content, notes)
         contents = tflite.contents(content)
+        warnings += _of_floats(config.mode, contents.float_ops) + _of_noise(layers)
         self._took("prove", started)
         return Record(
             config=config,
@@ -231,8 +237,8 @@ class _Job:
             why = f"it takes the strings {', '.join(strings)}" if strings else "it has several signatures"
             notes.append(f"There is no self-test, nor errors by layer: {why}.")
             return (), {}
-        isolated.step("comparing with the float model")
         self.dense = self.dense or self._float()
+        isolated.step("comparing with the float model")
         rows = self.rows or self.trial
         if not rows:
             notes.append(
@@ -271,7 +277,7 @@ def _real(content: bytes, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndar
 
 
 def _sizes(shape: tuple[int, ...]) -> list[int]:
-    return [_ROWS, *(abs(size) for size in shape[1:])] if shape else []
+    return [_ROWS, *(size if size > 0 else _FREE for size in shape[1:])] if shape else []
 
 
 def _described(content: bytes, metadata: Metadata) -> bytes:
@@ -328,6 +334,32 @@ def _read(folder: str, name: str) -> dict[str, np.ndarray]:
         return {}
     with np.load(path, allow_pickle=False) as stored:
         return {key.removeprefix("feature/"): stored[key] for key in stored.files}
+
+
+def _of_floats(mode: str, float_ops: Mapping[str, int]) -> list[str]:
+    """What computes in floats though the mode is of whole numbers."""
+    left = {op: count for op, count in float_ops.items() if op not in ("QUANTIZE", "DEQUANTIZE")}
+    if mode not in ("int8", "int16x8") or not left:
+        return []
+    return [
+        f"{', '.join(f'{count} {op}' for op, count in left.items())} compute in floats, as there is no such kernel, or "
+        "the model is quantization-aware in part only: what has no range from training stays as it is."
+    ]
+
+
+def _of_noise(layers: Iterable[LayerError]) -> list[str]:
+    """Layers that compute something else than in the float model."""
+    bad = sorted(
+        (layer.snr_db, layer.layer) for layer in layers if layer.snr_db is not None and layer.snr_db < _NOISY_DB
+    )
+    if not bad:
+        return []
+    worst, name = bad[0]
+    return [
+        f"{len(bad)} of {len(tuple(layers))} layers return more noise than {_NOISY_DB:.0f} dB below the signal allows, "
+        f"{name!r} most ({worst:.1f} dB). Remedy: a higher precision for it (mode 'mixed', or 'auto'), equalise=True, "
+        "or other calibration.ranges."
+    ]
 
 
 def _quantized_inputs(content: bytes) -> set[str]:

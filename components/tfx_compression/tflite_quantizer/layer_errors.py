@@ -25,9 +25,9 @@ def compare(float_content: bytes, content: bytes, columns: Mapping[str, np.ndarr
     """Each layer's error: the operators of the float model that return floats, in their order.
 
     A layer is found in the quantized model by the name of the tensor that it returns, the model's outputs by their
-    names in the signature. Layers that only one of the two has (the other fused them) are left out, and those where the
-    float model itself returns infinities. Both run on
-    LiteRT with the kernels that devices run: without XNNPACK blockwise weights of 4 bits compute something else. The
+    names in the signature. Layers that only one of the two has (the other fused them) are left out, those where the
+    float model itself returns infinities, and loops, whose results the runtime doesn't show. Both run on LiteRT with
+    the kernels that devices run: without XNNPACK blockwise weights of 4 bits compute something else. The
     signal-to-noise ratio is `10 log10(sum x^2 / sum (x - y)^2)` of the float model's values x and the quantized one's
     y, dequantized, over all rows; at most 999 dB either way.
 
@@ -52,8 +52,12 @@ def compare(float_content: bytes, content: bytes, columns: Mapping[str, np.ndarr
     for feeds in _batches(original, quantized, columns):
         original.run(feeds)
         quantized.run(feeds)
-        for pair in pairs:
-            pair.add(original.values(pair.place), quantized.values(pair.counterpart))
+        for pair in list(pairs):
+            x, y = original.values(pair.place), quantized.values(pair.counterpart)
+            if x is None or y is None:
+                pairs.remove(pair)
+            else:
+                pair.add(x, y)
     return tuple(pair.error(quantized) for pair in pairs if math.isfinite(pair.signal))
 
 
@@ -110,9 +114,13 @@ class _Graph:
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"The TFLite model's layers can't be compared: it doesn't run: {error}") from error
 
-    def values(self, place: int) -> np.ndarray:
-        """What lies in a tensor after a run, as real numbers."""
-        return np.asarray(dequantize(self._interpreter.get_tensor(place), self._tensors[place]), np.float64).ravel()
+    def values(self, place: int) -> np.ndarray | None:
+        """What lies in a tensor after a run, as real numbers; None where the runtime keeps it to itself (of loops)."""
+        try:
+            stored = self._interpreter.get_tensor(place)
+        except ValueError:
+            return None
+        return np.asarray(dequantize(stored, self._tensors[place]), np.float64).ravel()
 
     def source(self, place: int) -> int:
         """The tensor that holds the same numbers before they were stored otherwise."""

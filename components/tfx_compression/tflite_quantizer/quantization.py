@@ -125,13 +125,21 @@ def quantize_signatures(
         needed = config.needs_data and not conversion.is_quantization_aware(saved_model, config.signatures)
         rows = _read(signatures, config, read, needed)
         _write(folder, rows)
-        isolated.run(
-            job.__name__,
-            {"folder": folder, "config": config.to_json(), "strata": dict(rows.strata)},
-            what=f"The conversion of {place} in mode {config.mode!r}",
-            timeout=config.timeout_seconds,
-            max_memory=config.max_memory_bytes,
-        )
+        try:
+            isolated.run(
+                job.__name__,
+                {"folder": folder, "config": config.to_json(), "strata": dict(rows.strata)},
+                what=f"The conversion of {place} in mode {config.mode!r}",
+                timeout=config.timeout_seconds,
+                max_memory=config.max_memory_bytes,
+            )
+        except isolated.ProcessError as error:
+            if config.mode in ("int8", "int16x8") and conversion.has_loops(saved_model, config.signatures):
+                raise ModelError(
+                    f"{error} The model has loops or branches, which TensorFlow's calibrator can crash on. Remedy: "
+                    "mode 'dynamic' or 'float16'; of Keras' recurrent layers, unroll=True."
+                ) from error
+            raise
         with open(os.path.join(folder, job.MODEL), "rb") as file:
             content = file.read()
         with open(os.path.join(folder, job.RECORD)) as text:
@@ -211,6 +219,11 @@ def rows_of(data: tf.data.Dataset, config: Quantization) -> Callable[[Signatures
 
 
 def _rows(data: tf.data.Dataset, signatures: Signatures, config: Quantization) -> Rows:
+    if config.calibration.stratify_by is not None:
+        raise ModelError(
+            f"calibration.stratify_by={config.calibration.stratify_by!r} is of examples in files, as TFLiteQuantizer "
+            "reads them; of data, the first rows are taken. Remedy: stratify the data, and stratify_by=None."
+        )
     specs = parsed(signatures)
     count = config.calibration.rows
     wanted = count + (config.auto.rows if config.mode == "auto" else 0)
@@ -221,6 +234,11 @@ def _rows(data: tf.data.Dataset, signatures: Signatures, config: Quantization) -
         if isinstance(row, tuple) and len(row) > 1:
             labels.append(row[1])
         if not isinstance(values, dict):
+            if isinstance(values, tuple) or len(specs) != 1:
+                raise ModelError(
+                    f"The data's features have no names, and the model takes {', '.join(specs)}. Remedy: batches of "
+                    "(dict by name, label)."
+                )
             values = dict(zip(specs, [values], strict=True))
         missing = [name for name in specs if name not in values]
         if missing:
@@ -255,7 +273,11 @@ def _value(name: str, value: Any, spec: tf.TensorSpec) -> np.ndarray:
     shape = spec.shape[1:]
     try:
         found = np.asarray(value, spec.dtype.as_numpy_dtype)
-        return found if shape.is_compatible_with(found.shape) else found.reshape(shape)
+        if shape.is_compatible_with(found.shape):
+            return found
+        if found.ndim > 1 and [size for size in found.shape if size > 1] != [size for size in shape if size != 1]:
+            raise ValueError("another layout")
+        return found.reshape(shape)
     except (TypeError, ValueError) as error:
         raise ModelError(f"The data's {name!r} of shape {np.shape(value)} doesn't fit the model's {spec}.") from error
 

@@ -82,6 +82,11 @@ class Graph:
         """Whether the values of `tensor` are in the file."""
         return self._buffers[self._graph.tensors[tensor].buffer].data is not None
 
+    def is_table(self, operator: tflite.Operator) -> bool:
+        """Whether an operator looks up constants, as Keras' embeddings do: no weights to the quantizer."""
+        table = operator.inputs[0] if operator.op == "GATHER" else -1
+        return self.is_float(table) and self.is_constant(table)
+
     def is_taken(self, tensor: int) -> bool:
         """Whether an operator or the caller takes what is in `tensor`."""
         return tensor in self._taken
@@ -154,6 +159,13 @@ def resolve(content: bytes, rules: Sequence[PrecisionRule], per_channel: bool = 
         choices.update(dict.fromkeys(fitting, Choice(rule.precision, rule.block_size)))
     for index in choices.keys() & graph.kernels.keys():
         _require_possible(graph, index, choices[index], per_channel)
+    for operator in (graph.operators[index] for index in choices):
+        precision = choices[operator.index].precision
+        if graph.is_table(operator) and precision not in ("float32", "int8", "int16x8"):
+            raise ModelError(
+                f"The layer {operator.layer!r} ({operator.op}) can't have precision {precision!r}: a table to look up "
+                "in can have float32, int8, int16x8. Remedy: a rule after that one with one of these."
+            )
     return choices
 
 
@@ -207,6 +219,11 @@ def quantize_layers(
     Raises:
       ModelError: where an operator can't have what was chosen, or a range is missing.
     """
+    if len(tflite.parse(content).subgraphs) > 1:
+        raise ModelError(
+            "The model has loops or branches, which can't be quantized layer by layer. Remedy: mode 'dynamic' or "
+            "'float16'; of Keras' recurrent layers, unroll=True."
+        )
     graph = Graph(content)
     for index in choices.keys() & graph.kernels.keys():
         _require_possible(graph, index, choices[index], per_channel)
