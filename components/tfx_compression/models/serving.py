@@ -405,7 +405,7 @@ class _Signature:
                 name: inputs.get(end.name, result) for name, end, result in zip(fetched, ends, results, strict=True)
             }
 
-        return tf.function(serve, input_signature=list(specs.values()))
+        return tf.function(serve, input_signature=list(specs.values()), autograph=False)
 
     def _called(self, function: Any, specs: Specs, columns: Columns) -> dict[str, np.ndarray]:
         feeds = [tf.constant(columns[name], spec.dtype) for name, spec in specs.items()]
