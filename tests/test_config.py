@@ -151,7 +151,7 @@ _configs = st.one_of(
     st.builds(
         tfc.Quantization,
         mode=st.sampled_from(["float32", "float16", "dynamic", "int8", "int4", "auto"]),
-        io=st.sampled_from(["integer", "uint8", "float32"]),
+        io=st.sampled_from(["integer", "float32"]),
         calibration=st.builds(tfc.Calibration, rows=_counts, split=st.text(), seed=st.integers()),
         batch_size=st.none() | _counts,
     ),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from tfx_compression.models import conversion, serving, tflite
+from tfx_compression.models import conversion, tflite
 from tfx_compression.models.conversion import Options, to_tflite, with_ranges
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.interpreter import Interpreter
@@ -365,24 +365,12 @@ def test_tensorflows_own_operators_are_used_where_allowed_and_told_with_their_la
 # In another process
 
 
-def test_a_signature_of_features_is_converted_in_another_process_as_in_this_one(saved, made):
-    signature = serving.feature_signature(saved)
-    rows = [{"image": row[None]} for row in ROWS]
-    found = conversion.convert(signature, "int8", calibration=rows)
-    assert [row[1:4] for row in tensors(found)] == [row[1:4] for row in tensors(made["int8"])]
+def test_a_path_is_converted_in_another_process_as_in_this_one(saved, made):
+    found = conversion.convert(saved, "float16")
+    assert [row[1:4] for row in tensors(found)] == [row[1:4] for row in tensors(made["float16"])]
 
 
 def test_a_path_that_the_converter_refuses_is_an_error_in_clean_words(inverse):
     with pytest.raises(conversion.ConversionError, match=r"MatrixInverse.*Remedy") as caught:
         conversion.convert(inverse, "float32")
     assert "Traceback" not in str(caught.value)
-
-
-def test_too_little_memory_is_an_error_that_names_model_and_mode(saved):
-    with pytest.raises(conversion.ConversionError, match=rf"{saved}, in mode 'float16', ran out of memory: .* 100 MB"):
-        conversion.convert(saved, "float16", max_memory=100 * 2**20)
-
-
-def test_too_little_time_is_an_error_that_names_model_and_mode(saved):
-    with pytest.raises(conversion.ConversionError, match=rf"{saved}, in mode 'dynamic', hung: no result in 1 s"):
-        conversion.convert(saved, "dynamic", timeout=1.0)

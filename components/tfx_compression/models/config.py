@@ -1,8 +1,9 @@
 """The base of every configuration: frozen, strict about names, one JSON string as a component's exec property."""
 
 import json
+import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 
@@ -39,6 +40,17 @@ class Config(pydantic.BaseModel):
             raise ConfigError(f"{cls.__name__} is not a JSON object: {config_json!r}")
         fields.update({name: value for name, value in overrides.items() if value is not None})
         return cls(**fields)
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+    return pattern
+
+
+Pattern = Annotated[str, pydantic.AfterValidator(_compiles)]  # a regular expression
 
 
 class ConfigError(ValueError):

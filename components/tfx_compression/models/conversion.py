@@ -19,9 +19,9 @@ from tensorflow.lite.python import convert as lite_convert
 from tfx_compression.models import isolated, tflite
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.interpreter import SIGNATURE, fit
-from tfx_compression.models.serving import FeatureSignature
 
 _WORKER = "tfx_compression.models.convert_worker"
+MODEL = "model.tflite"  # in the folder that the worker is given
 _INTEGERS = {"int8": tf.int8, "int16x8": tf.int16}
 _FAKE_QUANTIZATION = re.compile(r"FakeQuantWithMinMax\w+|QuantizeAndDequantizeV\d")
 _LOOPS = re.compile(r"(Stateless)?(While|If|Case)")
@@ -191,57 +191,21 @@ def flex_operators(content: bytes) -> dict[str, tuple[str, ...]]:
     return {name: tuple(layers) for name, layers in found.items()}
 
 
-def convert(
-    signature: FeatureSignature | str,
-    mode: Literal["float32", "float16", "dynamic", "int8", "int16x8"],
-    io: Literal["integer", "uint8", "float32"] = "float32",
-    calibration: Sequence[Mapping[str, np.ndarray]] = (),
-    *,
-    timeout: float = 3600.0,
-    max_memory: int | None = None,
-) -> bytes:
-    """The TFLite model of a signature, its inputs called `serving_default_<feature>`, made in another process.
+def convert(path: str, mode: Literal["float32", "float16", "dynamic"]) -> bytes:
+    """The TFLite model of the `serving_default` of the SavedModel in `path`, made in another process.
 
-    It is run there once, on zeros.
-
-    Args:
-      signature: what to convert; or the path of the SavedModel whose `serving_default` it is: then all of the work is
-        done in the other process.
-      mode: see Options.
-      io: see Options.
-      calibration: for the calibrated modes, rows as `{feature: [1, …] array}`.
-      timeout: seconds that it may take.
-      max_memory: bytes that it may use; None is no limit.
+    Its inputs are called `serving_default_<feature>`. It is run there once, on zeros.
 
     Raises:
-      ConversionError: where the converter refuses the model, crashes, hangs or takes more memory.
+      ConversionError: where the converter refuses the model, crashes or hangs.
     """
     with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
-        source = signature if isinstance(signature, str) else ""
-        saved_model, rows, output = (
-            os.path.join(folder, name) for name in ("saved_model", "calibration.npz", "model.tflite")
-        )
-        if not isinstance(signature, str):
-            signature.save(saved_model)
-        names = tuple(calibration[0]) if calibration else ()
-        # Arrays may be called anything but what savez calls its own argument.
-        columns = {f"feature/{name}": np.concatenate([row[name] for row in calibration]) for name in names}
-        np.savez(rows, **columns)
-        request = {
-            "source": source,
-            "saved_model": saved_model,
-            "options": dataclasses.asdict(Options(mode, io)),
-            "calibration": rows,
-            "output": output,
-        }
-        what = (
-            f"TensorFlow's converter, given {f'the model in {source}' if source else 'a signature'}, in mode {mode!r},"
-        )
+        what = f"TensorFlow's converter, given the model in {path}, in mode {mode!r},"
         try:
-            isolated.run(_WORKER, request, what=what, timeout=timeout, max_memory=max_memory)
+            isolated.run(_WORKER, {"source": path, "mode": mode, "folder": folder}, what=what)
         except ModelError as error:
             raise ConversionError(str(error)) from error
-        with open(output, "rb") as file:
+        with open(os.path.join(folder, MODEL), "rb") as file:
             return file.read()
 
 

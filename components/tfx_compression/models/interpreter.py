@@ -148,7 +148,7 @@ class Interpreter:
             raise ModelError(f"The TFLite model's inputs have batches of different fixed sizes: {sorted(fixed)}.")
         (size,) = fixed
         parts = [
-            self._invoke({name: _padded(feed[start : start + size], size) for name, feed in feeds.items()})
+            self._invoke({name: padded(feed[start : start + size], size) for name, feed in feeds.items()})
             for start in range(0, rows, size)
         ]
         return {name: np.concatenate([part[name] for part in parts])[:rows] for name in self.outputs}
@@ -308,7 +308,7 @@ def _by_plain_name(details: Sequence[Mapping]) -> dict[str, Mapping]:
     }
 
 
-def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+def padded(rows: np.ndarray, size: int) -> np.ndarray:
     """`rows` with the last one repeated up to `size`."""
     return rows if len(rows) == size else np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
 

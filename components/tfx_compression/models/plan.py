@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tfx_compression.models.config import Config, ConfigError
+from tfx_compression.models.config import Config, ConfigError, Pattern
 
 UNSTRUCTURED = "unstructured"
 
@@ -14,17 +14,8 @@ UNSTRUCTURED = "unstructured"
 class LayerRule(Config):
     """The sparsity of the layers whose name matches `layers`, a regular expression for the whole name."""
 
-    layers: str
+    layers: Pattern
     sparsity: float = Field(ge=0.0, lt=1.0)
-
-    @field_validator("layers")
-    @classmethod
-    def _compiles(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from error
-        return pattern
 
 
 class PruningPlan(Config):

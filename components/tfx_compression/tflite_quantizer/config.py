@@ -1,11 +1,10 @@
 """How a model becomes a TFLite model."""
 
-import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from tfx_compression.models.config import Config
+from tfx_compression.models.config import Config, Pattern
 
 Precision = Literal[
     "float32",
@@ -62,11 +61,10 @@ class PrecisionRule(Config):
         calibrated), `int16x8` (activations in 16 bits, weights in 8); `…_dynamic` (activations rounded on the fly;
         `int2_dynamic` leaves a weight -1, 0 or 1 times its channel's scale, which large dense layers may bear);
         `…_weight_only` (weights made floats again before they are used).
-      block_size: of `int4_dynamic`, weights that share a scale; 0 is one scale per channel. Dense layers and
-        embeddings only.
+      block_size: of `int4_dynamic`, weights that share a scale; 0 is one scale per channel. Dense layers only.
     """
 
-    layers: str
+    layers: Pattern
     precision: Precision
     block_size: Literal[0, 32, 64, 128, 256] = 0
 
@@ -75,15 +73,6 @@ class PrecisionRule(Config):
         if self.block_size and self.precision != "int4_dynamic":
             raise ValueError(f"block_size={self.block_size} is of precision 'int4_dynamic', not of {self.precision!r}")
         return self
-
-    @field_validator("layers")
-    @classmethod
-    def _compiles(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"is no regular expression: {error}") from error
-        return pattern
 
 
 class AutoPrecision(Config):

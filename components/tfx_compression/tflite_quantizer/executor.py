@@ -30,7 +30,6 @@ from tfx_compression.tfx_support import artifacts, inputs
 _log = logging.getLogger(__name__)
 
 RECORD_FILE = "quantization.json"
-SELF_TEST_FILE = "self_test.npz"
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -85,7 +84,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         }
         write_text(os.path.join(folder, "tflite.json"), json.dumps(details, indent=1))
         if quantized.self_test:
-            self_test.write(os.path.join(folder, SELF_TEST_FILE), quantized.self_test)
+            self_test.write(os.path.join(folder, self_test.FILE), quantized.self_test)
         if record.config.target == "microcontroller":
             for name, text in c_array.sources(quantized.content).items():
                 write_text(os.path.join(folder, name), text)

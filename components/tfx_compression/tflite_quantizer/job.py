@@ -27,7 +27,7 @@ from tfx_compression.tflite_quantizer.record import (
     TensorRecord,
 )
 
-SAVED_MODEL, MODEL, RECORD, SELF_TEST = "saved_model", "model.tflite", "record.json", "self_test.npz"
+SAVED_MODEL, MODEL, RECORD = "saved_model", "model.tflite", "record.json"
 CALIBRATION, CHECK, TRIAL, LABELS = "calibration.npz", "check.npz", "trial.npz", "labels.npy"
 
 Columns = Mapping[str, np.ndarray]
@@ -82,7 +82,7 @@ class _Job:
         if self.config.sparse is not False:
             isolated.step("encoding sparse kernels")
             content, self.sparse = sparse.encode(content, self.config.sparse, self.rows or self._made_up(content))
-        content = _described(content, self.config.metadata)
+        content = _described(content, self.config.metadata, self.rows if self.config.needs_data else {})
         self._took("finish", started)
         return content
 
@@ -245,7 +245,7 @@ class _Job:
                 "Errors by layer and the self-test are of made rows, drawn evenly from 0 to 1: no data was read."
             )
         arrays = self_test.make(content, rows or None, float_content=self.dense)
-        self_test.write(os.path.join(self.folder, SELF_TEST), arrays)
+        self_test.write(os.path.join(self.folder, self_test.FILE), arrays)
         differences = self_test.against_float(content, arrays)
         if self.config.mode == "float32":
             return (), differences
@@ -280,7 +280,7 @@ def _sizes(shape: tuple[int, ...]) -> list[int]:
     return [_ROWS, *(size if size > 0 else _FREE for size in shape[1:])] if shape else []
 
 
-def _described(content: bytes, metadata: Metadata) -> bytes:
+def _described(content: bytes, metadata: Metadata, rows: Columns) -> bytes:
     if metadata == Metadata():
         return content
     isolated.step("writing metadata")
@@ -293,6 +293,7 @@ def _described(content: bytes, metadata: Metadata) -> bytes:
         license=metadata.license,
         labels=metadata.labels,
         normalisation={name: (item.mean, item.std) for name, item in metadata.normalisation.items()},
+        ranges={name: (float(values.min()), float(values.max())) for name, values in rows.items() if _float(values)},
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfx_compression.models import tflite
 from tfx_compression.models.errors import ModelError
-from tfx_compression.models.interpreter import Tensor, dequantize, fit, quantize
+from tfx_compression.models.interpreter import Tensor, dequantize, fit, padded, quantize
 from tfx_compression.tflite_quantizer.config import Precision
 from tfx_compression.tflite_quantizer.record import LayerError
 
@@ -237,9 +237,4 @@ def _batches(
     rows = min(map(len, feeds.values()))
     for start in range(0, rows, size):
         batch = {name: feed[start : min(start + size, rows)] for name, feed in feeds.items()}
-        yield {name: _filled(feed, size) if fixed > 0 else feed for name, feed in batch.items()}
-
-
-def _filled(rows: np.ndarray, size: int) -> np.ndarray:
-    """`rows` with the last one repeated up to `size`."""
-    return np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
+        yield {name: padded(feed, size) if fixed > 0 else feed for name, feed in batch.items()}

@@ -14,7 +14,7 @@ from tfx_compression.models import conversion, isolated, serving, sources, tflit
 from tfx_compression.models.errors import ModelError
 from tfx_compression.models.interpreter import Interpreter, Tensor
 from tfx_compression.models.serving import FeatureSignature
-from tfx_compression.tflite_quantizer import job
+from tfx_compression.tflite_quantizer import job, self_test
 from tfx_compression.tflite_quantizer.calibration import require_finite
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.record import Record
@@ -144,7 +144,7 @@ def quantize_signatures(
             content = file.read()
         with open(os.path.join(folder, job.RECORD)) as text:
             record = Record.merged(text.read(), {})
-        test = os.path.join(folder, job.SELF_TEST)
+        test = os.path.join(folder, self_test.FILE)
         arrays: dict[str, np.ndarray] = {}
         if os.path.exists(test):
             with np.load(test, allow_pickle=False) as stored:

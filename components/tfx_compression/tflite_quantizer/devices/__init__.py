@@ -53,16 +53,6 @@ def judge(content: bytes, target: Target, max_arena_bytes: int | None = None) ->
     )
 
 
-def runtime(content: bytes) -> str:
-    """What a device must have to run a model with TFLite's interpreter, in words.
-
-    Raises:
-      ModelError: where `content` is no TFLite model.
-    """
-    model = tflite.parse(content)
-    return _runtime(model, _every(model))
-
-
 def _every(model: Any) -> list[Node]:
     """The operators of all graphs: those of loops, branches and other signatures as well."""
     return [node for subgraph in range(len(model.subgraphs)) for node in nodes(model, subgraph)]
