@@ -214,7 +214,12 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def _pairs(original: _Graph, quantized: _Graph) -> Iterator[_Pair]:
-    names = {quantized.names[place]: place for place in quantized.producer if place in quantized.taken}
+    # Kernels that are made floats may have the layer's name too.
+    names = {
+        quantized.names[place]: place
+        for place in quantized.producer
+        if place in quantized.taken and not quantized.constant[quantized.source(place)]
+    }
     outputs = {place: quantized.outputs.get(name) for name, place in original.outputs.items()}
     for operator in original.operators:
         for place in operator.outputs:
