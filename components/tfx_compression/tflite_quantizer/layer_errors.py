@@ -24,12 +24,12 @@ _COPIES = ("QUANTIZE", "DEQUANTIZE", "DENSIFY")  # the same numbers, stored othe
 def compare(float_content: bytes, content: bytes, columns: Mapping[str, np.ndarray]) -> tuple[LayerError, ...]:
     """Each layer's error: the operators of the float model that return floats, in their order.
 
-    A layer is found in the quantized model by the name of the tensor that it returns, the model's outputs by their
-    names in the signature. Layers that only one of the two has (the other fused them) are left out, those where the
-    float model itself returns infinities, and loops, whose results the runtime doesn't show. Both run on LiteRT with
-    the kernels that devices run: without XNNPACK blockwise weights of 4 bits compute something else. The
-    signal-to-noise ratio is `10 log10(sum x^2 / sum (x - y)^2)` of the float model's values x and the quantized one's
-    y, dequantized, over all rows; at most 999 dB either way.
+    A layer is found in the quantized model by its place, where both have the same operators in turn, or else by the
+    name of the tensor that it returns; the model's outputs by their names in the signature. Layers that only one of the
+    two has (the other fused them) are left out, those where the float model itself returns infinities, and loops, whose
+    results the runtime doesn't show. Both run on LiteRT with the kernels that devices run: without XNNPACK blockwise
+    weights of 4 bits compute something else. The signal-to-noise ratio is `10 log10(sum x^2 / sum (x - y)^2)` of the
+    float model's values x and the quantized one's y, dequantized, over all rows; at most 999 dB either way.
 
     Args:
       float_content: the float32 model that the other one was made from, equalised where that one is.
@@ -91,6 +91,11 @@ class _Graph:
         self.inputs = {name: self._tensor(name, details[place]) for name, place in inputs.items()}
         self.outputs = {tensor.name.decode(): int(tensor.tensorIndex) for tensor in signature.outputs}
         self._tensors = {place: self._tensor(self.names[place], details[place]) for place in self.producer}
+
+    @property
+    def computing(self) -> list[tflite.Operator]:
+        """The operators but those that store the same numbers otherwise."""
+        return [operator for operator in self.operators if operator.op not in _COPIES]
 
     @staticmethod
     def _tensor(name: str, detail: Mapping[str, Any]) -> Tensor:
@@ -214,13 +219,17 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def _pairs(original: _Graph, quantized: _Graph) -> Iterator[_Pair]:
-    # Kernels that are made floats may have the layer's name too.
+    # Kernels that are made floats may have the layer's name, which the converter then changes.
     names = {
         quantized.names[place]: place
         for place in quantized.producer
         if place in quantized.taken and not quantized.constant[quantized.source(place)]
     }
     outputs = {place: quantized.outputs.get(name) for name, place in original.outputs.items()}
+    own, others = original.computing, quantized.computing
+    if [operator.op for operator in own] == [operator.op for operator in others]:
+        for operator, other in zip(own, others, strict=True):
+            names |= {original.names[one]: two for one, two in zip(operator.outputs, other.outputs, strict=True)}
     for operator in original.operators:
         for place in operator.outputs:
             counterpart = outputs.get(place, names.get(original.names[place]))
