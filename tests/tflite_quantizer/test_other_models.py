@@ -378,6 +378,13 @@ def test_auto_returns_what_it_accepted(tmp_path):
     assert any(trial.accepted and trial.bytes == record.bytes for trial in record.auto.trials)
 
 
+def test_a_model_that_fits_no_target_in_any_precision_is_refused_with_the_reason(tmp_path):
+    path = sources.saved_model_of(helpers.small_cnn(), str(tmp_path / "cnn"))
+    rows = {"image": helpers.images(60)[0] / helpers.LARGEST}
+    with pytest.raises(ModelError, match=r"Not even in floats.*target 'cpu'.*10 are allowed .max_arena_bytes"):
+        quantized(path, rows, mode="auto", auto={"metric": "agreement"}, max_arena_bytes=10)
+
+
 def test_auto_stays_within_the_arena_where_a_smaller_file_would_not(tmp_path):
     path = sources.saved_model_of(helpers.small_cnn(), str(tmp_path / "cnn"))
     rows = {"image": helpers.images(90)[0] / helpers.LARGEST}

@@ -92,6 +92,9 @@ def search(
             best, chosen = found, (float_content, pairs, variant.inputs)
     if best is None:
         raise AssertionError("there is a variant at least")
+    if not np.isfinite(best.drop):
+        problems = devices.judge(best.content, config.target, config.max_arena_bytes).problems
+        raise ModelError(f"Not even in floats does the model run on target {config.target!r}: {' '.join(problems)}")
     precisions = _by_layer(chosen[0], best.assignment)
     record = AutoRecord(
         metric=config.auto.metric,
@@ -177,15 +180,15 @@ class _Search:
         yield _Option("float32", len(self._content), 0.0)
 
     def _bisected(self, start: Assignment, promotions: list[tuple[int, Precision]]) -> _Trial:
-        """The trial with the fewest promotions that is good enough; all of them make the model a float one."""
+        """The trial with the fewest promotions that is good enough; what is behind all of them is the float model."""
 
         def promoted(count: int) -> _Trial:
-            assignment: Assignment = {**start, **dict(promotions[:count])}
-            if count == len(promotions):  # a layer that nothing was measured to harm may have none to float32
-                assignment = dict.fromkeys(start, "float32")
+            if count > len(promotions):  # a layer that nothing was measured to harm has none to float32
+                return self._tried_with(dict.fromkeys(start, "float32"), "float32 everywhere")
+            assignment = {**start, **dict(promotions[:count])}
             return self._tried_with(assignment, f"{count} of {len(promotions)} promotions")
 
-        low, high = 0, len(promotions)
+        low, high = 0, len(promotions) + 1
         while low < high:
             middle = (low + high) // 2
             if self._accepted(promoted(middle)):

@@ -175,6 +175,11 @@ class _Job:
         notes, warnings = self._said(calibrated)
         layers, differences = self._compared(content, notes)
         contents = tflite.contents(content)
+        if self.auto is not None and self.auto.drop > config.auto.max_drop:
+            warnings.append(
+                f"Nothing that was tried drops {self.auto.metric} by {config.auto.max_drop:g} or less; this drops it "
+                f"by {self.auto.drop:g}. Remedy: equalise='auto', or a larger auto.max_drop."
+            )
         warnings += _of_floats(config.mode, contents.float_ops) + _of_noise(layers)
         self._took("prove", started)
         return Record(
