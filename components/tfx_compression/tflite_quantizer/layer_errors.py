@@ -227,7 +227,7 @@ def _pairs(original: _Graph, quantized: _Graph) -> Iterator[_Pair]:
     }
     outputs = {place: quantized.outputs.get(name) for name, place in original.outputs.items()}
     own, others = original.computing, quantized.computing
-    if [operator.op for operator in own] == [operator.op for operator in others]:
+    if [(each.op, len(each.outputs)) for each in own] == [(each.op, len(each.outputs)) for each in others]:
         for operator, other in zip(own, others, strict=True):
             names |= {original.names[one]: two for one, two in zip(operator.outputs, other.outputs, strict=True)}
     for operator in original.operators:
