@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 from tfx_compression.models import interpreter, tflite
 from tfx_compression.models.errors import ModelError
@@ -13,7 +14,7 @@ from tfx_compression.tflite_quantizer.record import InputRange
 
 Columns = Mapping[str, np.ndarray]
 
-_FLOAT32 = 0  # TensorType of the TFLite schema
+_FLOAT32 = schema.TensorType.FLOAT32
 _SHIFT = 17  # bits of a float32 that a bin leaves open: the sign, the exponent and 6 bits of the mantissa are kept
 _BINS = 1 << (32 - _SHIFT)
 _NEGATIVE = _BINS >> 1  # the bins from here on are of negative numbers

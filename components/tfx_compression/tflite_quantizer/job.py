@@ -69,9 +69,8 @@ class _Job:
         self.sparse: SparseRecord | None = None
         self.auto: AutoRecord | None = None
         self.pairs: tuple[EqualisedPair, ...] = ()
-        self.dense = self.reference = (
-            b""  # the float model; and the one that layers are compared with, equalised or not
-        )
+        self.dense = b""  # the float model
+        self.reference = b""  # the one that layers are compared with, where that is another: equalised
 
     def made(self) -> bytes:
         """The file's bytes, metadata included."""
@@ -80,7 +79,6 @@ class _Job:
         self._took("convert", started)
         started = time.perf_counter()
         if self.config.sparse is not False:
-            isolated.step("encoding sparse kernels")
             content, self.sparse = sparse.encode(content, self.config.sparse, self.rows or self._made_up(content))
         content = _described(content, self.config.metadata, self.rows if self.config.needs_data else {})
         self._took("finish", started)
@@ -175,11 +173,6 @@ class _Job:
         notes, warnings = self._said(calibrated)
         layers, differences = self._compared(content, notes)
         contents = tflite.contents(content)
-        if self.auto is not None and self.auto.drop > config.auto.max_drop:
-            warnings.append(
-                f"Nothing that was tried drops {self.auto.metric} by {config.auto.max_drop:g} or less; this drops it "
-                f"by {self.auto.drop:g}. Remedy: equalise='auto', or a larger auto.max_drop."
-            )
         warnings += _of_floats(config.mode, contents.float_ops) + _of_noise(layers)
         self._took("prove", started)
         return Record(
@@ -213,13 +206,19 @@ class _Job:
         inputs = calibrated.inputs if calibrated else ()
         checked = {item.input: item.outside for item in inputs if item.outside is not None}
         limit = self.config.calibration.max_outside
-        return notes, [
+        warnings = [
             f"{share:.1%} of the values of {name!r} in split {self.config.calibration.check_split!r} lie outside the "
             f"range that calibration saw, more than {limit:.1%}: they saturate. Remedy: more calibration.rows, or rows "
             "of a split that is like them."
             for name, share in checked.items()
             if share > limit
         ]
+        if self.auto is not None and self.auto.drop > self.config.auto.max_drop:
+            warnings.append(
+                f"Nothing that was tried drops {self.auto.metric} by {self.config.auto.max_drop:g} or less; this drops "
+                f"it by {self.auto.drop:g}. Remedy: equalise='auto', or a larger auto.max_drop."
+            )
+        return notes, warnings
 
     def _calibrated(self, content: bytes) -> CalibrationRecord | None:
         if self.aware or not self.config.needs_data:

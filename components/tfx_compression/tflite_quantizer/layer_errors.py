@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 from tfx_compression.models import tflite
 from tfx_compression.models.errors import ModelError
@@ -16,8 +17,9 @@ from tfx_compression.tflite_quantizer.record import LayerError
 
 _BATCH = 32  # rows at once, where the models take any number
 _LARGEST_DB = 999.0  # either way: all noise, where the float layer returns zeros only, is no number in JSON
-# TensorType of the TFLite schema
-_FLOAT32, _FLOAT16, _INT16, _INT8, _INT4, _INT2 = 0, 1, 7, 9, 17, 19
+_FLOAT32, _FLOAT16 = schema.TensorType.FLOAT32, schema.TensorType.FLOAT16
+_INT16, _INT8 = schema.TensorType.INT16, schema.TensorType.INT8
+_INT4, _INT2 = schema.TensorType.INT4, schema.TensorType.INT2
 _COPIES = ("QUANTIZE", "DEQUANTIZE", "DENSIFY")  # the same numbers, stored otherwise
 
 

@@ -108,13 +108,6 @@ def quantize_saved_model(
         name: serving.feature_signature(path, name, batch_size=config.batch_size, transform=config.transform)
         for name in config.signatures
     }
-    return quantize_signatures(signatures, config, read, path, started)
-
-
-def quantize_signatures(
-    signatures: Signatures, config: Quantization, read: Callable[[Signatures], Rows] | None, place: str, started: float
-) -> Quantized:
-    """Converts signatures, by name; `place` is where they are from, in words, `started` when that began."""
     for signature in signatures.values():
         if signature.needs_select_tf_ops and not config.select_tf_ops:
             raise ModelError(signature.needs_select_tf_ops)
@@ -129,7 +122,7 @@ def quantize_signatures(
             isolated.run(
                 job.__name__,
                 {"folder": folder, "config": config.to_json(), "strata": dict(rows.strata)},
-                what=f"The conversion of {place} in mode {config.mode!r}",
+                what=f"The conversion of {path} in mode {config.mode!r}",
                 timeout=config.timeout_seconds,
                 max_memory=config.max_memory_bytes,
             )
@@ -145,10 +138,7 @@ def quantize_signatures(
         with open(os.path.join(folder, job.RECORD)) as text:
             record = Record.merged(text.read(), {})
         test = os.path.join(folder, self_test.FILE)
-        arrays: dict[str, np.ndarray] = {}
-        if os.path.exists(test):
-            with np.load(test, allow_pickle=False) as stored:
-                arrays = dict(stored)
+        arrays = self_test.read(test) if os.path.exists(test) else {}
     notes = tuple(note for signature in signatures.values() for note in signature.notes)
     interpreter = Interpreter(content)
     record = record.model_copy(

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
@@ -49,7 +50,7 @@ _WEIGHT_BITS: dict[Precision, int] = {
     "int2_dynamic": 2,
 }
 _ACTIVATION_BITS: dict[Precision, int] = {"int8": 8, "int4": 8, "int16x8": 16}
-_FLOAT32 = 0  # of the TFLite schema's TensorType
+_FLOAT32 = schema.TensorType.FLOAT32
 _ANY = -1  # bits of what comes from outside, or of constants: as the neighbours have it
 
 
