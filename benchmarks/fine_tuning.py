@@ -326,7 +326,7 @@ def _trained(spec: Spec, seed: int, net: Path, rows: Sequence[Any], test: Sequen
     """The dense net that everything begins with, trained on as it is, or pruned and fine-tuned."""
     import nets
     import tf_keras
-    from tfx_compression.models import layers
+    from tfx_compression.keras_models import model_size
 
     batches = _batches(rows, seed if spec == START else 1000 + seed)
     tf_keras.utils.set_random_seed(seed)
@@ -343,7 +343,7 @@ def _trained(spec: Spec, seed: int, net: Path, rows: Sequence[Any], test: Sequen
         _fit(model, batches, **spec["tuning"])
     else:
         model, zeros = _pruned_and_tuned(net, batches, {**spec["tuning"], "seed": seed}, spec["plan"])
-    size = layers.measure(model)
+    size = model_size.measure(model)
     return {
         "accuracy": _accuracy(model, test),
         "sparsity_of_prunable": round(zeros, 4),
@@ -442,7 +442,7 @@ def _tfmot(model: Any, batches: Callable[[int], Any], epochs: int, steps: int, c
 def _signature(model: Any, batches: Callable[[int], Any], epochs: int, steps: int, clock: Any) -> None:
     import tensorflow as tf
     import tfx_compression as tfc
-    from tfx_compression.models import trained
+    from tfx_compression import model_handle
 
     @tf.function(input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.float32, name="image")])
     def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -450,7 +450,7 @@ def _signature(model: Any, batches: Callable[[int], Any], epochs: int, steps: in
 
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(model, folder, signatures={"serving_default": serve})
-        loaded = trained.load(folder)
+        loaded = model_handle.load(folder)
         if loaded.kind != "saved_model":
             raise SystemExit(f"The SavedModel was read as {loaded.kind}: nothing goes through its signature.")
         masks = tfc.prune(loaded, tfc.PruningPlan(sparsity=0.8)).masks

@@ -138,7 +138,7 @@ def sizes(net: str, repeats: int) -> None:
     """Part a for one net: its five models, and their latency in turn."""
     import numpy as np
     from tfx_compression.compressed_evaluator import latency
-    from tfx_compression.models.interpreter import Interpreter
+    from tfx_compression.tflite.interpreter import Interpreter
 
     rows = {"image": np.random.default_rng(0).random((1, 28, 28, 1), np.float32)}
     found: dict[str, dict[str, Any]] = {}
@@ -166,7 +166,7 @@ def _variants(net: str) -> dict[str, tuple[Any, Any]]:
     import nets
     import tf_keras
     import tfx_compression as tfc
-    from tfx_compression.models import layers
+    from tfx_compression.keras_models import model_size
 
     def built(halve: bool = False) -> Any:
         tf_keras.utils.set_random_seed(1)
@@ -181,12 +181,12 @@ def _variants(net: str) -> dict[str, tuple[Any, Any]]:
 
     whole, half = built(), built(halve=True)
     removed = pruned(technique="filter", sparsity=0.5, protect=("last",))
-    zeros = 1 - removed[1].parameters / layers.measure(whole).parameters  # as many as removal takes away
+    zeros = 1 - removed[1].parameters / model_size.measure(whole).parameters  # as many as removal takes away
     return {
-        "whole": (whole, layers.measure(whole)),
+        "whole": (whole, model_size.measure(whole)),
         "classifier_protected": removed,
         "default_protection": pruned(technique="filter", sparsity=0.5),
-        "half_width_by_hand": (half, layers.measure(half)),
+        "half_width_by_hand": (half, model_size.measure(half)),
         "only_zeroed": pruned(technique="weight", sparsity=round(zeros, 3), protect=("last",)),
     }
 

@@ -12,7 +12,7 @@ test rows. Of the 5,000 others the first 200 calibrate, and mode `auto` searches
 
 Prints one JSON object; `--out FOLDER` also writes each part to `quantization-<part>.json` there, from which
 `quantization_figures.py` makes the tables and the plot of docs/quantization.md. Every run is a process of its own.
-Trained nets are kept in `--cache`, by the settings that they were trained with.
+ModelHandle nets are kept in `--cache`, by the settings that they were trained with.
 """
 
 import functools
@@ -300,7 +300,7 @@ def _with_outliers(images: Any) -> Any:
 
 def _quantized(path: Path, fields: Mapping[str, Any], rows: Sequence[Any]) -> tuple[bytes, Measured]:
     """The TFLite model, and what the record says of it."""
-    from tfx_compression.models.gzipped import gzipped
+    from tfx_compression.compressed_size import gzipped
 
     started = time.perf_counter()
     content, record = _with_record(path, fields, rows)
@@ -336,7 +336,7 @@ def _with_record(path: Path, fields: Mapping[str, Any], rows: Sequence[Any]) -> 
 def _outputs(content: bytes, images: Any) -> Any:
     """The class probabilities, [rows, 10]."""
     import numpy as np
-    from tfx_compression.models.interpreter import Interpreter
+    from tfx_compression.tflite.interpreter import Interpreter
 
     interpreter = Interpreter(content, num_threads=2)
     parts = [interpreter.predict({"image": images[start : start + 500]}) for start in range(0, len(images), 500)]
@@ -347,7 +347,7 @@ def _outputs(content: bytes, images: Any) -> Any:
 def _latencies(contents: Mapping[str, bytes], image: Any, repeats: int) -> dict[str, list[float]]:
     """Milliseconds of one row on one thread: the medians of each repeat, in which the models take turns."""
     from tfx_compression.compressed_evaluator import latency
-    from tfx_compression.models.interpreter import Interpreter
+    from tfx_compression.tflite.interpreter import Interpreter
 
     calls = {name: Interpreter(content).prepare({"image": image}) for name, content in contents.items()}
     found: dict[str, list[float]] = {name: [] for name in contents}
@@ -450,7 +450,7 @@ def link_rows(folder: Path, data: Path, rows: int) -> None:
 def sampling(folder: Path) -> None:
     """Part e: draws the calibration rows as the component does."""
     import tensorflow as tf
-    from tfx_compression.models import sampling
+    from tfx_compression.tflite_quantizer import sampling
 
     files = sorted(str(path) for path in folder.iterdir())
     features = {"image": tf.TensorSpec([None, 28, 28, 1], tf.float32)}

@@ -9,12 +9,10 @@ import tfx_compression as tfc
 from tfx import types
 from tfx import v1 as tfx
 from tfx.types import standard_artifacts
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.examples import ExamplesError
+from tfx_compression.errors import ConfigError, DataError, ModelError
 from tfx_compression.store import StoreError
 
-from tests.helpers import small_cnn
+from tests.support.helpers import small_cnn
 
 pytestmark = pytest.mark.slow  # imports TFX
 
@@ -202,7 +200,7 @@ def test_an_executor_validates_what_was_set_at_run_time(tmp_path):
 @pytest.fixture
 def examples(tmp_path):
     """An Examples artifact with a split that has rows, an empty one, and a Schema without a label."""
-    from tests.helpers import write_examples
+    from tests.support.helpers import write_examples
 
     made = artifact(standard_artifacts.Examples, tmp_path / "examples")
     made.split_names = '["train", "eval"]'
@@ -216,7 +214,7 @@ def examples(tmp_path):
 def test_an_unknown_split_is_named_with_those_there_are(examples):
     from tfx_compression.tfx_support import inputs
 
-    with pytest.raises(ExamplesError, match=r"have no split 'test', only: train, eval\. Remedy"):
+    with pytest.raises(DataError, match=r"have no split 'test', only: train, eval\. Remedy"):
         inputs.example_files(examples, "test")
 
 
@@ -231,7 +229,7 @@ def test_an_evaluator_on_an_empty_split_says_which(examples, tmp_path):
         "evaluation": standard_artifacts.ModelEvaluation,
         "report": tfc.EvaluationReport,
     }
-    with pytest.raises(ExamplesError, match=r"not one tf\.Example in .*Split-eval.*Remedy: check the splits"):
+    with pytest.raises(DataError, match=r"not one tf\.Example in .*Split-eval.*Remedy: check the splits"):
         do(
             Executor(),
             {"candidate_a": model, "baseline_model": model, "examples": examples},
@@ -256,7 +254,7 @@ def test_a_first_release_is_blessed_as_one(examples, tmp_path):
     """With an input that a Resolver left empty, as before there is any blessed model."""
     from tfx_compression.compressed_evaluator.executor import Executor
 
-    from tests.helpers import save_with_examples_signature, small_dense, write_examples
+    from tests.support.helpers import save_with_examples_signature, small_dense, write_examples
 
     rows = {"x": np.random.default_rng(0).normal(size=[40, 4]).astype(np.float32), "label": np.zeros([40, 1], np.int64)}
     write_examples(tmp_path / "examples/Split-eval/rows.tfrecord", rows)

@@ -10,7 +10,8 @@ import pytest
 import tfx_compression as tfc
 from hypothesis import given
 from hypothesis import strategies as st
-from tfx_compression.models.config import Config, ConfigError
+from tfx_compression.config import Config
+from tfx_compression.errors import ConfigError
 
 _REQUIRED: dict[type[Config], dict[str, Any]] = {
     tfc.PruningPlan: {},

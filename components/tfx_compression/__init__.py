@@ -14,8 +14,8 @@ _HOME = {
     "TFLiteQuantizer": "tflite_quantizer.component",
     "CompressedEvaluator": "compressed_evaluator.component",
     "TFLiteStorePusher": "tflite_store_pusher.component",
-    "PruningPlan": "models.plan",
-    "LayerRule": "models.plan",
+    "PruningPlan": "pruning.plan",
+    "LayerRule": "pruning.plan",
     "FineTuning": "sparsity_fine_tuner.config",
     "Distillation": "sparsity_fine_tuner.config",
     "AccuracyGuard": "sparsity_fine_tuner.config",
@@ -30,7 +30,7 @@ _HOME = {
     "StoreTarget": "store.target",
     "PruningPlanArtifact": "tfx_support.artifacts",
     "EvaluationReport": "tfx_support.artifacts",
-    "Compressed": "models.compressed",
+    "Compressed": "model_handle.compressed",
     "Evaluation": "compressed_evaluator.record",
     "prune": "pruning.prune",
     "fine_tune": "sparsity_fine_tuner.training",
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from tfx_compression.compressed_evaluator.component import CompressedEvaluator
     from tfx_compression.compressed_evaluator.evaluation import evaluate
     from tfx_compression.compressed_evaluator.record import Evaluation
-    from tfx_compression.models.compressed import Compressed
-    from tfx_compression.models.plan import LayerRule, PruningPlan
+    from tfx_compression.model_handle.compressed import Compressed
     from tfx_compression.pruner.component import Pruner
+    from tfx_compression.pruning.plan import LayerRule, PruningPlan
     from tfx_compression.pruning.prune import prune
     from tfx_compression.sparsity_fine_tuner.component import SparsityFineTuner
     from tfx_compression.sparsity_fine_tuner.config import AccuracyGuard, Distillation, EarlyStopping, FineTuning

@@ -4,7 +4,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfx_compression.models import files, tflite, trained, weights
+from tfx_compression import files, model_handle
+from tfx_compression.model_handle import model_files
+from tfx_compression.tflite import flatbuffer
 
 
 def describe(path: str) -> dict[str, Any]:
@@ -16,20 +18,21 @@ def describe(path: str) -> dict[str, Any]:
     Raises:
       ModelError: where it is none of these.
     """
-    path = weights.locate(path)
+    path = model_files.locate(path)
     size = files.size(path)
-    found: dict[str, Any] = {"kind": weights.kind(path), "bytes": size.raw, "bytes_gzip": size.gzip}
+    found: dict[str, Any] = {"kind": model_files.kind(path), "bytes": size.raw, "bytes_gzip": size.gzip}
     if found["kind"] == "tflite":
         with tf.io.gfile.GFile(path, "rb") as file:
-            contents = tflite.contents(file.read())
+            contents = flatbuffer.contents(file.read())
         found |= {"sparsity": contents.sparsity, "ops": contents.ops, "float_ops": contents.float_ops}
         kernels = contents.weights
     else:
-        model = trained.load(path)
+        model = model_handle.load(path)
         found |= {"kind": model.kind, "notes": list(model.notes)}
         found |= model.measure().model_dump(include={"parameters", "sparsity", "macs"})
         kernels = {name: kernel.values for name, kernel in model.kernels.items()}
     found["layers"] = [
-        {"name": name, "size": kernel.size, "sparsity": weights.sparsity(kernel)} for name, kernel in kernels.items()
+        {"name": name, "size": kernel.size, "sparsity": model_files.sparsity(kernel)}
+        for name, kernel in kernels.items()
     ]
     return found

@@ -10,15 +10,12 @@ from ml_metadata import errors as mlmd_errors
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
+from tfx_compression.errors import LineageError
 from tfx_compression.store.target import local_path
 
 _OUTPUT = (mlmd.Event.OUTPUT, mlmd.Event.DECLARED_OUTPUT)
 _INPUT = (mlmd.Event.INPUT, mlmd.Event.DECLARED_INPUT)
 _DONE = (mlmd.Execution.COMPLETE, mlmd.Execution.CACHED)  # an execution that was killed stays RUNNING for ever
-
-
-class LineageError(ValueError):
-    """A question that ML Metadata can't answer; the message says what is missing."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,7 @@ import tfx_compression as tfc
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_model_analysis.proto import config_pb2
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.examples import ExamplesError
+from tfx_compression.errors import ConfigError, DataError, ModelError
 
 pytestmark = pytest.mark.slow  # converts models, and runs Beam
 
@@ -199,17 +197,17 @@ def test_outputs_of_another_shape_are_refused_by_name(made, tmp_path):
 
 def test_an_empty_eval_split_is_named(made, tmp_path):
     write_rows(tmp_path / "empty.tfrecord", np.empty([0, 4]), np.empty([0]))
-    with pytest.raises(ExamplesError, match=r"not one tf.Example in .*empty.tfrecord.*Remedy"):
+    with pytest.raises(DataError, match=r"not one tf.Example in .*empty.tfrecord.*Remedy"):
         tfc.evaluate({"a": made["model"]}, str(tmp_path / "empty.tfrecord"), "label", baseline=made["model"])
-    with pytest.raises(ExamplesError, match=r"not one tf\.Example"):
+    with pytest.raises(DataError, match=r"not one tf\.Example"):
         tfc.evaluate({"a": made["model"]}, str(tmp_path / "nothing-*"), "label", baseline=made["model"])
 
 
 def test_a_label_that_the_schema_or_the_examples_lack_is_named(made, schema):
     rows = str(made["folder"] / "within.tfrecord")
-    with pytest.raises(ExamplesError, match=r"'species' is not in the schema, whose features are: x, label, group"):
+    with pytest.raises(DataError, match=r"'species' is not in the schema, whose features are: x, label, group"):
         tfc.evaluate({"a": made["model"]}, rows, "species", baseline=made["model"], schema=schema)
-    with pytest.raises(ExamplesError, match=r"'species' is not in the examples of .*; the first has: group, label, x"):
+    with pytest.raises(DataError, match=r"'species' is not in the examples of .*; the first has: group, label, x"):
         tfc.evaluate({"a": made["model"]}, rows, "species", baseline=made["model"])
 
 

@@ -13,7 +13,7 @@ import tensorflow_model_analysis as tfma
 from google.protobuf import text_format
 from tensorflow_model_analysis.proto import config_pb2
 from tfx_compression.compressed_evaluator import metrics, results
-from tfx_compression.models.config import ConfigError
+from tfx_compression.errors import ConfigError
 
 pytestmark = pytest.mark.slow  # runs Beam
 

@@ -21,7 +21,7 @@ from tfx_compression.compressed_evaluator.record import (
     Layer,
     Measured,
 )
-from tfx_compression.models.config import ConfigError
+from tfx_compression.errors import ConfigError
 
 _NAN, _INF = math.nan, math.inf
 ROWS = 1000

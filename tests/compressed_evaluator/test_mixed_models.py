@@ -19,11 +19,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from google.protobuf import text_format
 from tensorflow_model_analysis.proto import config_pb2
 from tfx_compression.compressed_evaluator import evaluation
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.examples import ExamplesError
+from tfx_compression.errors import ConfigError, DataError, ModelError
 
-from tests.helpers import write_examples
+from tests.support.helpers import write_examples
 
 pytestmark = pytest.mark.slow  # converts models, and runs Beam
 
@@ -256,7 +254,7 @@ def without(rows: dict[str, np.ndarray], feature: str, missing: int, path: Path)
 
 def test_rows_without_a_label_are_an_error_that_counts_them(made, tmp_path):
     rows = without(made_rows(), "label", 7, tmp_path / "rows.x")
-    with pytest.raises(ExamplesError, match=r"label 'label' is missing in 7 of 7 .*rows\.2.*Remedy"):
+    with pytest.raises(DataError, match=r"label 'label' is missing in 7 of 7 .*rows\.2.*Remedy"):
         tfc.evaluate({"int8": made["int8"]}, rows, "label", baseline=made["examples"])
 
 

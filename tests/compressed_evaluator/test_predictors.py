@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tfx_compression.compressed_evaluator import predictors
-from tfx_compression.models.errors import ModelError
+from tfx_compression.errors import ModelError
 
-from tests import by_hand, helpers
-from tests.by_hand import Graph, Op, Type
+from tests.support import by_hand, helpers
+from tests.support.by_hand import Graph, Op, Type
 
 X = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
 EXAMPLES = np.array(helpers.serialized({"x": X}), object)

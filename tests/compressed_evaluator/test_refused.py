@@ -13,10 +13,9 @@ from google.protobuf import text_format
 from tensorflow_model_analysis.proto import config_pb2
 from tfx_compression.compressed_evaluator import evaluation
 from tfx_compression.compressed_evaluator.budget import Budget
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.examples import ExamplesError
+from tfx_compression.errors import ConfigError, DataError
 
-from tests.helpers import save_function, write_examples
+from tests.support.helpers import save_function, write_examples
 
 pytestmark = pytest.mark.slow  # loads models, some run Beam
 
@@ -68,7 +67,7 @@ def test_a_metric_of_classes_on_one_output(made, tmp_path):
 )
 def test_labels_that_are_no_classes_of_the_models(made, tmp_path, label, shown):
     examples = rows(tmp_path, "rows", label=label)
-    refused(made, ExamplesError, rf"labels of a batch are {shown}.*from 0 to 2.*Remedy: [^\[]*$", "classes", examples)
+    refused(made, DataError, rf"labels of a batch are {shown}.*from 0 to 2.*Remedy: [^\[]*$", "classes", examples)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,7 @@ def test_example_weights_that_weigh_nothing(made, tmp_path, columns, message):
         'model_specs { label_key: "label" example_weight_key: "w" }'
         'metrics_specs { metrics { class_name: "SparseCategoricalAccuracy" } }'
     )
-    refused(made, ExamplesError, message, "classes", rows(tmp_path, "rows", **columns), weighted)
+    refused(made, DataError, message, "classes", rows(tmp_path, "rows", **columns), weighted)
 
 
 def test_a_few_heavy_rows_are_not_many(made, tmp_path):
@@ -147,7 +146,7 @@ def test_a_candidate_without_a_name(made):
 
 def test_files_that_are_no_tfrecords_are_named(made, tmp_path):
     (tmp_path / "rows.gz").write_bytes(b"plain")
-    refused(made, ExamplesError, r"rows\.gz can't be read as TFRecords.*Remedy", "classes", str(tmp_path / "rows.gz"))
+    refused(made, DataError, r"rows\.gz can't be read as TFRecords.*Remedy", "classes", str(tmp_path / "rows.gz"))
 
 
 def test_a_file_that_two_patterns_match_counts_once(made, tmp_path):
@@ -180,6 +179,6 @@ def test_what_an_earlier_evaluation_left_is_gone_when_one_ends_early(made, tmp_p
     model = str(made / "classes")
     tfc.evaluate({"a": model}, good, "label", baseline=model, output_path=str(output))
     assert tfma.load_eval_result(str(output), model_name="a").slicing_metrics
-    with pytest.raises(ExamplesError):
+    with pytest.raises(DataError):
         tfc.evaluate({"a": model}, good, "nolabel", baseline=model, output_path=str(output))
     assert not list(output.iterdir())

@@ -7,10 +7,10 @@ import pytest
 from tensorflow.lite.python import schema_py_generated as schema
 from tfx_compression.compressed_evaluator import trial
 from tfx_compression.compressed_evaluator.trial import failures
-from tfx_compression.models import tflite
+from tfx_compression.tflite import flatbuffer
 
-from tests import by_hand
-from tests.by_hand import Graph, Op, Type, one_operator
+from tests.support import by_hand
+from tests.support.by_hand import Graph, Op, Type, one_operator
 
 pytestmark = pytest.mark.slow  # each starts processes
 
@@ -67,7 +67,7 @@ def test_no_models_have_no_failures():
 @pytest.mark.parametrize("reference_kernels", [False, True], ids=["XNNPACK", "reference kernels"])
 def test_a_crash_is_told_by_its_signal_and_the_others_are_still_tried(reference_kernels):
     content = calling_itself()
-    tflite.contents(content)  # is read without complaint, and would be run
+    flatbuffer.contents(content)  # is read without complaint, and would be run
     models = {"before": good(), "crash": content, "behind": good(), "again": content, "last": good()}
     problems = failures(models, reference_kernels=reference_kernels)
     assert problems.keys() == {"crash", "again"}

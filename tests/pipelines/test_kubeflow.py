@@ -100,7 +100,7 @@ for path in sys.argv[1:]:
 
 def test_a_step_runs_as_kubeflows_container_runs_it(wheel, tmp_path):
     """Kubeflow hands artifacts over as JSON: types, URIs and properties must come through."""
-    from tests.helpers import small_cnn
+    from tests.support.helpers import small_cnn
 
     model = small_cnn()
     model.save(tmp_path / "trained" / "Format-Serving", save_format="tf")

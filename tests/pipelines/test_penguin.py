@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import helpers  # first: sets which Keras tf.keras is
+from tests.support import helpers  # first: sets which Keras tf.keras is
 
 pytestmark = pytest.mark.slow
 
@@ -133,12 +133,12 @@ def test_the_example_trains_the_keras_that_the_environment_chooses_and_saves_no_
     """With TF_USE_LEGACY_KERAS=1, as here, `tf.keras` is Keras 2; but tf.saved_model.save drops what its layers are."""
     import tf_keras
     from tfx.examples.penguin import penguin_utils_keras
-    from tfx_compression.models import trained
+    from tfx_compression import model_handle
 
     assert os.environ["TF_USE_LEGACY_KERAS"] == "1"
     assert issubclass(penguin_utils_keras.keras.Model, tf_keras.Model)
     assert not Path(model(folder, TRAINED), "keras_metadata.pb").exists()
-    assert trained.load(model(folder, TRAINED)).kind == "saved_model"
+    assert model_handle.load(model(folder, TRAINED)).kind == "saved_model"
 
 
 def test_four_fifths_of_the_weights_are_zero_on_disk(folder):

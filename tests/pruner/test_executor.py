@@ -12,16 +12,15 @@ import tensorflow as tf
 import tf_keras
 import tfx_compression as tfc
 from tfx.types import standard_artifacts
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.plan import PruningPlan
+from tfx_compression.errors import ModelError
 from tfx_compression.pruner.executor import Executor
 from tfx_compression.pruning import criteria
+from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.prune import prune
 from tfx_compression.pruning.record import Record
 
-from tests import helpers
-from tests.models import kinds
 from tests.pruning.test_techniques import residual_net, widths
+from tests.support import helpers, kinds
 
 pytestmark = pytest.mark.slow  # imports TFX
 

@@ -5,10 +5,10 @@ import re
 from typing import Any
 
 import pytest
-from tfx_compression.models.compressed import Summary
-from tfx_compression.models.layers import LayerSize, ModelSize
-from tfx_compression.models.plan import LayerRule, PruningPlan
+from tfx_compression.keras_models.model_size import LayerSize, ModelSize
+from tfx_compression.model_handle.compressed import Summary
 from tfx_compression.pruner import report
+from tfx_compression.pruning.plan import LayerRule, PruningPlan
 from tfx_compression.pruning.record import Curve, Pruned, Record
 
 from tests.compressed_evaluator.test_report import Page

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tfx_compression.models.config import ConfigError
+from tfx_compression.errors import ConfigError
 from tfx_compression.pruning.allocation import allocate
 from tfx_compression.pruning.parts import Part
 

@@ -5,11 +5,10 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.kernels import Kernel
-from tfx_compression.models.plan import PruningPlan
+from tfx_compression.errors import ConfigError, ModelError
+from tfx_compression.kernels import Kernel
 from tfx_compression.pruning import criteria
+from tfx_compression.pruning.plan import PruningPlan
 
 
 def kernel(values, kind="convolution", name="k", outputs=None):

@@ -6,10 +6,10 @@ import tf_keras
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_utils
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.kernels import Kernel, of_keras
-from tfx_compression.models.plan import PruningPlan
+from tfx_compression.errors import ConfigError
+from tfx_compression.kernels import Kernel, of_keras
 from tfx_compression.pruning import masks
+from tfx_compression.pruning.plan import PruningPlan
 
 AXES = {
     "dense": lambda rank: ((0,), (1,)),

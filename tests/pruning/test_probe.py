@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.kernels import of_keras
-from tfx_compression.models.plan import PruningPlan
+from tfx_compression.errors import ModelError
+from tfx_compression.kernels import of_keras
 from tfx_compression.pruning import criteria
+from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.probe import KerasProbe
 
-from tests import helpers
+from tests.support import helpers
 
 BOTH = pytest.mark.parametrize("library", [tf_keras, keras], ids=["keras2", "keras3"])
 ROWS = 24

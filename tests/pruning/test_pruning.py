@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import tf_keras
-from tfx_compression.models import keras2
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.plan import LayerRule, PruningPlan
+from tfx_compression.errors import ConfigError, ModelError
+from tfx_compression.keras_models import keras2
+from tfx_compression.pruning.plan import LayerRule, PruningPlan
 from tfx_compression.pruning.prune import prune
 
-from tests import helpers
+from tests.support import helpers
 
 PRUNABLE = {  # kernels of small_cnn and their sizes; the depthwise kernel of a separable convolution is not pruned
     "conv": 3 * 3 * 1 * 8,

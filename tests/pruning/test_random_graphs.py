@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tfx_compression.pruning.structure import Structure
 from tfx_compression.pruning.surgery import remove
 
-from tests.pruning import exactness
+from tests.support import exactness
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
+from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.pruning.record import Curve
 from tfx_compression.pruning.sensitivity import STEPS, measure, solve
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from tfx_compression.models.errors import ModelError
+from tfx_compression.errors import ModelError
 from tfx_compression.pruning.structure import Group, Structure
 from tfx_compression.pruning.surgery import remove
 
-from tests.pruning import exactness
-from tests.pruning.graphs import GRAPHS, KERAS
+from tests.support import exactness
+from tests.support.graphs import GRAPHS, KERAS
 
 both_keras = pytest.mark.parametrize("K", KERAS, ids=["keras2", "keras3"])
 

@@ -9,13 +9,14 @@ import keras
 import numpy as np
 import pytest
 import tf_keras
-from tfx_compression.models import keras2, kernels
-from tfx_compression.models.errors import ModelError
+from tfx_compression import kernels
+from tfx_compression.errors import ModelError
+from tfx_compression.keras_models import keras2
 from tfx_compression.pruning.structure import Structure
 from tfx_compression.pruning.surgery import channels_left, remove
 
-from tests.pruning import exactness
-from tests.pruning.graphs import GRAPHS, KERAS
+from tests.support import exactness
+from tests.support.graphs import GRAPHS, KERAS
 
 both_keras = pytest.mark.parametrize("K", KERAS, ids=["keras2", "keras3"])
 many_graphs = pytest.mark.slow  # every graph takes a fraction of a second, there are many

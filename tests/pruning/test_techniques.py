@@ -5,14 +5,13 @@ import pytest
 import tensorflow as tf
 import tf_keras
 import tfx_compression as tfc
-from tfx_compression.models import layers
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.plan import LayerRule, PruningPlan
+from tfx_compression.errors import ConfigError, ModelError
+from tfx_compression.keras_models import model_size
 from tfx_compression.pruning import criteria
+from tfx_compression.pruning.plan import LayerRule, PruningPlan
 from tfx_compression.pruning.prune import Sensitivities, prune
 
-from tests import helpers
+from tests.support import helpers
 
 
 def residual_net(seed: int = 0) -> tf_keras.Model:
@@ -61,7 +60,7 @@ def test_filters_are_removed_and_the_residual_trunk_with_its_stem_is_protected_b
 def test_without_protection_of_the_first_layer_the_trunk_goes_too():
     pruned = prune(residual_net(), PruningPlan(technique="filter", sparsity=0.5, protect=("last",)))
     assert widths(pruned.model) == {"stem": 8, "inner": 4, "outer": 8, "wide": 12, "hidden": 12, "logits": 3}
-    assert pruned.summary.after.parameters == layers.measure(pruned.model).parameters
+    assert pruned.summary.after.parameters == model_size.measure(pruned.model).parameters
     assert pruned.record.channels["stem"] == pruned.record.channels["outer"]
     assert len(pruned.record.channels["wide"]) == 12
 

@@ -9,7 +9,7 @@ import tfx_compression as tfc
 from tfx import types
 from tfx import v1 as tfx
 from tfx.types import standard_artifacts
-from tfx_compression.models.config import ConfigError
+from tfx_compression.errors import ConfigError
 
 pytestmark = pytest.mark.slow  # imports TFX
 

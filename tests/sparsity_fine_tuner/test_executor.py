@@ -12,14 +12,13 @@ import tensorflow as tf
 import tf_keras
 import tfx_compression as tfc
 from tfx.types import artifact_utils, standard_artifacts
-from tfx_compression.models import trained
-from tfx_compression.models.errors import ModelError
+from tfx_compression import model_handle
+from tfx_compression.errors import ModelError
 from tfx_compression.pruner.executor import Executor as Pruner
 from tfx_compression.sparsity_fine_tuner import promises, training
 from tfx_compression.sparsity_fine_tuner.executor import Executor
 
-from tests import helpers
-from tests.models import kinds
+from tests.support import helpers, kinds
 
 pytestmark = pytest.mark.slow  # imports TFX
 
@@ -275,7 +274,7 @@ def test_a_plain_saved_model_trains_through_the_signature_that_parses_raw_exampl
     )
     run = Run(tmp_path, plain, PLAN, config, raw=True).do()
     require_artifact(run, "saved_model")
-    assert set(run.masks()) <= set(trained.load(run.path).kernels)
+    assert set(run.masks()) <= set(model_handle.load(run.path).kernels)
     history = run.read("tuning.json")["history"]
     assert history[-1]["loss"] < history[0]["loss"]
     assert "val_sparse_categorical_accuracy" in history[-1]
@@ -527,7 +526,7 @@ def test_each_mode_ends_at_the_plans_sparsity_on_disk(tmp_path, plan, mode):
 
 
 def kernels_of(run: Run) -> list[np.ndarray]:
-    return [kernel.values for kernel in trained.load(run.path).kernels.values()]
+    return [kernel.values for kernel in model_handle.load(run.path).kernels.values()]
 
 
 @pytest.mark.parametrize("mode", ["fixed", "iterative", "quantization_aware"])
@@ -539,7 +538,7 @@ def test_channels_that_were_removed_stay_removed(tmp_path, mode):
     config = tfc.FineTuning(mode=mode, epochs=1, batch_size=16, learning_rate=0.01)
     run = Run(tmp_path, keras2, plan, config).do()
     found = run.read("summary.json")
-    kernels = {name: kernel.shape for name, kernel in trained.load(run.path).kernels.items()}
+    kernels = {name: kernel.shape for name, kernel in model_handle.load(run.path).kernels.items()}
     widths = [shape[-1] for name, shape in kernels.items() if "classes" not in name]
     assert widths == ([2, 2] if mode == "iterative" else [4, 4])
     assert run.tuned.get_custom_property("macs") == found["after"]["macs"]

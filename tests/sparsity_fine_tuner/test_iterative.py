@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from tfx_compression.models import trained
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.plan import LayerRule, PruningPlan
+from tfx_compression import model_handle
+from tfx_compression.errors import ConfigError, ModelError
+from tfx_compression.pruning.plan import LayerRule, PruningPlan
 from tfx_compression.pruning.prune import prune
 from tfx_compression.sparsity_fine_tuner.config import AccuracyGuard, FineTuning
 from tfx_compression.sparsity_fine_tuner.training import fine_tune
 
-from tests import helpers
-from tests.sparsity_fine_tuner import nets
+from tests.support import helpers, nets
 
 slow = pytest.mark.slow
 MSE = {"optimizer": "sgd", "loss": "mse", "learning_rate": 0.02}
@@ -342,7 +340,7 @@ def wide(library=tf_keras, seed=2):
 
 
 def units(model):
-    return {name: kernel.shape[-1] for name, kernel in trained.of(model).kernels.items()}
+    return {name: kernel.shape[-1] for name, kernel in model_handle.wrap(model).kernels.items()}
 
 
 def shrunk(model, rounds, teacher=None, config=None, **plan):

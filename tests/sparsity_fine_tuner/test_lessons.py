@@ -9,13 +9,13 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from scipy import special, stats
-from tfx_compression.models import trained
-from tfx_compression.models.config import ConfigError
+from tfx_compression import model_handle
+from tfx_compression.errors import ConfigError
+from tfx_compression.saved_models import saved_model
 from tfx_compression.sparsity_fine_tuner import lessons, trainee
 from tfx_compression.sparsity_fine_tuner.config import Distillation, FineTuning
 
-from tests import helpers
-from tests.models import kinds
+from tests.support import helpers, kinds
 
 LIBRARIES = pytest.mark.parametrize("library", [tf_keras, keras], ids=["Keras 2", "Keras 3"])
 OWN = 0.75
@@ -41,7 +41,7 @@ def signature(model, path):
     """The model as a SavedModel that shows no layers."""
     spec = tf.TensorSpec([None, 4], tf.float32, name="x")
     weights = trainee.unique(model.weights)
-    return trained.load(helpers.save_function(lambda x: {"y": model(x)}, [spec], path, weights=weights))
+    return model_handle.load(helpers.save_function(lambda x: {"y": model(x)}, [spec], path, weights=weights))
 
 
 def outputs(model, x=X):
@@ -50,7 +50,7 @@ def outputs(model, x=X):
 
 def taught(student, teachers, x=X, taps=None, y_pred=None, own=OWN, **config):
     """The loss of a student, and the lesson."""
-    student, teachers = trained.of(student), [trained.of(each) for each in teachers]
+    student, teachers = model_handle.wrap(student), [model_handle.wrap(each) for each in teachers]
     made = lessons.lesson(Distillation(**config), student, student.network, teachers)
     y_pred = student.model(x) if y_pred is None else y_pred
     return float(made(tf.constant(own), x, y_pred, taps or {}))
@@ -131,7 +131,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(activation):
 @pytest.mark.parametrize("outputs", ["probabilities", "logits"])
 @pytest.mark.parametrize("sure", ["softmax", "sigmoid"])
 def test_outputs_that_are_quite_sure_give_finite_losses_and_gradients(outputs, sure):
-    student, other = trained.of(net(activation=sure)), trained.of(teacher(activation=sure))
+    student, other = model_handle.wrap(net(activation=sure)), model_handle.wrap(teacher(activation=sure))
     made = lessons.lesson(Distillation(outputs=outputs), student, student.network, [other])
     other.model.get_layer("y").set_weights([np.zeros([5, 3]), np.array([200.0, -200.0, 0.0])])
     predicted = tf.constant([[0.0, 1.0, 0.0], [1e-30, 1.0, 0.0], [1.0, 0.0, 0.0]])
@@ -179,7 +179,7 @@ def endings(library):
 def test_what_a_model_puts_out_is_told_by_its_last_layer(library, ending):
     last, form = endings(library)[ending]
     x = library.Input((5,))
-    model = trained.of(library.Model(x, last(x)))
+    model = model_handle.wrap(library.Model(x, last(x)))
     assert lessons._forms(Distillation(), model, model.network) == [form]
 
 
@@ -196,7 +196,7 @@ def test_what_a_model_puts_out_is_told_by_its_loss(library):
     }
     for form, cases in found.items():
         for loss in cases:
-            model = trained.of(net(library, "linear", loss))
+            model = model_handle.wrap(net(library, "linear", loss))
             assert lessons._forms(Distillation(), model, model.network) == [form], loss
 
 
@@ -208,7 +208,7 @@ def test_where_the_last_layer_has_no_activation_the_loss_tells(loss, form):
     x = tf_keras.Input((4,))
     model = tf_keras.Model(x, tf_keras.layers.Reshape((2, 2))(tf_keras.layers.Dense(4, activation="sigmoid")(x)))
     model.compile("sgd", loss)
-    model = trained.of(model)
+    model = model_handle.wrap(model)
     assert lessons._forms(Distillation(), model, model.network) == [form]
 
 
@@ -223,7 +223,7 @@ def test_where_the_last_layer_has_no_activation_the_loss_tells(loss, form):
     ],
 )
 def test_given_outputs_go_before_what_the_layers_say(units, given, form, tmp_path):
-    layered = trained.of(net(activation="linear", units=units))
+    layered = model_handle.wrap(net(activation="linear", units=units))
     saved = signature(net(activation="linear", units=units), tmp_path / "saved")
     assert lessons._forms(Distillation(outputs=given), layered, layered.network) == [form]
     assert lessons._forms(Distillation(outputs=given), saved, None) == [form]
@@ -246,7 +246,7 @@ def test_a_saved_model_without_layers_teaches_and_learns(library, tmp_path):
     learner = signature(student, tmp_path / "student")
     y_pred = {"y": tf.convert_to_tensor(student(X))}
     for x in (X, {"x": X, "id": np.arange(6)}):
-        assert taught_signature(learner, [saved, trained.of(master)], x, y_pred) == pytest.approx(wanted)
+        assert taught_signature(learner, [saved, model_handle.wrap(master)], x, y_pred) == pytest.approx(wanted)
 
 
 def taught_signature(student, teachers, x, y_pred, **config):
@@ -295,7 +295,7 @@ def test_several_inputs_are_fed_by_their_names(library, form, fed, tmp_path):
         specs = [tf.TensorSpec([None, 1], tf.float32, name=name) for name in "ab"]
         weights = trainee.unique(plain.weights)
         path = helpers.save_function(lambda a, b: {"y": plain([a, b])}, specs, tmp_path / "it", weights=weights)
-        master = trained.load(path)
+        master = model_handle.load(path)
     wanted = np.log(outputs(plain, [rows["a"], rows["b"]]))
     far = divergence(np.log(outputs(student, x)), [wanted], 2.0)
     np.testing.assert_allclose(taught(student, [master], x), 0.5 * OWN + 0.5 * 4.0 * far, rtol=1e-5)
@@ -338,13 +338,13 @@ def test_lists_of_outputs_with_other_names_are_matched_in_order():
 def test_losses_of_several_outputs_are_told_apart(library):
     logits = library.losses.BinaryCrossentropy(from_logits=True)
     for loss in ({"p": "categorical_crossentropy", "v": logits}, ["categorical_crossentropy", logits]):
-        model = trained.of(two_outputs(library, "list", loss=loss))
+        model = model_handle.wrap(two_outputs(library, "list", loss=loss))
         assert lessons._forms(Distillation(), model, model.network) == ["softmax probabilities", "sigmoid logits"]
 
 
 @LIBRARIES
 def test_the_gradient_is_that_of_the_loss_and_teachers_have_none(library):
-    student, master = trained.of(net(library)), trained.of(teacher(library))
+    student, master = model_handle.wrap(net(library)), model_handle.wrap(teacher(library))
     made = lessons.lesson(Distillation(alpha=0.7), student, student.network, [master])
     kernel = student.model.get_layer("y").kernel
     variable = kernel if library is tf_keras else kernel.value
@@ -380,7 +380,7 @@ def test_a_step_of_training_moves_the_student_only(library):
         y = layers.Dense(2, name="y")(layers.Dropout(0.5)(hidden))
         model = library.Model(x, y, name=name)
         model.compile("sgd", "mse")
-        return trained.of(model)
+        return model_handle.wrap(model)
 
     student, master = noisy(1, "student"), noisy(2, "teacher")
     before = [weight.numpy() for weight in trainee.unique(master.model.weights)]
@@ -446,7 +446,7 @@ def test_a_model_is_not_its_own_teacher():
 def test_a_saved_model_that_learns_must_say_what_it_puts_out(tmp_path):
     student = signature(net(), tmp_path / "student")
     with pytest.raises(ConfigError, match=r"Distillation.outputs = 'auto'.*student shows none.*'probabilities'"):
-        lessons.lesson(Distillation(), student, None, [trained.of(teacher())])
+        lessons.lesson(Distillation(), student, None, [model_handle.wrap(teacher())])
 
 
 def test_a_teacher_of_other_outputs_is_refused(tmp_path):
@@ -466,7 +466,7 @@ def test_a_teacher_of_other_inputs_is_refused(tmp_path):
     ):
         taught(net(units=2, activation="linear"), [kinds.two_features(keras)])
     path = helpers.save_with_examples_signature(helpers.small_cnn(), tmp_path / "examples")
-    examples = trained.Trained("saved_model", trained.saved_model.load(path), path)
+    examples = model_handle.ModelHandle("saved_model", saved_model.load(path), path)
     student = helpers.small_cnn()
     with pytest.raises(
         ConfigError, match="inputs examples .*; the student has image .*a teacher with the student's inputs"
@@ -495,4 +495,4 @@ def test_features_that_cannot_be_compared_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"first teacher, the SavedModel in .*, shows none"):
         taught(net(), [saved, teacher()], features={"hidden": "hidden"})
     with pytest.raises(ConfigError, match=r"the student, the SavedModel in .*, shows none"):
-        taught_signature(saved, [trained.of(teacher())], X, None, features={"hidden": "hidden"})
+        taught_signature(saved, [model_handle.wrap(teacher())], X, None, features={"hidden": "hidden"})

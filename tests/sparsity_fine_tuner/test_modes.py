@@ -7,17 +7,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from tfx_compression.models import trained
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.plan import PruningPlan
+from tfx_compression import model_handle
+from tfx_compression.errors import ConfigError, ModelError
+from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.prune import prune
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.sparsity_fine_tuner.holds import Clusters, Zeros
 from tfx_compression.sparsity_fine_tuner.training import fine_tune
 
-from tests import helpers
-from tests.sparsity_fine_tuner import nets
+from tests.support import helpers, nets
 
 MSE = {"loss": "mse", "learning_rate": 0.02}
 slow = pytest.mark.slow
@@ -180,7 +178,7 @@ def test_shared_weights_are_clustered_once(clusters):
     second.kernel = first.kernel
     model = tf_keras.Model(x, second(tf_keras.layers.ReLU()(first(x))))
     model.compile("adam", "mse", run_eagerly=True)
-    assert trained.of(model).tied == {"second": "first"}
+    assert model_handle.wrap(model).tied == {"second": "first"}
     pruned = nets.pruned(model, sparsity=0.5)
     data = helpers.batches(*2 * (helpers.points(32)[0],))
     config = FineTuning(mode="cluster", clusters=clusters, epochs=1, learning_rate=0.01)

@@ -8,19 +8,17 @@ import tensorflow as tf
 import tf_keras
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tfx_compression.models import trained
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.plan import LayerRule, PruningPlan
+from tfx_compression import model_handle
+from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.pruning.masks import check_pattern
+from tfx_compression.pruning.plan import LayerRule, PruningPlan
 from tfx_compression.pruning.prune import prune
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.sparsity_fine_tuner.movers import Schedule, drop_and_grow
 from tfx_compression.sparsity_fine_tuner.training import fine_tune
 
-from tests import helpers
-from tests.sparsity_fine_tuner import nets
-from tests.sparsity_fine_tuner.nets import eagerly  # noqa: F401 - a fixture
+from tests.support import helpers, nets
+from tests.support.nets import eagerly  # noqa: F401 - a fixture
 
 SGD = {"optimizer": "sgd", "loss": "mse", "learning_rate": 0.05}
 
@@ -266,7 +264,7 @@ def test_gradual_pruning_shares_the_sparsity_out_as_the_plan_does(allocation, re
 @pytest.mark.slow
 def test_n_of_m_is_chosen_anew_while_training_and_always_whole():
     _, seen = gradual("keras2", None, epochs=8, schedule="constant", pattern="2:4", sparsity=0.5)
-    kernels = trained.of(helpers.small_dense()).kernels
+    kernels = model_handle.wrap(helpers.small_dense()).kernels
     plan = PruningPlan(pattern="2:4", sparsity=0.5)
     for each in seen.kernels:
         for name, value in each.items():
@@ -278,7 +276,7 @@ def test_n_of_m_is_chosen_anew_while_training_and_always_whole():
 @pytest.mark.parametrize("pattern", ["4x1", "2x2", "3x2"])  # of 3x2, the last are cut off
 def test_blocks_are_whole_at_every_update(pattern):
     _, seen = gradual("keras2", None, pattern=pattern)
-    kernels, plan = trained.of(helpers.small_dense()).kernels, PruningPlan(pattern=pattern)
+    kernels, plan = model_handle.wrap(helpers.small_dense()).kernels, PruningPlan(pattern=pattern)
     for step in seen.moved:
         for name, value in seen.kernels[step].items():
             assert check_pattern(kernels[name], value, plan)

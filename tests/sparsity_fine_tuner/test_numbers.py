@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.plan import PruningPlan
+from tfx_compression.errors import ModelError
+from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.prune import prune
 from tfx_compression.sparsity_fine_tuner.config import EarlyStopping, FineTuning
 from tfx_compression.sparsity_fine_tuner.training import fine_tune
 
-from tests import helpers
+from tests.support import helpers
 
 layers = tf_keras.layers
 pytestmark = pytest.mark.slow

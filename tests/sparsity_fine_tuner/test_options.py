@@ -10,18 +10,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from tfx_compression.models import trained
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.plan import PruningPlan
+from tfx_compression import model_handle
+from tfx_compression.errors import ConfigError, ModelError
+from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.prune import prune
 from tfx_compression.sparsity_fine_tuner.config import Distillation, EarlyStopping, FineTuning
 from tfx_compression.sparsity_fine_tuner.training import fine_tune
 
-from tests import helpers
-from tests.models import kinds
-from tests.sparsity_fine_tuner import nets
-from tests.sparsity_fine_tuner.nets import eagerly  # noqa: F401 - a fixture
+from tests.support import helpers, kinds, nets
+from tests.support.nets import eagerly  # noqa: F401 - a fixture
 
 slow = pytest.mark.slow
 LIBRARIES = [pytest.param(tf_keras, id="keras2"), pytest.param(keras, id="keras3")]
@@ -485,7 +482,7 @@ def test_a_model_with_the_layer_of_transform_is_tuned_and_answers_raw_examples(t
     model.compile("adam", "mse")
     transform = kinds.transform_graph(tmp_path / "transform")
     path = kinds.penguin(tmp_path / "model", model, transform)
-    loaded = trained.load(path)
+    loaded = model_handle.load(path)
     pruned = prune(loaded, PruningPlan(protect=(), sparsity=0.5))
     x, y = helpers.points(64)
     data = helpers.batches({"a": x[:, :1], "b": x[:, 1:2]}, y)
@@ -496,7 +493,7 @@ def test_a_model_with_the_layer_of_transform_is_tuned_and_answers_raw_examples(t
     after = helpers.answers(str(tmp_path / "tuned"), examples=examples)["outputs"]
     assert after.shape == before.shape and (after != before).any()
     for name, mask in pruned.masks.items():
-        assert not trained.load(str(tmp_path / "tuned")).kernels[name].values[~mask].any()
+        assert not model_handle.load(str(tmp_path / "tuned")).kernels[name].values[~mask].any()
 
 
 # Devices and memory, each in a process of its own.
@@ -515,7 +512,7 @@ def run(*arguments):
 def test_two_devices_train_what_one_does_from_the_same_batches():
     cases = [f"{kind} {mode}" for kind in ("keras2", "keras3") for mode in ("fixed", "dynamic")]
     cases += ["keras2 gradual", "keras2 cluster", "saved_model fixed", "saved_model fixed outside"]
-    results = run("tests.sparsity_fine_tuner.mirrored", *cases)
+    results = run("tests.support.mirrored", *cases)
     for case in ("saved_model fixed", "saved_model fixed outside"):
         assert "SavedModel" in results[case]["error"] and "Remedy" in results.pop(case)["error"]
     assert len(results) == 6
@@ -529,7 +526,7 @@ def test_two_devices_train_what_one_does_from_the_same_batches():
 @slow
 def test_memory_does_not_grow_with_the_data():
     """Rows come from a generator; kept, they would be 200000 of 2 kB, 400 MB."""
-    found = run("tests.sparsity_fine_tuner.streamed", "20000", "200000")
+    found = run("tests.support.streamed", "20000", "200000")
     assert found["200000"] - found["20000"] < 60
 
 

@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from tfx_compression.models import layers, trained
-from tfx_compression.models.compressed import Summary
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.plan import PruningPlan
+from tfx_compression import model_handle
+from tfx_compression.errors import ModelError
+from tfx_compression.keras_models import model_size
+from tfx_compression.model_handle.compressed import Summary
+from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.prune import prune
 from tfx_compression.sparsity_fine_tuner import promises
 from tfx_compression.sparsity_fine_tuner.training import Tuned
 
-from tests import helpers
+from tests.support import helpers
 
 UNITS = 16
 
@@ -46,12 +47,12 @@ class Written:
 
     def check(self, **changes: Any) -> Any:
         """Checks what is at `path`, promised what the network in memory is."""
-        size = layers.measure(self.network)
+        size = model_size.measure(self.network)
         tuned = Tuned(
             model=self.network,
             summary=Summary(before=size, after=size),
             masks=self.masks,
-            trained=trained.of(self.network),
+            trained=model_handle.wrap(self.network),
         )
         return promises.check(self.path, dataclasses.replace(tuned, **changes), self.record, self.original, {})
 
@@ -69,7 +70,7 @@ def written(tmp_path):
 def test_a_model_that_keeps_everything_is_let_through_and_measured(written):
     written.save(written.path)
     size = written.check()
-    assert size == layers.measure(written.network)
+    assert size == model_size.measure(written.network)
     assert size.sparsity == pytest.approx(0.5)
 
 
@@ -200,8 +201,8 @@ def test_a_signature_that_takes_what_can_not_be_made_is_compared_by_what_it_decl
 @pytest.mark.slow
 def test_zeros_that_int8_would_not_keep(written, monkeypatch):
     """Of a quantization-aware network: TFLite's conversion is asked, which here gives it no zeros."""
-    from tfx_compression.models import conversion
     from tfx_compression.sparsity_fine_tuner import quantization
+    from tfx_compression.tflite import conversion
 
     written.network = quantization.aware(written.network).network
     written.save(written.path)
@@ -226,7 +227,7 @@ def test_channels_that_came_back(tmp_path):
     assert written.network.get_layer("hidden").units == UNITS // 2
     written.save(written.path)
     written.check()
-    size = layers.measure(written.network)
+    size = model_size.measure(written.network)
     grown = helpers.small_dense()
     grown.save(written.path, save_format="tf", signatures={"serving_default": serving(grown)})
     with pytest.raises(ModelError, match=rf"has parameters {grown.count_params()}, in memory it had {size.parameters}"):

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from tfx_compression.models import kernels, layers, trained
-from tfx_compression.models.errors import ModelError
+from tfx_compression import kernels, model_handle
+from tfx_compression.errors import ModelError
+from tfx_compression.keras_models import model_size
 from tfx_compression.sparsity_fine_tuner.quantization import aware, calibrate, zeros_after_conversion
 
-from tests import helpers
+from tests.support import helpers
 
 L = tf_keras.layers
 IMAGES = helpers.images(32)[0] / helpers.LARGEST
@@ -115,7 +116,7 @@ def test_a_convolution_before_a_relu_layer_is_rounded_too():
 def test_a_quantization_aware_network_is_measured_without_its_ranges():
     network = helpers.small_cnn()
     mask = helpers.zero_smallest(network, "dense", 0.5)
-    before, after = layers.measure(network), layers.measure(aware(network).network)
+    before, after = model_size.measure(network), model_size.measure(aware(network).network)
     assert [(row.name, row.parameters, row.zeros) for row in after.layers] == [
         (row.name, row.parameters, row.zeros) for row in before.layers
     ]
@@ -128,7 +129,7 @@ def test_what_is_frozen_stays_so():
     network.get_layer("hidden").trainable = False
     made = aware(network).network
     assert {weight.name for weight in made.trainable_weights} == {"y/kernel:0", "y/bias:0"}
-    assert trained.of(made).frozen == ("hidden",)
+    assert model_handle.wrap(made).frozen == ("hidden",)
 
 
 def test_a_network_that_is_quantization_aware_is_kept():
@@ -174,9 +175,9 @@ def test_it_is_loaded_again_and_its_zeros_are_zeros_in_tflite(tmp_path):
         if name in masks:
             kernel.variable.assign(kernel.values * masks[name])
     path = helpers.save_with_examples_signature(made, tmp_path / "model", scale=1.0)
-    loaded = trained.load(path)
+    loaded = model_handle.load(path)
     np.testing.assert_allclose(loaded.model(IMAGES), made(IMAGES), atol=1e-5)
-    assert loaded.measure().sparsity == layers.measure(made).sparsity
+    assert loaded.measure().sparsity == model_size.measure(made).sparsity
     zeros = zeros_after_conversion(path, loaded.kernels, masks)
     assert zeros == {name: np.count_nonzero(~mask) for name, mask in masks.items()}
     wrong = {**masks, "dense": np.zeros_like(masks["dense"])}
@@ -188,7 +189,7 @@ def test_it_is_loaded_again_from_an_h5_file_and_a_keras_file_is_refused(tmp_path
     made = aware(helpers.small_dense()).network
     made.save(tmp_path / "model.h5")
     x, _ = helpers.points(8)
-    np.testing.assert_allclose(trained.load(str(tmp_path / "model.h5")).model(x), made(x), atol=1e-6)
+    np.testing.assert_allclose(model_handle.load(str(tmp_path / "model.h5")).model(x), made(x), atol=1e-6)
     made.save(tmp_path / "model.keras")  # tfmot's layers write other weights there than they read
     with pytest.raises(ModelError, match=r'tfmot.*Remedy.*save_format="tf"'):
-        trained.load(str(tmp_path / "model.keras"))
+        model_handle.load(str(tmp_path / "model.keras"))

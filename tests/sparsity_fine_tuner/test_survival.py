@@ -18,14 +18,12 @@ import pytest
 import tensorflow as tf
 import tf_keras
 import tfx_compression
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
+from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.sparsity_fine_tuner.state import Checkpoints, Kept
 from tfx_compression.sparsity_fine_tuner.training import fine_tune
 
-from tests import helpers
-from tests.sparsity_fine_tuner import killed
+from tests.support import helpers, killed
 
 pytestmark = pytest.mark.slow  # fast ones too: together they take long
 
@@ -113,7 +111,7 @@ def test_stopped_again_and_again_it_still_arrives(tmp_path, name):
 
 def process(folder: Path, moment: int | str, *scenarios: str) -> subprocess.CompletedProcess:
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "tests.sparsity_fine_tuner.killed", str(folder), str(moment), *scenarios]
+    command = [sys.executable, "-m", "tests.support.killed", str(folder), str(moment), *scenarios]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": f"{COMPONENTS}:{REPOSITORY}"}
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
 

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from tfx_compression.models import keras2, layers, saved_model
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.plan import PruningPlan
+from tfx_compression.errors import ModelError
+from tfx_compression.keras_models import keras2, model_size
+from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.prune import prune
+from tfx_compression.saved_models import saved_model
 from tfx_compression.sparsity_fine_tuner import trainee
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.sparsity_fine_tuner.training import fine_tune
 
-from tests import helpers
+from tests.support import helpers
 
 KERNELS = ("hidden", "y")
 
@@ -97,7 +98,7 @@ def test_a_pruned_network_learns_an_easy_problem_again():
     assert after["accuracy"] > 0.9
     assert after["loss"] < 0.5 * before["loss"]
     assert tuned.model is model
-    assert tuned.summary.before.sparsity == tuned.summary.after.sparsity == layers.measure(model).sparsity
+    assert tuned.summary.before.sparsity == tuned.summary.after.sparsity == model_size.measure(model).sparsity
 
 
 @pytest.mark.slow

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.interpreter import Interpreter
+from tfx_compression.errors import ModelError
+from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite_quantizer import auto, devices, recipes
 from tfx_compression.tflite_quantizer.calibration import observe
 from tfx_compression.tflite_quantizer.config import AutoPrecision, Calibration, Quantization
 
-from tests import helpers
+from tests.support import helpers
 
 pytestmark = pytest.mark.slow  # trains and converts models
 

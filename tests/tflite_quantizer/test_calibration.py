@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from tfx_compression.models import tflite
-from tfx_compression.models.errors import ModelError
+from tfx_compression.errors import ModelError
+from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite_quantizer import calibration
 from tfx_compression.tflite_quantizer.calibration import observe, outside
 from tfx_compression.tflite_quantizer.config import Calibration
 
-from tests import helpers
+from tests.support import helpers
 
 pytestmark = pytest.mark.slow
 
@@ -38,8 +38,8 @@ def activations(content: bytes, columns) -> dict[str, np.ndarray]:
         experimental_op_resolver_type=tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     )
     runner = interpreter.get_signature_runner("serving_default")
-    parsed = tflite.parse(content)
-    computed = {index for operator in tflite.operators(parsed) for index in operator.outputs}
+    parsed = flatbuffer.parse(content)
+    computed = {index for operator in flatbuffer.operators(parsed) for index in operator.outputs}
     found: dict[str, list[np.ndarray]] = {}
     for row in range(len(next(iter(columns.values())))):
         runner(**{name: values[row : row + 1] for name, values in columns.items()})
@@ -273,7 +273,7 @@ def test_the_tensors_within_a_loop_are_left_to_the_quantizer():
         lambda x: {"y": model(x)}, [tf.TensorSpec([1, 4, 3], tf.float32, name="x")], weights=model.weights
     )
     rows = np.random.default_rng(0).normal(size=(20, 4, 3)).astype(np.float32)
-    assert len(tflite.parse(content).subgraphs) > 1
+    assert len(flatbuffer.parse(content).subgraphs) > 1
     found = observe(content, {"x": rows}, Calibration())
     expected = model.predict(rows, verbose=0)
     assert any(np.allclose(ends, (expected.min(), expected.max()), atol=1e-4) for ends in found.tensors.values())

@@ -2,7 +2,7 @@
 
 import pytest
 import tfx_compression as tfc
-from tfx_compression.models.config import ConfigError
+from tfx_compression.errors import ConfigError
 
 RULE = tfc.PrecisionRule(layers=".", precision="int8")
 TWO = ("serving_default", "other")

@@ -8,12 +8,12 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert import interpreter as litert
 from tensorflow.lite.python import schema_py_generated as schema
-from tfx_compression.models import tflite
-from tfx_compression.models.errors import ModelError
+from tfx_compression.errors import ModelError
+from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite_quantizer.devices import c_array, judge
 
-from tests import by_hand
-from tests.by_hand import Graph, Op, Type
+from tests.support import by_hand
+from tests.support.by_hand import Graph, Op, Type
 
 TARGETS = ("cpu", "edge_tpu", "microcontroller", "android_nnapi_gpu", "ios_coreml")
 PICTURE = (1, 16, 16, 3)
@@ -82,13 +82,13 @@ def xnnpacks(content: bytes) -> list[int]:
 def predicted(content: bytes) -> list[int]:
     """The same tensors, of the verdict."""
     (found,) = judge(content, "cpu").delegates
-    model = tflite.parse(content)
+    model = flatbuffer.parse(content)
     segment, number = {}, 0
     for before, verdict in zip([None, *found.ops], found.ops, strict=False):
         number += verdict.mapped and not (before is not None and before.mapped)
         segment[verdict.index] = number if verdict.mapped else 0
     assert number == found.segments
-    operators = tflite.operators(model)
+    operators = flatbuffer.operators(model)
     leaving = {int(tensor) for tensor in model.subgraphs[0].outputs}
     constants = {
         operator.outputs[0]
@@ -164,7 +164,7 @@ def test_a_static_int8_mobile_net_is_the_edge_tpus_from_end_to_end(models):
     (found,) = verdict.delegates
     assert verdict.runs
     assert not verdict.problems
-    assert found.mapped == len(found.ops) == len(tflite.operators(tflite.parse(models["int8"])))
+    assert found.mapped == len(found.ops) == len(flatbuffer.operators(flatbuffer.parse(models["int8"])))
     assert found.segments == 1
     assert not found.cut
 
@@ -277,7 +277,7 @@ def test_kernels_of_a_microcontroller_are_needed_for_every_graph_of_the_file():
 @pytest.mark.parametrize("target", TARGETS)
 def test_an_arena_beyond_the_limit_is_a_problem(target):
     content = one(Op.RELU, Type.INT8, (1, 1000))
-    needed = tflite.contents(content).arena_bytes
+    needed = flatbuffer.contents(content).arena_bytes
     assert needed >= 2000  # input and output live at once
     held, broken = judge(content, target, needed), judge(content, target, needed - 1)
     assert held.runs

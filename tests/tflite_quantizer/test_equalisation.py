@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import tf_keras
-from tfx_compression.models import tflite
-from tfx_compression.models.interpreter import Interpreter
+from tfx_compression.tflite import flatbuffer
+from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite_quantizer import recipes
 from tfx_compression.tflite_quantizer.calibration import observe
 from tfx_compression.tflite_quantizer.config import Calibration
 from tfx_compression.tflite_quantizer.equalisation import equalise
 
-from tests import helpers
-from tests.tflite_quantizer.hard_net import harden
+from tests.support import helpers
+from tests.support.hard_net import harden
 
 pytestmark = pytest.mark.slow  # converts models
 
@@ -92,9 +92,9 @@ def test_ranges_are_the_geometric_mean_of_both_sides():
 
 def kernels(content):
     """The kernels of the dense layers, [outputs, inputs] each, as they run."""
-    model = tflite.parse(content)
+    model = flatbuffer.parse(content)
     graph = model.subgraphs[0]
-    tensors = [graph.tensors[operator.inputs[1]] for operator in tflite.operators(model)]
+    tensors = [graph.tensors[operator.inputs[1]] for operator in flatbuffer.operators(model)]
     return [np.frombuffer(bytes(model.buffers[t.buffer].data), np.float32).reshape(t.shape) for t in tensors]
 
 
@@ -124,7 +124,7 @@ def test_dead_channels_and_biases_shared_by_layers():
     first.assign(first.numpy() * [1, 0, 1, 1])
     second.assign(second.numpy() * np.array([1, 1, 0, 1])[:, None])
     content = helpers.to_tflite(model, "float32")
-    operators = tflite.operators(tflite.parse(content))
+    operators = flatbuffer.operators(flatbuffer.parse(content))
     assert len({operator.inputs[2] for operator in operators}) == 1
     equalised, record = equalise(content)
     assert len(record) == 2

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from tfx.types import standard_artifacts
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.examples import ExamplesError
-from tfx_compression.models.interpreter import Interpreter
+from tfx_compression.errors import DataError, ModelError
+from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite_quantizer import self_test
 from tfx_compression.tflite_quantizer.config import AutoPrecision, Calibration, Metadata, Quantization
 from tfx_compression.tflite_quantizer.executor import Executor
 from tfx_compression.tflite_quantizer.record import Record
 
-from tests import helpers
+from tests.support import helpers
 
 pytestmark = pytest.mark.slow  # imports TFX, converts models
 
@@ -181,7 +180,7 @@ def test_a_microcontroller_gets_its_c_source(tmp_path, model, examples):
 @pytest.mark.parametrize(
     ("config", "error", "message"),
     [
-        (Quantization(calibration=Calibration(split="training")), ExamplesError, "no split 'training', only: train"),
+        (Quantization(calibration=Calibration(split="training")), DataError, "no split 'training', only: train"),
         (Quantization(calibration=Calibration(stratify_by="colour")), ModelError, "has no 'colour'; it has: image"),
         (Quantization(target="microcontroller", max_arena_bytes=100), ModelError, "target 'microcontroller'.*100"),
         (Quantization(max_memory_bytes=10 * 2**20), ModelError, "in mode 'int8' ran out of memory"),

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert import interpreter as litert
-from tfx_compression.models.errors import ModelError
+from tfx_compression.errors import ModelError
 from tfx_compression.tflite_quantizer import layer_errors
 
-from tests import helpers
+from tests.support import helpers
 
 pytestmark = pytest.mark.slow  # converts models
 

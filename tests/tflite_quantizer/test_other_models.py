@@ -6,16 +6,15 @@ import pytest
 import tensorflow as tf
 import tf_keras
 import tfx_compression as tfc
-from tfx_compression.models import conversion, serving, sources
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.examples import ExamplesError
-from tfx_compression.models.interpreter import Interpreter
-from tfx_compression.tflite_quantizer import devices
+from tfx_compression.errors import DataError, ModelError
+from tfx_compression.saved_models import feature_signatures
+from tfx_compression.tflite import conversion
+from tfx_compression.tflite.interpreter import Interpreter
+from tfx_compression.tflite_quantizer import devices, sources
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.quantization import Rows, quantize_saved_model, rows_of
 
-from tests import helpers
-from tests.models import kinds
+from tests.support import helpers, kinds
 
 pytestmark = pytest.mark.slow  # converts models, in a process of its own each
 
@@ -272,8 +271,8 @@ def test_a_picture_of_any_size_is_calibrated_on_rows_of_one_size(tmp_path):
     expected = helpers.answers(path, **rows)["y"]
     error = np.sqrt(np.mean((Interpreter(found.content).predict(rows)["y"] - expected) ** 2))
     assert error < 0.1 * expected.std()
-    signature = serving.feature_signature(path)
-    with pytest.raises(ExamplesError, match="any size of x.*Remedy: a serving signature that parses"):
+    signature = feature_signatures.feature_signature(path)
+    with pytest.raises(DataError, match="any size of x.*Remedy: a serving signature that parses"):
         signature.read(helpers.serialized(rows))
 
 
@@ -293,7 +292,7 @@ def parsing(path, spec, call) -> str:
 def test_a_feature_that_a_row_lacks_is_what_serving_takes_for_it(tmp_path):
     spec = {name: tf.io.FixedLenFeature([2], tf.float32, [7.0, 8.0]) for name in ("a", "b")}
     path = parsing(tmp_path / "defaults", spec, lambda parsed: parsed["a"] * parsed["b"])
-    signature = serving.feature_signature(path)
+    signature = feature_signatures.feature_signature(path)
     columns = signature.read(helpers.serialized({"a": normal(3, 2)}))
     np.testing.assert_array_equal(columns["b"], [[7.0, 8.0]] * 3)
     np.testing.assert_array_equal(columns["a"], normal(3, 2))
@@ -317,8 +316,8 @@ def test_sparse_features_stay_outside_with_transform(tmp_path):
     model.save(path, save_format="tf", signatures={"serving_default": serve})
     rows = helpers.serialized({name: normal(6, 1, seed=index) for index, name in enumerate(kinds.FEATURES)})
     with pytest.raises(ModelError, match="no fixed shape: a, b"):
-        serving.feature_signature(path)
-    signature = serving.feature_signature(path, transform="outside")
+        feature_signatures.feature_signature(path)
+    signature = feature_signatures.feature_signature(path, transform="outside")
     columns = signature.read(rows)
     assert set(columns) == set(signature.reads) == {"a", "b"}
     with pytest.raises(ModelError, match="no fixed shape"):

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tfx_compression as tfc
-from tfx_compression.models import sources, tflite, tflite_metadata
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.interpreter import Interpreter
-from tfx_compression.tflite_quantizer import self_test
+from tfx_compression.errors import ModelError
+from tfx_compression.tflite import flatbuffer
+from tfx_compression.tflite.interpreter import Interpreter
+from tfx_compression.tflite_quantizer import self_test, sources, tflite_metadata
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.quantization import quantize, quantize_saved_model, rows_of
 
-from tests import helpers
+from tests.support import helpers
 
 pytestmark = pytest.mark.slow  # converts models, in a process of its own each
 
@@ -136,7 +136,7 @@ def test_int8_inputs_are_scaled_by_the_range_of_the_rows_that_it_is_calibrated_o
 
 
 def test_an_int8_model_computes_on_integers_only(int8):
-    assert tflite.contents(int8).float_ops == {}
+    assert flatbuffer.contents(int8).float_ops == {}
     probabilities = Interpreter(int8).outputs["probabilities"]
     assert (probabilities.dtype, probabilities.scale, probabilities.zero_point) == (np.int8, 1 / 256, -128)
 
@@ -244,7 +244,7 @@ def test_an_equalised_model_predicts_as_well_and_names_its_pairs(model, saved):
 def test_rules_give_layers_their_precision_and_the_others_stay_float(saved):
     rules = [tfc.PrecisionRule(layers="conv", precision="int8_weight_only")]
     content = quantize(saved, Quantization(mode="mixed", rules=rules))
-    kinds = {name: weight.dtype for name, weight in tflite.contents(content).weights.items()}
+    kinds = {name: weight.dtype for name, weight in flatbuffer.contents(content).weights.items()}
     assert np.dtype(np.int8) in kinds.values()
     assert np.dtype(np.float32) in kinds.values()
 

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import tf_keras
 from tensorflow.lite.python import schema_py_generated as schema
-from tfx_compression.models import tflite
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.interpreter import Interpreter
+from tfx_compression.errors import ModelError
+from tfx_compression.tflite import flatbuffer
+from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite_quantizer import recipes
 from tfx_compression.tflite_quantizer.calibration import observe
 from tfx_compression.tflite_quantizer.config import Calibration, PrecisionRule
 from tfx_compression.tflite_quantizer.recipes import Choice, quantize_layers, resolve, uniform
 
-from tests import helpers
+from tests.support import helpers
 
 pytestmark = pytest.mark.slow  # converts models
 
@@ -140,7 +140,7 @@ def test_dynamic_weights_are_what_arithmetic_makes_of_them(dense, net, precision
         model = tf_keras.Model(x, tf_keras.layers.Conv2D(6, 1, name="y")(x))
         dense = Net(model, np.random.default_rng(0).normal(size=(40, 1, 1, 12)).astype(np.float32))
     made = dense.quantized(precision)
-    assert any(tensor.type == {127: 9, 7: 17, 1: 19}[levels] for tensor in tflite.parse(made).subgraphs[0].tensors)
+    assert any(tensor.type == {127: 9, 7: 17, 1: 19}[levels] for tensor in flatbuffer.parse(made).subgraphs[0].tensors)
     wanted, largest = dense.rows["x"].reshape(len(dense.rows["x"]), -1), 0.0
     for place, (kernel, bias) in enumerate(dense_layers(dense.content)):
         rows = kernel.reshape(len(kernel), -1)
@@ -168,14 +168,14 @@ def test_two_bits_have_the_scale_of_least_squared_error(spread):
 
 def dense_layers(content):
     """Kernel [outputs, inputs] and bias of each; without a bias, zero."""
-    model = tflite.parse(content)
+    model = flatbuffer.parse(content)
     graph = model.subgraphs[0]
 
     def values(place):
         tensor = graph.tensors[place]
         return np.frombuffer(bytes(model.buffers[tensor.buffer].data), np.float32).reshape(tensor.shape)
 
-    for operator in tflite.operators(model):
+    for operator in flatbuffer.operators(model):
         _, kernel, *bias = (place for place in operator.inputs if place >= 0)
         yield values(kernel), values(bias[0]) if bias else np.float32(0)
 
@@ -221,7 +221,7 @@ def test_inputs_and_outputs_are_as_asked(cnn, precision, io, dtype):
             name: tensor.shape for name, tensor in then.items()
         }
     assert cnn.error(content) < BOUNDS[precision]
-    float_ops = set(tflite.contents(content).float_ops)
+    float_ops = set(flatbuffer.contents(content).float_ops)
     if precision != "int4_dynamic":
         assert float_ops == ({"DEQUANTIZE"} if io == "float32" else set())
 
@@ -234,12 +234,12 @@ def test_unsigned_inputs_do_not_go_with_sixteen_bits(cnn):
 def test_what_has_no_kernel_follows_its_neighbours(cnn):
     graph = recipes.Graph(cnn.content)
     content = quantize_layers(cnn.content, {index: Choice("int8") for index in graph.kernels}, cnn.ranges)
-    assert tflite.contents(content).float_ops == {}
-    assert "QUANTIZE" not in tflite.contents(content).ops
+    assert flatbuffer.contents(content).float_ops == {}
+    assert "QUANTIZE" not in flatbuffer.contents(content).ops
     first, *_, last = graph.kernels
     inner = {index: Choice("int8") for index in graph.kernels if index not in (first, last)}
     content = quantize_layers(cnn.content, inner, cnn.ranges)
-    ops = tflite.contents(content).ops
+    ops = flatbuffer.contents(content).ops
     assert (ops["QUANTIZE"], ops["DEQUANTIZE"]) == (1, 1)
     model = Interpreter(content)  # the layers next to them compute in floats
     assert {tensor.dtype for tensor in (*model.inputs.values(), *model.outputs.values())} == {np.dtype(np.float32)}
@@ -248,7 +248,7 @@ def test_what_has_no_kernel_follows_its_neighbours(cnn):
 def test_pooling_between_floats_stays_in_floats(cnn):
     graph = recipes.Graph(cnn.content)
     content = quantize_layers(cnn.content, {next(iter(graph.kernels)): Choice("int8")}, cnn.ranges)
-    assert tflite.contents(content).float_ops["MAX_POOL_2D"] == 1
+    assert flatbuffer.contents(content).float_ops["MAX_POOL_2D"] == 1
 
 
 def test_the_last_rule_that_fits_wins(cnn):
@@ -267,7 +267,7 @@ def test_the_last_rule_that_fits_wins(cnn):
     assert by_layer["pool"] == by_layer["separable"] == "int8"
     content = quantize_layers(cnn.content, choices, cnn.ranges)
     assert cnn.error(content) < BOUNDS["int4"]
-    assert tflite.contents(content).float_ops.keys() >= {"FULLY_CONNECTED"}
+    assert flatbuffer.contents(content).float_ops.keys() >= {"FULLY_CONNECTED"}
 
 
 def test_a_rule_that_fits_nothing_lists_the_layers(cnn):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from tfx_compression.models.errors import ModelError
+from tfx_compression.errors import ModelError
 from tfx_compression.tflite_quantizer import self_test
 
-from tests import helpers
+from tests.support import helpers
 
 pytestmark = pytest.mark.slow  # converts models
 

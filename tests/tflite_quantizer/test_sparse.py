@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import tf_keras
-from tfx_compression.models import tflite
-from tfx_compression.models.gzipped import gzipped
-from tfx_compression.models.interpreter import Interpreter
+from tfx_compression.compressed_size import gzipped
+from tfx_compression.tflite import flatbuffer
+from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite_quantizer import sparse
 
-from tests import helpers
+from tests.support import helpers
 
 pytestmark = pytest.mark.slow  # converts models
 
@@ -37,7 +37,7 @@ def assert_same_outputs(found: bytes, content: bytes) -> None:
 
 
 def encoded_tensors(content: bytes) -> int:
-    return sum(tensor.sparsity is not None for tensor in tflite.parse(content).subgraphs[0].tensors)
+    return sum(tensor.sparsity is not None for tensor in flatbuffer.parse(content).subgraphs[0].tensors)
 
 
 @pytest.fixture(scope="module")

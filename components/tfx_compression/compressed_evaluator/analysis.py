@@ -27,8 +27,8 @@ from tfx_bsl.tfxio import tf_example_record
 
 from tfx_compression.compressed_evaluator import metrics, predictors
 from tfx_compression.compressed_evaluator.behaviour import SECONDS, Observe, Observed, part_of
-from tfx_compression.models import examples
-from tfx_compression.models.errors import ModelError
+from tfx_compression.data import examples
+from tfx_compression.errors import ModelError
 
 _OBSERVED = "behaviour.pickle"
 _ROWS = 1024
@@ -67,7 +67,7 @@ def analyse(
     Where labels are `classes`, they have to be the number of an output.
 
     Raises:
-      ExamplesError, ModelError: where rows lack a label or what a model takes.
+      DataError, ModelError: where rows lack a label or what a model takes.
     """
     shared = [
         tfma.types.EvalSharedModel(
@@ -104,7 +104,7 @@ def analyse(
                 | "Write"
                 >> tfma.WriteResults(tfma.default_writers(output_path, eval_shared_model=whole, eval_config=config))
             )
-    except (RuntimeError, examples.ExamplesError, ModelError) as error:
+    except (RuntimeError, examples.DataError, ModelError) as error:
         raise _own(error) from error
     with tf.io.gfile.GFile(observed, "rb") as file:
         found: Observed = pickle.loads(file.read())
@@ -114,7 +114,7 @@ def analyse(
 
 def _own(error: Exception) -> Exception:
     """Our own error out of the one that Beam makes of it: its text names the class and quotes the message."""
-    kinds = {kind.__name__: kind for kind in (examples.ExamplesError, ModelError)}
+    kinds = {kind.__name__: kind for kind in (examples.DataError, ModelError)}
     found = re.findall(rf"({'|'.join(kinds)}): (.*?)(?:\s*\[while running|\n|$)", f"{type(error).__name__}: {error}")
     return kinds[found[-1][0]](found[-1][1]) if found else error
 
@@ -147,9 +147,7 @@ class _Read(beam.DoFn):
             try:
                 decoded = self._decoder.DecodeBatch(batch.tolist())
             except (ValueError, RuntimeError) as error:
-                raise examples.ExamplesError(
-                    f"{file} holds a record that is not as the schema says: {error}"
-                ) from error
+                raise examples.DataError(f"{file} holds a record that is not as the schema says: {error}") from error
             self._require(file, decoded)
             # What some rows lack has no fixed shape: whether that is an error, is up to the models.
             whole = {name for name in decoded.schema.names if not decoded.column(name).null_count}
@@ -163,14 +161,14 @@ class _Read(beam.DoFn):
         for name, what in self._required.items():
             missing = decoded.column(name).null_count if name in decoded.schema.names else decoded.num_rows
             if missing:
-                raise examples.ExamplesError(
+                raise examples.DataError(
                     f"The {what} {name!r} is missing in {missing} of {decoded.num_rows} examples in a row of {file}. "
                     f"Remedy: evaluate on a split whose examples all have their {what}."
                 )
             values = decoded.column(name).flatten()
             numeric = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
             if what == "example weight" and not (numeric and (np.asarray(values) >= 0).all()):
-                raise examples.ExamplesError(
+                raise examples.DataError(
                     f"The example weight {name!r} is not a number of 0 or more in some examples of {file}. "
                     "Remedy: evaluate on examples whose weights are."
                 )
@@ -231,12 +229,12 @@ class _Predict(beam.DoFn):
 
 
 def _require_classes(labels: Any, outputs: np.ndarray) -> None:
-    """Raises ExamplesError where a label is not the number of an output."""
+    """Raises DataError where a label is not the number of an output."""
     values = np.asarray(labels)
     numbers = values.dtype.kind in "iuf" and values.size == len(outputs)
     if not numbers or (values != np.floor(values)).any() or values.min() < 0 or values.max() >= outputs.shape[-1]:
         shown = ", ".join(map(repr, np.unique(values.astype(str))[:5].tolist())) if values.ndim else repr(labels)
-        raise examples.ExamplesError(
+        raise examples.DataError(
             f"The labels of a batch are {shown} …, where a metric of sparse classes takes one whole number from 0 to "
             f"{outputs.shape[-1] - 1}, as many as the models have outputs. Remedy: another label or metric."
         )

@@ -7,8 +7,9 @@ from typing import Literal
 import pydantic
 from pydantic import Field
 
-from tfx_compression.models.config import Config, ConfigError
-from tfx_compression.models.metric_names import plain_name, smaller_is_better
+from tfx_compression.config import Config
+from tfx_compression.errors import ConfigError
+from tfx_compression.keras_models.metric_names import plain_name, smaller_is_better
 
 # The budget's limits on drops of metrics.
 DROPS = ("max_metric_drop", "max_relative_metric_drop", "max_slice_metric_drop")

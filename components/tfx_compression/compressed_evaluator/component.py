@@ -13,7 +13,7 @@ from tfx.utils import json_utils, proto_utils
 
 from tfx_compression.compressed_evaluator import evaluation, executor
 from tfx_compression.compressed_evaluator.budget import Budget
-from tfx_compression.models.config import ConfigError
+from tfx_compression.errors import ConfigError
 from tfx_compression.tfx_support import artifacts, declaration
 
 

@@ -22,11 +22,12 @@ from tfx_compression.compressed_evaluator.analysis import Planned, analyse
 from tfx_compression.compressed_evaluator.behaviour import Observed
 from tfx_compression.compressed_evaluator.budget import Budget, Verdict
 from tfx_compression.compressed_evaluator.record import FILE, Comparison, Evaluation, Measured
-from tfx_compression.models import examples, tflite, weights
-from tfx_compression.models.compressed import write_text
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.metric_names import smaller_is_better
+from tfx_compression.data import examples
+from tfx_compression.errors import ConfigError, ModelError
+from tfx_compression.keras_models.metric_names import smaller_is_better
+from tfx_compression.model_handle import model_files
+from tfx_compression.model_handle.compressed import write_text
+from tfx_compression.tflite import flatbuffer
 
 BASELINE = "baseline"
 
@@ -57,7 +58,7 @@ def evaluate(
       reference_kernels: run TFLite models on TFLite's reference kernels: slow, the same to the bit on every machine.
 
     Raises:
-      ModelError, ExamplesError, ConfigError: see `run`.
+      ModelError, DataError, ConfigError: see `run`.
     """
     patterns = [examples] if isinstance(examples, str) else list(examples)
     config = config_pb2.EvalConfig()
@@ -89,7 +90,7 @@ def run(
 
     Raises:
       ModelError: for a baseline that can't be run, or a candidate whose inputs or outputs don't fit.
-      ExamplesError: where there are no examples, or no label in some of them.
+      DataError: where there are no examples, or no label in some of them.
       ConfigError: where the budget limits a metric that is not computed, or there is no label.
     """
     _clear(output_path)
@@ -120,7 +121,7 @@ def run(
                     planned, files, schema, config, output_path, make_pipeline, reference_kernels, classes
                 )
             if not observed.weight:
-                raise examples.ExamplesError(
+                raise examples.DataError(
                     f"All example weights are zero in {', '.join(patterns)}, so every metric would be. "
                     "Remedy: another example_weight_key, or none."
                 )
@@ -188,24 +189,24 @@ def _located(candidates: Mapping[str, str], baseline: str | None) -> dict[str, s
         raise ConfigError("A candidate needs a name. Remedy: candidates={'int8': 'model.tflite'}.")
     if not candidates:
         raise ConfigError("There is no candidate to evaluate. Remedy: candidates={'int8': 'model.tflite'}.")
-    paths = {name: weights.locate(path) for name, path in candidates.items()}
-    return paths if baseline is None else {**paths, BASELINE: weights.locate(baseline)}
+    paths = {name: model_files.locate(path) for name, path in candidates.items()}
+    return paths if baseline is None else {**paths, BASELINE: model_files.locate(baseline)}
 
 
-def _tried(paths: Mapping[str, str], reference_kernels: bool) -> tuple[dict[str, tflite.Contents], dict[str, str]]:
+def _tried(paths: Mapping[str, str], reference_kernels: bool) -> tuple[dict[str, flatbuffer.Contents], dict[str, str]]:
     """What is in the TFLite models, and what is wrong with those that can't be read or run.
 
     Raises:
       ModelError: where the baseline is one of these.
     """
-    contents: dict[str, tflite.Contents] = {}
+    contents: dict[str, flatbuffer.Contents] = {}
     failed: dict[str, str] = {}
     readable: dict[str, bytes] = {}
     for name, path in paths.items():
-        if weights.kind(path) == "tflite":
+        if model_files.kind(path) == "tflite":
             content = measuring.read(path)
             try:
-                contents[name], readable[name] = tflite.contents(content), content
+                contents[name], readable[name] = flatbuffer.contents(content), content
             except ModelError as error:
                 failed[name] = str(error)
     failed |= trial.failures(readable, reference_kernels)
@@ -366,7 +367,7 @@ def _files(patterns: Sequence[str]) -> list[str]:
     """The files of all patterns.
 
     Raises:
-      ExamplesError: where there are none, or not one row in them.
+      DataError: where there are none, or not one row in them.
     """
     found = sorted({name for pattern in patterns for name in tf.io.gfile.glob(pattern)})
     examples.require_rows(found, ", ".join(patterns))
@@ -387,7 +388,7 @@ def _first_row(
         kind = feature.WhichOneof("kind")
         features[name] = np.asarray([getattr(feature, kind).value]) if kind else np.empty([1, 0])
     if label and label not in features:
-        raise examples.ExamplesError(
+        raise examples.DataError(
             f"The label {label!r} is not in the examples of {', '.join(patterns)}; the first has: "
             f"{', '.join(sorted(features))}. Remedy: set label_key to one of them."
         )

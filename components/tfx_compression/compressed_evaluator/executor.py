@@ -15,7 +15,7 @@ from tfx.utils import io_utils
 from tfx_compression.compressed_evaluator import evaluation, report
 from tfx_compression.compressed_evaluator.budget import Budget
 from tfx_compression.compressed_evaluator.record import Evaluation
-from tfx_compression.models.compressed import write_text
+from tfx_compression.model_handle.compressed import write_text
 from tfx_compression.tfx_support import artifacts, inputs
 
 

@@ -13,7 +13,7 @@ from tfx_compression.compressed_evaluator.budget import (
     metric_drop,
 )
 from tfx_compression.compressed_evaluator.record import Comparison, Drop, Evaluation, Measured
-from tfx_compression.models.metric_names import smaller_is_better
+from tfx_compression.keras_models.metric_names import smaller_is_better
 
 _LEAST_ROWS = 20  # one in each part of the jackknife
 _NO_BASELINE = "there is no baseline"

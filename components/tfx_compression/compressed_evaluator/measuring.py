@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
+from tfx_compression import files
 from tfx_compression.compressed_evaluator import latency, predictors
 from tfx_compression.compressed_evaluator.record import Layer, Measured
-from tfx_compression.models import conversion, files, tflite, weights
-from tfx_compression.models.errors import ModelError
+from tfx_compression.errors import ModelError
+from tfx_compression.model_handle import model_files
+from tfx_compression.tflite import conversion, flatbuffer
 
 Row = tuple[np.ndarray, dict[str, np.ndarray]]
 
@@ -24,17 +26,17 @@ class Model:
     """A model that runs.
 
     Attributes:
-      path: as `weights.locate` returns it.
+      path: as `model_files.locate` returns it.
       predictor: it, loaded, on one thread.
       contents: what is in the flatbuffer; None of a SavedModel.
     """
 
     path: str
     predictor: predictors.Predictor
-    contents: tflite.Contents | None
+    contents: flatbuffer.Contents | None
 
 
-def load(path: str, contents: tflite.Contents | None, reference_kernels: bool = False) -> Model:
+def load(path: str, contents: flatbuffer.Contents | None, reference_kernels: bool = False) -> Model:
     """The model at `path`."""
     return Model(path, predictors.load(path, reference_kernels=reference_kernels), contents)
 
@@ -68,7 +70,7 @@ def unmeasured(path: str, failure: str = "") -> Measured:
     """A model of which only the size is known, and why it did not run."""
     size = files.size(path)
     return Measured(
-        kind=weights.kind(path),
+        kind=model_files.kind(path),
         uri=path,
         bytes=size.raw,
         bytes_gzip=size.gzip,
@@ -97,7 +99,7 @@ def _measured(
                 Layer(
                     name=name,
                     size=kernel.size,
-                    sparsity=weights.sparsity(kernel),
+                    sparsity=model_files.sparsity(kernel),
                     snr_db=_snr(reference.get(name), kernel),
                 )
                 for name, kernel in kernels.items()
@@ -110,7 +112,7 @@ def _kernels(model: Model) -> dict[str, np.ndarray]:
     """The kernels as real numbers."""
     if model.contents is not None:
         return {name: model.contents.real(name) for name in model.contents.weights}
-    return weights.kernels(model.path)
+    return model_files.kernels(model.path)
 
 
 def _snr(reference: np.ndarray | None, kernel: np.ndarray) -> float | None:
@@ -147,7 +149,7 @@ def float_twin(path: str | None, wanted: bool) -> Iterator[Callable[[], Model | 
             written = os.path.join(folder, "baseline.tflite")
             with open(written, "wb") as file:
                 file.write(content)
-            return load(written, tflite.contents(content))
+            return load(written, flatbuffer.contents(content))
 
         yield twin
 

@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
-from tfx_compression.models import serving
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.interpreter import Interpreter, fit
+from tfx_compression.errors import ModelError
+from tfx_compression.saved_models import feature_signatures
+from tfx_compression.tflite.interpreter import Interpreter, fit
 
 Features = Mapping[str, np.ndarray]
 Shape = tuple[int, ...]
@@ -66,13 +66,13 @@ class _SavedModel:
             self._loaded = tf.saved_model.load(path)
         except (OSError, ValueError, tf.errors.OpError) as error:
             raise ModelError(f"The SavedModel in {path} can't be loaded: {error}") from error
-        if serving.SIGNATURE not in self._loaded.signatures:
+        if feature_signatures.SIGNATURE not in self._loaded.signatures:
             raise ModelError(
-                f"The SavedModel in {path} has no signature {serving.SIGNATURE!r}, only: "
+                f"The SavedModel in {path} has no signature {feature_signatures.SIGNATURE!r}, only: "
                 f"{', '.join(self._loaded.signatures) or 'none'}. Remedy: save it with "
-                f"signatures={{{serving.SIGNATURE!r}: …}}."
+                f"signatures={{{feature_signatures.SIGNATURE!r}: …}}."
             )
-        self._signature = self._loaded.signatures[serving.SIGNATURE]
+        self._signature = self._loaded.signatures[feature_signatures.SIGNATURE]
         self._inputs: dict[str, tf.TensorSpec] = self._signature.structured_input_signature[1]
         self._takes_examples = [spec.dtype for spec in self._inputs.values()] == [tf.string] and _parses_examples(
             self._signature.graph.as_graph_def()

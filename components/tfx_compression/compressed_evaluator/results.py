@@ -10,7 +10,7 @@ import tensorflow_model_analysis as tfma
 
 from tfx_compression.compressed_evaluator.budget import Verdict, counts_examples, metric_drop
 from tfx_compression.compressed_evaluator.record import Drop
-from tfx_compression.models.config import ConfigError
+from tfx_compression.errors import ConfigError
 
 COUNT = "example_count"
 _SUB_KEYS = {"class_id": "classId", "k": "k", "top_k": "topK"}  # as TFMA prints them

@@ -4,7 +4,7 @@ import concurrent.futures
 import os
 from collections.abc import Mapping
 
-from tfx_compression.models import isolated
+from tfx_compression import worker
 
 _SECONDS = 300.0
 
@@ -29,8 +29,8 @@ def failures(models: Mapping[str, bytes], reference_kernels: bool = False) -> di
 def _problem(content: bytes, reference_kernels: bool) -> str:
     """What was wrong, empty for nothing."""
     request = {"reference_kernels": reference_kernels}
-    worker = "tfx_compression.compressed_evaluator.trial_worker"
+    module = "tfx_compression.compressed_evaluator.trial_worker"
     try:
-        return str(isolated.run(worker, request, what="The interpreter", timeout=_SECONDS, input=content))
-    except isolated.ProcessError as error:
+        return str(worker.run(module, request, what="The interpreter", timeout=_SECONDS, input=content))
+    except worker.WorkerError as error:
         return str(error)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.interpreter import Interpreter, Tensor
+from tfx_compression.errors import ModelError
+from tfx_compression.tflite.interpreter import Interpreter, Tensor
 
 
 def main(request: Mapping[str, bool]) -> str:

@@ -6,10 +6,10 @@ from tfx.orchestration import data_types
 from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.plan import PruningPlan
+from tfx_compression.errors import ConfigError
 from tfx_compression.pruner import executor
 from tfx_compression.pruning import criteria
+from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.prune import looks_at_data
 from tfx_compression.tfx_support import artifacts, declaration
 

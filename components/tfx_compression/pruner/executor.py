@@ -8,11 +8,11 @@ import tensorflow as tf
 from tfx import types
 from tfx.dsl.components.base import base_executor
 
-from tfx_compression.models import trained
-from tfx_compression.models.compressed import SUMMARY_FILE, write_masks, write_text
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.plan import PruningPlan
+from tfx_compression import model_handle
+from tfx_compression.errors import ModelError
+from tfx_compression.model_handle.compressed import SUMMARY_FILE, write_masks, write_text
 from tfx_compression.pruner import report
+from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.prune import Sensitivities, looks_at_data, prune
 from tfx_compression.pruning.record import RECORD_FILE
 from tfx_compression.tfx_support import artifacts, checkpoints, inputs
@@ -43,7 +43,7 @@ class Executor(base_executor.BaseExecutor):
         overrides = {name: exec_properties.get(name) for name in ("sparsity", "technique")}
         plan = PruningPlan.merged(exec_properties["plan"], overrides)
         module = inputs.UserModule(exec_properties)
-        loaded = trained.load(artifacts.model_path(model), module.custom_objects())
+        loaded = model_handle.load(artifacts.model_path(model), module.custom_objects())
         if compile_fn := module.function("compile_fn"):
             _compile(loaded, compile_fn)
         key = checkpoints.fingerprint(input_dict, exec_properties)
@@ -92,7 +92,7 @@ class Executor(base_executor.BaseExecutor):
             _log.warning("Pruner: %s", note)
 
 
-def _compile(loaded: trained.Trained, compile_fn: Any) -> None:
+def _compile(loaded: model_handle.ModelHandle, compile_fn: Any) -> None:
     if loaded.network is None:
         raise ModelError(
             "The module file has a compile_fn, and the model is a SavedModel without layers, which can't be compiled. "

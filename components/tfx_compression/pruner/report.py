@@ -5,12 +5,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tfx_compression.models.layers import LayerSize
-from tfx_compression.models.plan import PruningPlan
+from tfx_compression.keras_models.model_size import LayerSize
 from tfx_compression.page import numbers, tables, template
 from tfx_compression.page.tables import Cell, Column
 from tfx_compression.pruner import plots
 from tfx_compression.pruner.plots import kept_fraction
+from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.record import Curve, Pruned, Record
 
 # How many names of coupled layers stand in a line; the JSON has them all.

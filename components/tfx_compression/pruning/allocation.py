@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from tfx_compression.models.config import ConfigError
+from tfx_compression.errors import ConfigError
 from tfx_compression.pruning.parts import Part
 
 Sparsities = dict[str, float]

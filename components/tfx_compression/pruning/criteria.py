@@ -16,10 +16,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.kernels import ATTRIBUTES, Kernel
-from tfx_compression.models.plan import PruningPlan
+from tfx_compression.errors import ConfigError, ModelError
+from tfx_compression.kernels import ATTRIBUTES, Kernel
+from tfx_compression.pruning.plan import PruningPlan
 
 Needs = Literal["nothing", "scale", "gradients", "row_gradients", "activations"]
 Axes = Mapping[str, Sequence[int]]

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.kernels import Kernel
-from tfx_compression.models.plan import PruningPlan
+from tfx_compression.errors import ConfigError
+from tfx_compression.kernels import Kernel
+from tfx_compression.pruning.plan import PruningPlan
 
 
 def mask(kernel: Kernel, scores: np.ndarray, sparsity: float, plan: PruningPlan) -> np.ndarray:

@@ -11,10 +11,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfx_compression.models import graph
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.kernels import Kernel, children
-from tfx_compression.models.plan import PruningPlan
+from tfx_compression.errors import ModelError
+from tfx_compression.keras_models import graph
+from tfx_compression.kernels import Kernel, children
+from tfx_compression.pruning.plan import PruningPlan
 
 NORMALISATIONS = ("BatchNormalization", "SyncBatchNormalization", "LayerNormalization", "GroupNormalization")
 # Layers that change no channel into another, so that what follows sees the same ones: after normalisation and

@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfx_compression.models import layers
-from tfx_compression.models.compressed import Compressed, Summary
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.metric_names import smaller_is_better
-from tfx_compression.models.plan import PruningPlan
-from tfx_compression.models.trained import Trained, compile_as, of
+from tfx_compression.errors import ConfigError, ModelError
+from tfx_compression.keras_models import model_size
+from tfx_compression.keras_models.metric_names import smaller_is_better
+from tfx_compression.model_handle import ModelHandle, compile_as, wrap
+from tfx_compression.model_handle.compressed import Compressed, Summary
 from tfx_compression.pruning import criteria, sensitivity
 from tfx_compression.pruning.allocation import allocate
 from tfx_compression.pruning.criteria import Evidence
+from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.probe import KerasProbe
 from tfx_compression.pruning.record import Curve, Record
 from tfx_compression.pruning.record import Pruned as Part
@@ -41,7 +40,7 @@ class Pruned(Compressed):
     """
 
     record: Record
-    trained: Trained
+    trained: ModelHandle
 
     def save(self, path: str, signatures_fn: Callable | None = None, transform_graph: str | None = None) -> None:
         """Writes a SavedModel that answers the same signatures, and a `.keras` beside it where there was one.
@@ -84,7 +83,7 @@ def prune(
     With a schedule, the first step is taken, or the one that `asked` says.
 
     Args:
-      model: a Keras 2 or Keras 3 model, the path of one or of a SavedModel, or what `models.trained.load` returned. By
+      model: a Keras 2 or Keras 3 model, the path of one or of a SavedModel, or what `model_handle.load` returned. By
         technique `weight` a model in memory is changed in place; the others build a new one.
       plan: what to prune.
       data: batches of (features, labels), as Keras' `fit` takes them, for criteria and allocations that look at data.
@@ -99,7 +98,7 @@ def prune(
       ConfigError: where the plan doesn't fit the model, or can't be reached, with the most that can.
       ModelError: for a model that can't be pruned so, or a weight that is not a number.
     """
-    trained = model if isinstance(model, Trained) else of(model)
+    trained = model if isinstance(model, ModelHandle) else wrap(model)
     _require_finite(trained)
     _require_batches(data)
     before = trained.measure()
@@ -119,7 +118,7 @@ def prune(
         left = channels_left(technique.structure, choices)
         result = technique.carry_out(choices)
         compile_as(trained.model, result)
-        after = layers.measure(result)
+        after = model_size.measure(result)
     else:
         masks = technique.masks(sparsities)
         kept = {name: int(stays.sum()) for name, stays in masks.items()}
@@ -176,7 +175,7 @@ def looks_at_data(plan: PruningPlan) -> bool:
 
 
 def evidence_of(
-    trained: Trained, plan: PruningPlan, data: tf.data.Dataset | None, loss_fn: Loss | None
+    trained: ModelHandle, plan: PruningPlan, data: tf.data.Dataset | None, loss_fn: Loss | None
 ) -> KerasProbe | SignatureProbe | None:
     """What tells criteria and allocation of the data, where the plan looks at more than weights."""
     needs = "nothing" if plan.criterion == "scores" else criteria.get(plan.criterion).needs
@@ -256,7 +255,7 @@ def _schedule_note(plan: PruningPlan) -> list[str]:
     ]
 
 
-def _require_finite(trained: Trained) -> None:
+def _require_finite(trained: ModelHandle) -> None:
     if trained.kind == "saved_model":
         weights = list(trained.model.variables.values())
     else:

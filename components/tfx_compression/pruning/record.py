@@ -2,8 +2,8 @@
 
 import pydantic
 
-from tfx_compression.models.compressed import Summary
-from tfx_compression.models.plan import PruningPlan
+from tfx_compression.model_handle.compressed import Summary
+from tfx_compression.pruning.plan import PruningPlan
 
 RECORD_FILE = "pruning.json"
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from tfx_compression.models import graph
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.layers import ModelSize
-from tfx_compression.models.plan import PruningPlan
-from tfx_compression.models.trained import Trained
+from tfx_compression.errors import ModelError
+from tfx_compression.keras_models import graph
+from tfx_compression.keras_models.model_size import ModelSize
+from tfx_compression.model_handle import ModelHandle
 from tfx_compression.pruning import criteria, surgery
 from tfx_compression.pruning.criteria import Evidence
 from tfx_compression.pruning.parts import Part
+from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.structure import Group, Structure
 from tfx_compression.pruning.technique import Technique, assigned
 
@@ -31,7 +31,7 @@ class Removal(Technique):
 
     rounding = "what stays of each layer is a whole number of channels, a multiple of round_to, and at least one"
 
-    def __init__(self, trained: Trained, whole: ModelSize, plan: PruningPlan):
+    def __init__(self, trained: ModelHandle, whole: ModelSize, plan: PruningPlan):
         if trained.network is None:
             what = f"{trained.path} is a SavedModel" if trained.path else f"{trained.model.name!r} is"
             raise ModelError(
@@ -115,7 +115,7 @@ class Removal(Technique):
             raise criteria.unscored(self.plan, group.name)
         return np.mean(found, axis=0)
 
-    def _left_alone(self, group: Group, trained: Trained, plan: PruningPlan) -> str:
+    def _left_alone(self, group: Group, trained: ModelHandle, plan: PruningPlan) -> str:
         """Why the plan, or the user, leaves a group alone; empty where they don't."""
         first = [layer for layer in group.layers if layer in self.structure.firsts]
         if first and "first" in plan.protect:
@@ -150,7 +150,7 @@ def _require_no_loss_inside(model: Any) -> None:
 class _Size:
     """What removal saves, worked out without building anything."""
 
-    def __init__(self, structure: Structure, trained: Trained, measured: ModelSize):
+    def __init__(self, structure: Structure, trained: ModelHandle, measured: ModelSize):
         self._structure = structure
         self._slices: dict[int, list[Any]] = {}
         for (variable, _), each in structure.channels.slices.items():
@@ -178,7 +178,7 @@ def _dtype(variable: Any) -> str:
     return getattr(variable.dtype, "name", variable.dtype)
 
 
-def _tied(groups: Mapping[str, Group], trained: Trained) -> dict[str, str]:
+def _tied(groups: Mapping[str, Group], trained: ModelHandle) -> dict[str, str]:
     """The groups that touch a variable which two layers share: they could not be built anew with one."""
     shared = {*trained.tied, *trained.tied.values()}
     return {

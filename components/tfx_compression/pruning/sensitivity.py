@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
+from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.pruning.allocation import Achieved, Sparsities, smallest, unreachable
 from tfx_compression.pruning.record import Curve
 

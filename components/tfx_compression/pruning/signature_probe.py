@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.kernels import Kernel
-from tfx_compression.models.plan import PruningPlan
-from tfx_compression.models.saved_model import SavedModel
+from tfx_compression.errors import ModelError
+from tfx_compression.kernels import Kernel
+from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.probe import Sample
+from tfx_compression.saved_models.saved_model import SavedModel
 
 # The labels and what the signature answers, by name, to the mean loss of the batch, or one of each row.
 Loss = Callable[[Any, Mapping[str, tf.Tensor]], tf.Tensor]

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tfx_compression.models import graph, kernels
-from tfx_compression.models.errors import ModelError
+from tfx_compression import kernels
+from tfx_compression.errors import ModelError
+from tfx_compression.keras_models import graph
 from tfx_compression.pruning.channels import FIXED, Atoms, Channels, Flow, Kept, Unsupported
 from tfx_compression.pruning.rules import rule_of
 

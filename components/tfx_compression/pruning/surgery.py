@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from tfx_compression.models import graph
-from tfx_compression.models.errors import ModelError
-from tfx_compression.pruning import anew
+from tfx_compression.errors import ModelError
+from tfx_compression.keras_models import clone, graph
 from tfx_compression.pruning.channels import Kept
 from tfx_compression.pruning.structure import Structure
 
@@ -63,7 +62,7 @@ class _Rebuilt:
     def model(self, model: Any, inputs: list[Any] | None = None) -> Any:
         """A functional model, built on new inputs (of the old shapes, or like `inputs`)."""
         new_inputs = [
-            anew.input_like(old, like.shape, name)
+            clone.input_like(old, like.shape, name)
             for old, like, name in zip(model.inputs, inputs or model.inputs, _input_names(model), strict=True)
         ]
         tensors = dict(zip(map(id, model.inputs), new_inputs, strict=True))
@@ -72,7 +71,7 @@ class _Rebuilt:
             args, kwargs = graph.replaced((call.args, call.kwargs), lambda tensor: tensors[id(tensor)])
             outputs = graph.flat_tensors(layer(*args, **kwargs))
             tensors.update(zip(map(id, call.outputs), outputs, strict=True))
-        built = anew.keras_of(model).Model(
+        built = clone.keras_of(model).Model(
             *(graph.replaced(each, lambda tensor: tensors[id(tensor)]) for each in graph.arguments(model)),
             name=model.name,
         )
@@ -99,7 +98,7 @@ class _Rebuilt:
 
     def _configured(self, layer: Any) -> Any:
         try:
-            return anew.made_anew(layer, self._config(layer, layer.get_config()))
+            return clone.clone_layer(layer, self._config(layer, layer.get_config()))
         except (TypeError, ValueError, NotImplementedError) as error:
             raise ModelError(
                 f"Layer {layer.name!r} of the class {type(layer).__name__} can't be built from its configuration: "
@@ -121,7 +120,7 @@ class _Rebuilt:
         """Copies what stays of a layer's weights, and its other state."""
         if graph.is_functional(old):
             return  # filled when it was built
-        anew.freeze_alike(old, new)  # Keras 2 has the weights that are trained first
+        clone.freeze_alike(old, new)  # Keras 2 has the weights that are trained first
         for before, after in zip(old.weights, new.weights, strict=True):
             if not hasattr(before, "numpy"):
                 continue  # a vocabulary
@@ -131,7 +130,7 @@ class _Rebuilt:
                 if not stays.all():
                     values = np.compress(stays, values, each.axis)
             after.assign(values)
-        anew.finish(new)
+        clone.finish(new)
 
 
 def _input_names(model: Any) -> list[str]:

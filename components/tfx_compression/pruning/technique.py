@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.layers import ModelSize
-from tfx_compression.models.plan import PruningPlan
-from tfx_compression.models.trained import Trained
+from tfx_compression.errors import ConfigError
+from tfx_compression.keras_models.model_size import ModelSize
+from tfx_compression.model_handle import ModelHandle
 from tfx_compression.pruning.allocation import unreachable
 from tfx_compression.pruning.criteria import Evidence
 from tfx_compression.pruning.parts import Part
+from tfx_compression.pruning.plan import PruningPlan
 
 RULE = "a rule leaves it alone"
 
@@ -40,7 +40,7 @@ class Technique(abc.ABC):
 
     def __init__(
         self,
-        trained: Trained,
+        trained: ModelHandle,
         whole: ModelSize,
         plan: PruningPlan,
         layers: Mapping[str, Sequence[str]],

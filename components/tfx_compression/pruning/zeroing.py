@@ -6,16 +6,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfx_compression.models import graph
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.kernels import Kernel
-from tfx_compression.models.layers import ModelSize
-from tfx_compression.models.plan import PruningPlan
-from tfx_compression.models.trained import Trained
+from tfx_compression.errors import ConfigError
+from tfx_compression.keras_models import graph
+from tfx_compression.keras_models.model_size import ModelSize
+from tfx_compression.kernels import Kernel
+from tfx_compression.model_handle import ModelHandle
 from tfx_compression.pruning import criteria
 from tfx_compression.pruning.criteria import Evidence
 from tfx_compression.pruning.masks import block_scores, carries, mask
 from tfx_compression.pruning.parts import Part
+from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.structure import Structure
 from tfx_compression.pruning.technique import Technique, assigned
 
@@ -29,7 +29,7 @@ class Zeroing(Technique):
 
     rounding = "weights that tie with the least important one that stays are kept too (as tfmot does)"
 
-    def __init__(self, trained: Trained, whole: ModelSize, plan: PruningPlan):
+    def __init__(self, trained: ModelHandle, whole: ModelSize, plan: PruningPlan):
         self.kernels = {name: kernel for name, kernel in trained.kernels.items() if kernel.prunable}
         why = {name: reason for name, reason in _left_alone(trained, plan).items() if name in self.kernels}
         small = [name for name, kernel in self.kernels.items() if not carries(kernel, plan)]
@@ -100,7 +100,7 @@ def _assign(kernel: Kernel, stays: np.ndarray) -> None:
     kernel.variable.assign(np.where(stays, values, np.zeros((), values.dtype)))
 
 
-def _left_alone(trained: Trained, plan: PruningPlan) -> dict[str, str]:
+def _left_alone(trained: ModelHandle, plan: PruningPlan) -> dict[str, str]:
     """By kernel, why it is left alone: its place in the network, or what the user did to it."""
     firsts, lasts = _ends(trained)
     why = dict.fromkeys(lasts if "last" in plan.protect else (), "last layer, protected by default")
@@ -109,12 +109,12 @@ def _left_alone(trained: Trained, plan: PruningPlan) -> dict[str, str]:
     return why | _tied(trained)
 
 
-def _tied(trained: Trained) -> dict[str, str]:
+def _tied(trained: ModelHandle) -> dict[str, str]:
     """The kernels that are pruned under another's name, whose variable they share."""
     return {name: f"shares its weights with {first!r}" for name, first in trained.tied.items()}
 
 
-def _ends(trained: Trained) -> tuple[list[str], list[str]]:
+def _ends(trained: ModelHandle) -> tuple[list[str], list[str]]:
     """The kernels that see the inputs, and those that the outputs come from."""
     if trained.kind == "saved_model":
         return trained.model.ends

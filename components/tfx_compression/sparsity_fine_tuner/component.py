@@ -9,7 +9,7 @@ from tfx.orchestration import data_types
 from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
-from tfx_compression.models.config import ConfigError
+from tfx_compression.errors import ConfigError
 from tfx_compression.sparsity_fine_tuner import executor
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.tfx_support import artifacts, declaration

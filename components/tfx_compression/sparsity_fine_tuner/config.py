@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tfx_compression.models.config import Config
+from tfx_compression.config import Config
 
 
 class Distillation(Config):

@@ -11,9 +11,9 @@ import tensorflow as tf
 from tfx import types
 from tfx.dsl.components.base import base_executor
 
-from tfx_compression.models import trained
-from tfx_compression.models.compressed import SUMMARY_FILE, Summary, read_json, read_masks, write_text
-from tfx_compression.models.errors import ModelError
+from tfx_compression import model_handle
+from tfx_compression.errors import ModelError
+from tfx_compression.model_handle.compressed import SUMMARY_FILE, Summary, read_json, read_masks, write_text
 from tfx_compression.pruning.record import RECORD_FILE, Record
 from tfx_compression.sparsity_fine_tuner import promises
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
@@ -60,10 +60,10 @@ class Executor(base_executor.BaseExecutor):
         if "://" in output.uri and not exec_properties.get("checkpoint_uri"):
             _log.warning("SparsityFineTuner: %s", _NO_CHECKPOINT_URI.format(folder=folder))
         with _strategy(config, module).scope():
-            loaded = trained.load(artifacts.model_path(model), objects)
+            loaded = model_handle.load(artifacts.model_path(model), objects)
             taught = config.distillation is not None or config.guard is not None
             teachers = _teachers(input_dict) if taught else []
-            dense = [trained.load(artifacts.model_path(each), objects) for each in teachers]
+            dense = [model_handle.load(artifacts.model_path(each), objects) for each in teachers]
 
             def batches(split: str, shuffle: bool, seed: int) -> tf.data.Dataset:
                 return inputs.model_batches(

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from tfx_compression.models.compressed import Masks
-from tfx_compression.models.kernels import Kernel
+from tfx_compression.kernels import Kernel
+from tfx_compression.model_handle.compressed import Masks
 from tfx_compression.sparsity_fine_tuner.trainee import unique
 
 

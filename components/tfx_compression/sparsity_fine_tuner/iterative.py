@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import pydantic
 import tensorflow as tf
 
-from tfx_compression.models import keras3
-from tfx_compression.models import trained as models
-from tfx_compression.models.compressed import Masks, read_masks, write_masks
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.metric_names import smaller_is_better
-from tfx_compression.models.trained import Trained
+from tfx_compression import model_handle
+from tfx_compression.errors import ConfigError, ModelError
+from tfx_compression.keras_models import keras3
+from tfx_compression.keras_models.metric_names import smaller_is_better
+from tfx_compression.model_handle import ModelHandle
+from tfx_compression.model_handle.compressed import Masks, read_masks, write_masks
 from tfx_compression.pruning.prune import prune
 from tfx_compression.sparsity_fine_tuner import loop, state, trainee
 from tfx_compression.sparsity_fine_tuner.config import AccuracyGuard
@@ -56,7 +55,7 @@ class Round(pydantic.BaseModel):
 class Result:
     """What a fine-tuning came to: the model as it is now, its masks, its metrics, and how it went."""
 
-    view: Trained
+    view: ModelHandle
     masks: Masks
     history: Sequence[Mapping[str, float]]
     metrics: Mapping[str, float]
@@ -68,7 +67,7 @@ class Result:
 class _State:
     """A model on its way: how sparse it was asked to be and is, in the plan's target."""
 
-    view: Trained
+    view: ModelHandle
     masks: Masks
     asked: float
     reached: float
@@ -188,7 +187,7 @@ class _Rounds:
             masks = {name: mask & accepted.masks.get(name, True) for name, mask in pruned.masks.items()}
             return _State(accepted.view, masks, asked, pruned.record.reached, len(self._rounds) + 1)
         gone = 1 - (1 - accepted.reached) * (1 - pruned.record.reached)
-        return _State(models.of(pruned.model), {}, asked, gone, len(self._rounds) + 1)
+        return _State(model_handle.wrap(pruned.model), {}, asked, gone, len(self._rounds) + 1)
 
     def _judged(self, metrics: Mapping[str, float]) -> tuple[float | None, bool]:
         if self._guard is None or self._baseline is None:
@@ -234,7 +233,7 @@ class _Rounds:
         if path == "start":
             self._start.read("weights")
         else:
-            early = models.load(str(path), self._session.custom_objects)
+            early = model_handle.load(str(path), self._session.custom_objects)
             values = _weights(early)
             if [each.shape for each in values] != [each.shape for each in variables]:
                 raise ConfigError(
@@ -299,9 +298,9 @@ class _Rounds:
         self._accepted = _State(view, masks, asked, reached, number)
         _log.info("Going on after round %d.", len(self._rounds))
 
-    def _stored(self, number: int) -> Trained:
-        view = models.load(os.path.join(self._place(number), _NETWORK), self._session.custom_objects)
-        models.compile_as(self._session.trained.model, view.model)
+    def _stored(self, number: int) -> ModelHandle:
+        view = model_handle.load(os.path.join(self._place(number), _NETWORK), self._session.custom_objects)
+        model_handle.compile_as(self._session.trained.model, view.model)
         return view
 
 
@@ -336,7 +335,7 @@ def _require_guarded(session: "Session") -> None:
         )
 
 
-def _weights(view: Trained) -> list[tf.Variable]:
+def _weights(view: ModelHandle) -> list[tf.Variable]:
     if view.kind == "saved_model":
         return trainee.unique(view.model.variables.values())
     return trainee.unique((view.network if view.network is not None else view.model).weights)

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
-from tfx_compression.models import graph
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.trained import Trained
-from tfx_compression.pruning.anew import keras_of
+from tfx_compression.errors import ConfigError
+from tfx_compression.keras_models import graph
+from tfx_compression.keras_models.clone import keras_of
+from tfx_compression.model_handle import ModelHandle
 from tfx_compression.sparsity_fine_tuner.config import Distillation
 from tfx_compression.sparsity_fine_tuner.trainee import Lesson, layer_output
 
@@ -54,7 +54,7 @@ class _Ends:
         return found
 
 
-def lesson(config: Distillation, student: Trained, network: Any, teachers: Sequence[Trained]) -> Lesson:
+def lesson(config: Distillation, student: ModelHandle, network: Any, teachers: Sequence[ModelHandle]) -> Lesson:
     """The loss of a student that has teachers (Hinton et al. 2015, arXiv:1503.02531).
 
     It is `(1 - alpha)` times the student's own, plus `alpha` times the sum over the outputs of how far each is from the
@@ -146,7 +146,7 @@ _LOGITS_OF: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
 }
 
 
-def _forms(config: Distillation, trained: Trained, network: Any) -> list[str]:
+def _forms(config: Distillation, trained: ModelHandle, network: Any) -> list[str]:
     """The form of each output: one of those above, or `values`."""
     if network is None:
         if config.outputs == "auto":
@@ -243,7 +243,7 @@ def _cross_entropy(loss: Any) -> tuple[bool, bool] | None:
     return any("binary" in name for name in known), bool(options.get("from_logits", False))
 
 
-def _require_same_forms(config: Distillation, outputs: _Ends, forms: Sequence[str], teacher: Trained) -> None:
+def _require_same_forms(config: Distillation, outputs: _Ends, forms: Sequence[str], teacher: ModelHandle) -> None:
     """Refuses a teacher whose layers say that it puts out something else than the student."""
     if config.outputs != "auto" or teacher.network is None:
         return
@@ -258,7 +258,7 @@ def _require_same_forms(config: Distillation, outputs: _Ends, forms: Sequence[st
             )
 
 
-def _require_same_features(config: Distillation, student: Trained, network: Any, teacher: Trained) -> None:
+def _require_same_features(config: Distillation, student: ModelHandle, network: Any, teacher: ModelHandle) -> None:
     """Refuses pairs of layers that can't be compared."""
     if not config.features:
         return
@@ -278,7 +278,7 @@ def _require_same_features(config: Distillation, student: Trained, network: Any,
             )
 
 
-def _asked(teacher: Trained, features: Sequence[str], inputs: _Ends, outputs: _Ends) -> _Ask:
+def _asked(teacher: ModelHandle, features: Sequence[str], inputs: _Ends, outputs: _Ends) -> _Ask:
     """A teacher as a function of the student's features; nothing is learnt through it."""
     if teacher.kind == "saved_model":
         ask = _asked_signature(teacher, inputs, outputs)
@@ -298,7 +298,7 @@ def _constant(tensor: Any) -> tf.Tensor:
     return tf.stop_gradient(tf.cast(tensor, tf.float32))
 
 
-def _asked_signature(teacher: Trained, inputs: _Ends, outputs: _Ends) -> _Ask:
+def _asked_signature(teacher: ModelHandle, inputs: _Ends, outputs: _Ends) -> _Ask:
     signature = next(iter(teacher.model.signatures.values()))
     own_inputs, own_outputs = _ends_of(teacher, None)
     fed = _places("inputs", inputs, own_inputs, teacher)
@@ -313,7 +313,7 @@ def _asked_signature(teacher: Trained, inputs: _Ends, outputs: _Ends) -> _Ask:
     return ask
 
 
-def _asked_network(teacher: Trained, features: Sequence[str], inputs: _Ends, outputs: _Ends) -> _Ask:
+def _asked_network(teacher: ModelHandle, features: Sequence[str], inputs: _Ends, outputs: _Ends) -> _Ask:
     network = teacher.network
     own_inputs, own_outputs = _ends_of(teacher, network)
     fed = _places("inputs", inputs, own_inputs, teacher)
@@ -331,7 +331,7 @@ def _asked_network(teacher: Trained, features: Sequence[str], inputs: _Ends, out
     return ask
 
 
-def _asked_model(teacher: Trained, outputs: _Ends) -> _Ask:
+def _asked_model(teacher: ModelHandle, outputs: _Ends) -> _Ask:
     """Of a subclassed model, which shows what it answers only when it does."""
 
     def ask(x: Any) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
@@ -343,7 +343,7 @@ def _asked_model(teacher: Trained, outputs: _Ends) -> _Ask:
     return ask
 
 
-def _ends_of(trained: Trained, network: Any) -> tuple[_Ends, _Ends]:
+def _ends_of(trained: ModelHandle, network: Any) -> tuple[_Ends, _Ends]:
     """The inputs and outputs of a network, or of the first signature of a SavedModel."""
     if network is not None:
         takes, gives = graph.arguments(network)
@@ -368,7 +368,7 @@ def _ends(structure: Any, names: Sequence[str] = ()) -> _Ends:
     return _Ends(tuple(names), tuple(tf.TensorShape(part.shape) for part in parts), not keyed)
 
 
-def _places(part: Literal["inputs", "outputs"], student: _Ends, teacher: _Ends, trained: Trained) -> list[int]:
+def _places(part: Literal["inputs", "outputs"], student: _Ends, teacher: _Ends, trained: ModelHandle) -> list[int]:
     """The place among the teacher's inputs or outputs of each of the student's.
 
     Raises:
@@ -390,7 +390,7 @@ def _places(part: Literal["inputs", "outputs"], student: _Ends, teacher: _Ends, 
     return places
 
 
-def _name(trained: Trained) -> str:
+def _name(trained: ModelHandle) -> str:
     if trained.kind == "saved_model":
         return f"the SavedModel in {trained.path}"
     return f"the model {trained.model.name!r}"

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.metric_names import smaller_is_better
-from tfx_compression.pruning.anew import keras_of
+from tfx_compression.errors import ModelError
+from tfx_compression.keras_models.clone import keras_of
+from tfx_compression.keras_models.metric_names import smaller_is_better
 from tfx_compression.sparsity_fine_tuner import trainee
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.sparsity_fine_tuner.holds import Hold

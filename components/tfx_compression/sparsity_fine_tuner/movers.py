@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.plan import PruningPlan
+from tfx_compression.errors import ConfigError
 from tfx_compression.pruning.criteria import Evidence
 from tfx_compression.pruning.masks import block_scores
+from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.zeroing import Zeroing
 from tfx_compression.sparsity_fine_tuner.holds import Zeros
 

@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from tfx_compression.models import saved_model, signatures, trained
-from tfx_compression.models.compressed import require_zeros
-from tfx_compression.models.conversion import ConversionError
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.layers import ModelSize
+from tfx_compression import model_handle
+from tfx_compression.errors import ModelError
+from tfx_compression.keras_models.model_size import ModelSize
+from tfx_compression.model_handle.compressed import require_zeros
 from tfx_compression.pruning.masks import check_pattern
 from tfx_compression.pruning.record import Record
+from tfx_compression.saved_models import saved_model, signatures
 from tfx_compression.sparsity_fine_tuner import quantization
 from tfx_compression.sparsity_fine_tuner.training import Tuned
+from tfx_compression.tflite.conversion import ConversionError
 
 _log = logging.getLogger(__name__)
 _ROUNDING = 1e-3  # of a sparsity, beside one weight of the kernel
@@ -36,7 +37,7 @@ def check(path: str, tuned: Tuned, record: Record, original: str, custom_objects
     Raises:
       ModelError: naming the layer, what was promised and what is there.
     """
-    written = trained.load(path, custom_objects)
+    written = model_handle.load(path, custom_objects)
     size = written.measure()
     require_zeros(written, tuned.masks, "the fine-tuned model as written")
     if not record.plan.structured:
@@ -57,7 +58,7 @@ def check(path: str, tuned: Tuned, record: Record, original: str, custom_objects
     return size
 
 
-def _require_sparsity(written: trained.Trained, tuned: Tuned, record: Record) -> None:
+def _require_sparsity(written: model_handle.ModelHandle, tuned: Tuned, record: Record) -> None:
     """Each kernel is as sparse as its mask, in whole patterns, and as what Pruner left of it or planned for the end.
 
     Rounds share out the sparsity anew: there the last one's masks are the plan.

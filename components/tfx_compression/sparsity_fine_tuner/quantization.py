@@ -13,11 +13,13 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfx_compression.models import conversion, graph, keras3, kernels, tflite
-from tfx_compression.models.compressed import Masks
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.kernels import Kernel
-from tfx_compression.pruning.anew import finish, freeze_alike, input_like, made_anew
+from tfx_compression import kernels
+from tfx_compression.errors import ModelError
+from tfx_compression.keras_models import graph, keras3
+from tfx_compression.keras_models.clone import clone_layer, finish, freeze_alike, input_like
+from tfx_compression.kernels import Kernel
+from tfx_compression.model_handle.compressed import Masks
+from tfx_compression.tflite import conversion, flatbuffer
 
 _OTHERWISE = "another FineTuning.mode, and TFLiteQuantizer behind it"
 _FOLDED_INTO = ("Conv2D", "DepthwiseConv2D", "Dense")
@@ -138,7 +140,7 @@ def zeros_after_conversion(path: str, own: Mapping[str, Kernel], masks: Masks) -
       ModelError: where those are not all, or the model can't be converted.
     """
     content = conversion.convert(path, "dynamic")  # without calibration, so by the ranges that the model brings
-    weights = list(tflite.contents(content).weights.values())
+    weights = list(flatbuffer.contents(content).weights.values())
     zeros, apart = {}, {}
     for name, mask in masks.items():
         pruned = int(mask.size - np.count_nonzero(mask))
@@ -260,7 +262,7 @@ def _quantized(network: Any, names: set[str]) -> Any:
     stand_in = _stand_in(copies)
 
     def annotated(layer: Any) -> Any:
-        copy = copies[layer.name] = made_anew(layer, layer.get_config())
+        copy = copies[layer.name] = clone_layer(layer, layer.get_config())
         if layer.name in names:
             return quantization.quantize_annotate_layer(copy)
         return copy if _is_operation(layer) else stand_in(copy)

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfx_compression.models.errors import ModelError
+from tfx_compression.errors import ModelError
 
 _log = logging.getLogger(__name__)
 _STATE = "state.json"

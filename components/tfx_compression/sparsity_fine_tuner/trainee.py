@@ -11,13 +11,12 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfx_compression.models import graph, keras2, keras3
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.multiplications import last_operation
-from tfx_compression.models.saved_model import SavedModel
-from tfx_compression.models.trained import Trained, compile_as
-from tfx_compression.pruning.anew import keras_of, made_anew
+from tfx_compression.errors import ConfigError, ModelError
+from tfx_compression.keras_models import graph, keras2, keras3
+from tfx_compression.keras_models.clone import clone_layer, keras_of
+from tfx_compression.kernels.variable_uses import last_operation
+from tfx_compression.model_handle import ModelHandle, compile_as
+from tfx_compression.saved_models.saved_model import SavedModel
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 
 _LINEAR = ("BiasAdd", "Conv2D", "Einsum", "MatMul", "BatchMatMulV2", "LogSoftmax")  # what logits are computed by
@@ -28,7 +27,7 @@ LossFn = Callable[[Any, Mapping[str, tf.Tensor]], tf.Tensor]
 Lesson = Callable[[tf.Tensor, Any, Any, Mapping[str, tf.Tensor]], tf.Tensor]
 
 
-def of_network(trained: Trained, network: Any, config: FineTuning, taps: tuple[str, ...] = ()) -> Any:
+def of_network(trained: ModelHandle, network: Any, config: FineTuning, taps: tuple[str, ...] = ()) -> Any:
     """A compiled Keras model that trains the layers of `network`, in place.
 
     Args:
@@ -133,7 +132,7 @@ def copied(network: Any, policy: str) -> Any:
 
     def layer(old: Any) -> Any:
         config = old.get_config()
-        return made_anew(old, config if id(old) in last or "dtype" not in config else {**config, "dtype": policy})
+        return clone_layer(old, config if id(old) in last or "dtype" not in config else {**config, "dtype": policy})
 
     copy = keras_of(network).models.clone_model(network, clone_function=layer)
     copy.set_weights(network.get_weights())

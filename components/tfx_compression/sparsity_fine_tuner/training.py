@@ -13,14 +13,13 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfx_compression.models.compressed import Compressed, Masks, Summary, require_zeros
-from tfx_compression.models.config import ConfigError
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.kernels import Kernel
-from tfx_compression.models.plan import PruningPlan
-from tfx_compression.models.trained import Trained, of
+from tfx_compression.errors import ConfigError, ModelError
+from tfx_compression.keras_models.clone import keras_of
+from tfx_compression.kernels import Kernel
+from tfx_compression.model_handle import ModelHandle, wrap
+from tfx_compression.model_handle.compressed import Compressed, Masks, Summary, require_zeros
 from tfx_compression.pruning import criteria
-from tfx_compression.pruning.anew import keras_of
+from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.probe import KerasProbe
 from tfx_compression.pruning.prune import Pruned, shared
 from tfx_compression.pruning.record import Record
@@ -55,7 +54,7 @@ class Tuned(Compressed):
       notes: for the user.
     """
 
-    trained: Trained
+    trained: ModelHandle
     network: Any = None
     history: Sequence[Mapping[str, float]] = ()
     rounds: Sequence[Round] = ()
@@ -98,7 +97,7 @@ def fine_tune(
 
     Args:
       model: what `prune` returned, with its plan and masks; or a Keras 2 or Keras 3 model, the path of one or of a
-        SavedModel, or what `models.trained.load` returned. A model in memory is changed in place, but where channels
+        SavedModel, or what `model_handle.load` returned. A model in memory is changed in place, but where channels
         are removed or it becomes quantization-aware.
       data: batches of (features, labels) or (features, labels, weights), as Keras' `fit` takes them; or a function from
         the number of a pass to them, which gives the same rows in the same order whenever it is called.
@@ -135,7 +134,7 @@ def fine_tune(
     tf_keras.utils.set_random_seed(config.seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    trained = model if isinstance(model, Trained) else of(model)
+    trained = model if isinstance(model, ModelHandle) else wrap(model)
     if trained.kind == "saved_model" and tf.distribute.get_strategy().num_replicas_in_sync > 1:
         raise ConfigError(
             "FineTuning on several devices needs the layers, and the model is a SavedModel without. Remedy: "
@@ -157,7 +156,7 @@ def fine_tune(
             targets={part.name: part.target for part in record.parts if part.target} if record else {},
             data=_seeded(data, config),
             validation=_limited(validation_data, config),
-            teachers=[each if isinstance(each, Trained) else of(each) for each in _several(teacher)],
+            teachers=[each if isinstance(each, ModelHandle) else wrap(each) for each in _several(teacher)],
             loss_fn=loss_fn,
             train_step=train_step,
             callbacks=tuple(callbacks),
@@ -201,13 +200,13 @@ class Session:
       survives: whether checkpoints are wanted; `folder` is there anyhow.
     """
 
-    trained: Trained
+    trained: ModelHandle
     config: FineTuning
     plan: PruningPlan | None
     targets: Mapping[str, float]
     data: Batches
     validation: tf.data.Dataset | None
-    teachers: Sequence[Trained]
+    teachers: Sequence[ModelHandle]
     loss_fn: LossFn | None
     train_step: TrainStep | None
     callbacks: tuple[Any, ...]
@@ -223,7 +222,7 @@ class Session:
 
     def train(
         self,
-        view: Trained,
+        view: ModelHandle,
         masks: Masks,
         clusters: Mapping[str, np.ndarray] | None = None,
         name: str = "training",
@@ -240,7 +239,7 @@ class Session:
         """
         config = self.config
         copy = trainee.copied(_layered(view), config.mixed_precision) if config.mixed_precision else None
-        work = of(copy) if copy is not None else view
+        work = wrap(copy) if copy is not None else view
         teaching = config.distillation
         model = self.trainee(work, teaching.features if teaching is not None else ())
         if teaching is not None:
@@ -282,7 +281,7 @@ class Session:
             view.network.set_weights(copy.get_weights())
         return outcome, zeros.masks
 
-    def trainee(self, view: Trained, taps: Iterable[str] = ()) -> Any:
+    def trainee(self, view: ModelHandle, taps: Iterable[str] = ()) -> Any:
         """A model that trains, or evaluates, `view` in place; a lesson sees the outputs of the layers `taps`."""
         if view.kind == "saved_model":
             return trainee.of_signature(view.model, self.config, self.loss_fn)
@@ -290,12 +289,12 @@ class Session:
         source = self.trained if self.trained.kind == view.kind else view  # a teacher of the other Keras
         return trainee.of_network(source, network, self.config, tuple(taps))
 
-    def evaluate(self, view: Trained) -> dict[str, float]:
+    def evaluate(self, view: ModelHandle) -> dict[str, float]:
         """Loss and metrics of a model on the evaluation data."""
         found = self.trainee(view).evaluate(self.validation, verbose=0, return_dict=True)
         return {name: float(value) for name, value in found.items()}
 
-    def _movers(self, work: Trained, model: Any, zeros: Zeros, steps: int) -> list[Mover]:
+    def _movers(self, work: ModelHandle, model: Any, zeros: Zeros, steps: int) -> list[Mover]:
         if self.config.mode not in ("gradual", "dynamic"):
             return []
         plan = self.plan or PruningPlan()
@@ -315,7 +314,7 @@ class Session:
         return [Gradual(technique, targets, zeros, schedule, evidence)]
 
 
-def _layered(view: Trained) -> Any:
+def _layered(view: ModelHandle) -> Any:
     """The network of a model that has one.
 
     Raises:
@@ -375,7 +374,7 @@ def _quantization_aware(session: Session, masks: Masks) -> "iterative.Result":
         name: clustering.clustered(kernel.values, config.keep_clusters) if config.keep_clusters else None
         for name, kernel in trained.kernels.items()
     }
-    view = Trained("keras2", found.network, notes=found.notes)
+    view = ModelHandle("keras2", found.network, notes=found.notes)
     outcome, masks = session.train(
         view, masks, {name: index for name, index in shared_values.items() if index is not None}
     )
@@ -430,7 +429,7 @@ def _require_same_training(folder: str, config: FineTuning, plan: PruningPlan | 
         )
 
 
-def _compile(trained: Trained, config: FineTuning, compile_fn: CompileFn | None) -> None:
+def _compile(trained: ModelHandle, config: FineTuning, compile_fn: CompileFn | None) -> None:
     """Compiles the model as the user wants it, where they say so; everything else is compiled like it."""
     keras_model = trained.kind != "saved_model"
     _require_known(config, keras_of(trained.model) if keras_model else tf_keras)
@@ -545,12 +544,12 @@ def _sparsity(kernels: Mapping[str, Kernel]) -> float:
     return 1 - used / size if size else 0.0
 
 
-def _zeros_of(trained: Trained) -> dict[str, np.ndarray]:
+def _zeros_of(trained: ModelHandle) -> dict[str, np.ndarray]:
     found = {name: kernel.values != 0 for name, kernel in trained.kernels.items() if name not in trained.tied}
     return {name: mask for name, mask in found.items() if not mask.all()}
 
 
-def _module(view: Trained) -> Any:
+def _module(view: ModelHandle) -> Any:
     """What has the weights of a model without layers."""
     module = tf.Module() if view.kind == "saved_model" else view.model
     if view.kind == "saved_model":

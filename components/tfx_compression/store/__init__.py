@@ -7,7 +7,8 @@
 ```
 """
 
-from tfx_compression.store.directory import DirectoryStore, StoreError
+from tfx_compression.errors import StoreError
+from tfx_compression.store.directory import DirectoryStore
 from tfx_compression.store.target import StoreTarget, local_path
 
 __all__ = ["DirectoryStore", "StoreError", "StoreTarget", "local_path", "open"]

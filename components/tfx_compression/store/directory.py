@@ -17,7 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tfx_compression.models.gzipped import gzipped
+from tfx_compression.compressed_size import gzipped
+from tfx_compression.errors import StoreError
 from tfx_compression.store.target import NAME
 
 _MODEL = "model.tflite"
@@ -25,10 +26,6 @@ _MANIFEST = "manifest.json"
 _PARTIAL = ".partial-"
 _ABANDONED_SECONDS = 24 * 3600
 _HISTORY = "_history"  # no channel's name: they start with a letter or digit
-
-
-class StoreError(ValueError):
-    """Something the store can't do; the message names the place and the remedy."""
 
 
 class DirectoryStore:

@@ -6,7 +6,7 @@ import urllib.request
 
 from pydantic import Field, field_validator
 
-from tfx_compression.models.config import Config
+from tfx_compression.config import Config
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 

@@ -9,9 +9,9 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 import numpy as np
 
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.interpreter import Interpreter
-from tfx_compression.models.metric_names import plain_name, smaller_is_better
+from tfx_compression.errors import ModelError
+from tfx_compression.keras_models.metric_names import plain_name, smaller_is_better
+from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite_quantizer import devices, equalisation, recipes
 from tfx_compression.tflite_quantizer.calibration import Ranges, observe
 from tfx_compression.tflite_quantizer.config import CALIBRATED, AutoPrecision, Precision, Quantization

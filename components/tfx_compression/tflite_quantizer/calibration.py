@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tfx_compression.models import interpreter, tflite
-from tfx_compression.models.errors import ModelError
+from tfx_compression.errors import ModelError
+from tfx_compression.tflite import flatbuffer, interpreter
 from tfx_compression.tflite_quantizer.config import Calibration
 from tfx_compression.tflite_quantizer.record import InputRange
 
@@ -120,7 +120,7 @@ class _Model:
     def __init__(self, content: bytes):
         from ai_edge_litert import interpreter as litert
 
-        parsed = tflite.parse(content)
+        parsed = flatbuffer.parse(content)
         self._inputs = interpreter.Interpreter(content, trusted=True).inputs  # names as the signature has them
         self._interpreter = litert.Interpreter(
             model_content=content,
@@ -183,7 +183,7 @@ class _Model:
 def _floats(model: Any) -> list[int]:
     """The float tensors of the main graph that are given or computed, in their order."""
     graph = model.subgraphs[0]
-    computed = (place for operator in tflite.operators(model) for place in operator.outputs)
+    computed = (place for operator in flatbuffer.operators(model) for place in operator.outputs)
     moving = dict.fromkeys((*map(int, graph.inputs), *computed))
     return [index for index in moving if graph.tensors[index].type == _FLOAT32]
 

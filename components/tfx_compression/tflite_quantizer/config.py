@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tfx_compression.models.config import Config, Pattern
+from tfx_compression.config import Config, Pattern
 
 Precision = Literal[
     "float32",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tfx_compression.models import tflite
+from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite_quantizer.record import EqualisedPair
 
 _SWEEPS = 100
@@ -57,7 +57,7 @@ def equalise(content: bytes) -> tuple[bytes, tuple[EqualisedPair, ...]]:
     Raises:
       ModelError: where `content` is no TFLite model.
     """
-    model = tflite.parse(content)
+    model = flatbuffer.parse(content)
     layers = _Layers(model)
     pairs = list(layers.pairs())
     if not pairs:
@@ -76,7 +76,7 @@ def equalise(content: bytes) -> tuple[bytes, tuple[EqualisedPair, ...]]:
         )
         for pair, spread in zip(pairs, before, strict=True)
     )
-    return tflite.packed(model), record
+    return flatbuffer.packed(model), record
 
 
 def _spread(ranges: np.ndarray) -> float:
@@ -91,8 +91,8 @@ class _Layers:
     def __init__(self, model: Any):
         self._model = model
         self._graph = model.subgraphs[0]
-        self.operators = tflite.operators(model)
-        self._readers: dict[int, list[tflite.Operator]] = collections.defaultdict(list)
+        self.operators = flatbuffer.operators(model)
+        self._readers: dict[int, list[flatbuffer.Operator]] = collections.defaultdict(list)
         for operator in self.operators:
             for tensor in operator.inputs:
                 self._readers[tensor].append(operator)
@@ -154,7 +154,7 @@ class _Layers:
                 tensor = self._graph.tensors[operator.inputs[2]]
             self._put(tensor, bias)
 
-    def _read(self, operator: tflite.Operator) -> None:
+    def _read(self, operator: flatbuffer.Operator) -> None:
         kernel = self._graph.tensors[operator.inputs[1]]
         if len(self._readers[operator.inputs[1]]) > 1 or self._users[kernel.buffer] > 1 or kernel.sparsity is not None:
             return
@@ -192,7 +192,7 @@ class _Layers:
     def _channels(self, index: int) -> int:
         return int(self._kernels[index].shape[_OUTPUT_AXIS[self.operators[index].op]])
 
-    def _next(self, operator: tflite.Operator, channels: int) -> int | None:
+    def _next(self, operator: flatbuffer.Operator, channels: int) -> int | None:
         """The layer that alone takes on what `operator` returns, if its weights can be scaled by channel."""
         (tensor,) = operator.outputs
         readers = self._readers[tensor]
@@ -203,7 +203,7 @@ class _Layers:
             return reader.index if self._takes(reader, channels) else None
         return self._next(reader, channels) if self._keeps(reader, channels) else None
 
-    def _takes(self, operator: tflite.Operator, channels: int) -> bool:
+    def _takes(self, operator: flatbuffer.Operator, channels: int) -> bool:
         """Whether the last dimension of a kernel goes through the channels in turn: not that of a grouped one."""
         kernel = self._kernels[operator.index]
         if operator.op == "FULLY_CONNECTED":
@@ -213,7 +213,7 @@ class _Layers:
             return taken == kernel.shape[-1] and taken % channels == 0
         return kernel.shape[-1] % taken == 0 and taken % channels == 0
 
-    def _keeps(self, operator: tflite.Operator, channels: int) -> bool:
+    def _keeps(self, operator: flatbuffer.Operator, channels: int) -> bool:
         """Whether an operator treats each channel alike, whatever it is scaled by, and keeps the channels in turn."""
         if operator.op not in _BETWEEN or len(operator.outputs) != 1:
             return False
@@ -224,7 +224,7 @@ class _Layers:
             return last % channels == 0
         return last == int(self._graph.tensors[operator.inputs[0]].shape[-1]) and self._spares_last(operator)
 
-    def _spares_last(self, operator: tflite.Operator) -> bool:
+    def _spares_last(self, operator: flatbuffer.Operator) -> bool:
         """Whether a mean or padding leaves the last dimension alone."""
         if operator.op not in ("MEAN", "PAD"):
             return True
@@ -250,5 +250,5 @@ class _Layers:
         np.maximum.at(ranges, self._channel_of_weight(pair), kernel.reshape(-1, kernel.shape[-1]).max(axis=0))
         return ranges
 
-    def _option(self, operator: tflite.Operator, name: str) -> Any:
+    def _option(self, operator: flatbuffer.Operator, name: str) -> Any:
         return getattr(self._graph.operators[operator.index].builtinOptions, name, None)

@@ -11,10 +11,11 @@ import tensorflow as tf
 from tfx import types
 from tfx.dsl.components.base import base_beam_executor
 
-from tfx_compression.models import examples, sampling, tflite
-from tfx_compression.models.compressed import write_text
-from tfx_compression.models.errors import ModelError
-from tfx_compression.tflite_quantizer import report, self_test
+from tfx_compression.data import examples
+from tfx_compression.errors import ModelError
+from tfx_compression.model_handle.compressed import write_text
+from tfx_compression.tflite import flatbuffer
+from tfx_compression.tflite_quantizer import report, sampling, self_test
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.devices import c_array
 from tfx_compression.tflite_quantizer.quantization import (
@@ -61,7 +62,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         page = report.render(quantized.record)
         folder = artifacts.model_path(output)
         tf.io.gfile.makedirs(folder)
-        with tf.io.gfile.GFile(os.path.join(folder, tflite.FILE), "wb") as file:
+        with tf.io.gfile.GFile(os.path.join(folder, flatbuffer.FILE), "wb") as file:
             file.write(quantized.content)
         self._write_proof(output.uri, quantized, page)
         self._describe(output, model, quantized)
@@ -129,7 +130,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             split = calibration.check_split
             try:
                 checked = columns(self._sample(examples_input, split, calibration.rows, seed), split)
-            except examples.ExamplesError as error:  # no such split, or no rows in it
+            except examples.DataError as error:  # no such split, or no rows in it
                 notes = (f"Nothing was compared with the calibrated ranges: {error}",)
         trial: Columns = {}
         labels = None
@@ -173,7 +174,7 @@ def _told(examples_input: types.Artifact, split: str) -> Iterator[None]:
     """Errors of examples say which they are."""
     try:
         yield
-    except examples.ExamplesError as error:
+    except examples.DataError as error:
         raise ModelError(
             f"{error} (in split {split!r} of {examples_input.uri}). Remedy: give TFLiteQuantizer the examples that the "
             "model serves, example_gen.outputs['examples']."

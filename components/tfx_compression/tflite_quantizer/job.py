@@ -10,10 +10,11 @@ from typing import Any, cast
 import numpy as np
 from ai_edge_litert.tools import flatbuffer_utils
 
-from tfx_compression.models import conversion, gzipped, isolated, tflite, tflite_metadata
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.interpreter import Interpreter
-from tfx_compression.tflite_quantizer import calibration, devices, layer_errors, self_test, sparse
+from tfx_compression import compressed_size, worker
+from tfx_compression.errors import ModelError
+from tfx_compression.tflite import conversion, flatbuffer
+from tfx_compression.tflite.interpreter import Interpreter
+from tfx_compression.tflite_quantizer import calibration, devices, layer_errors, self_test, sparse, tflite_metadata
 from tfx_compression.tflite_quantizer.config import Metadata, Precision, Quantization
 from tfx_compression.tflite_quantizer.record import (
     AutoRecord,
@@ -107,7 +108,7 @@ class _Job:
         if config.mode == "auto":
             from tfx_compression.tflite_quantizer import auto
 
-            found = auto.search(content, config, self.rows, self.trial, self.labels, isolated.step)
+            found = auto.search(content, config, self.rows, self.trial, self.labels, worker.step)
             self.auto, self.reference, self.pairs = found.record, found.reference, found.pairs
             self.inputs = dict(found.inputs)
             return found.content
@@ -115,14 +116,14 @@ class _Job:
             content = self.reference = self._equalised(content)
         ranges = None
         if config.needs_data:
-            isolated.step("calibrating")
+            worker.step("calibrating")
             ranges = calibration.observe(content, self.rows, config.calibration)
             self.inputs = ranges.inputs
         if config.mode == "int8":
             return conversion.with_ranges(content, self._options("int8"), ranges.tensors if ranges else {})
         from tfx_compression.tflite_quantizer import recipes
 
-        isolated.step("quantizing layer by layer")
+        worker.step("quantizing layer by layer")
         if config.mode == "mixed":
             choices = recipes.resolve(content, config.rules, config.per_channel)
         else:
@@ -138,7 +139,7 @@ class _Job:
     def _equalised(self, content: bytes) -> bytes:
         from tfx_compression.tflite_quantizer import equalisation
 
-        isolated.step("equalising layers")
+        worker.step("equalising layers")
         content, self.pairs = equalisation.equalise(content)
         return content
 
@@ -157,13 +158,13 @@ class _Job:
     def proof(self, content: bytes) -> Record:
         """What is in the file, as it runs."""
         started = time.perf_counter()
-        isolated.step("running the TFLite model for the first time")
+        worker.step("running the TFLite model for the first time")
         Interpreter(content).predict(
             {name: values[:1] for name, values in (self.rows or self._made_up(content)).items()}
         )
         if len(self.config.signatures) > 1:
             for name in self.config.signatures:
-                isolated.step(f"running the signature {name!r} for the first time")
+                worker.step(f"running the signature {name!r} for the first time")
                 self_test.run_signature(content, name)
         config = self.config
         verdict = devices.judge(content, config.target, config.max_arena_bytes)
@@ -172,7 +173,7 @@ class _Job:
         calibrated = self._calibrated(content)
         notes, warnings = self._said(calibrated)
         layers, differences = self._compared(content, notes)
-        contents = tflite.contents(content)
+        contents = flatbuffer.contents(content)
         warnings += _of_floats(config.mode, contents.float_ops) + _of_noise(layers)
         self._took("prove", started)
         return Record(
@@ -184,8 +185,8 @@ class _Job:
             float_ops=contents.float_ops,
             select_tf_ops=conversion.flex_operators(content),
             bytes=len(content),
-            bytes_gzip=gzipped.gzipped(content),
-            bytes_zstd=gzipped.zstd(content),
+            bytes_gzip=compressed_size.gzipped(content),
+            bytes_zstd=compressed_size.zstd(content),
             arena_bytes=contents.arena_bytes,
             parameters=sum(weight.size for weight in contents.weights.values()),
             sparsity=contents.sparsity,
@@ -242,7 +243,7 @@ class _Job:
             notes.append(f"There is no self-test, nor errors by layer: {why}.")
             return (), {}
         self.dense = self.dense or self._float()
-        isolated.step("comparing with the float model")
+        worker.step("comparing with the float model")
         rows = self.rows or self.trial
         if not rows:
             notes.append(
@@ -275,7 +276,7 @@ class _Job:
 
 def _real(content: bytes, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The self-test's rows as real numbers."""
-    from tfx_compression.models.interpreter import dequantize
+    from tfx_compression.tflite.interpreter import dequantize
 
     return {name: dequantize(arrays[f"input/{name}"], tensor) for name, tensor in Interpreter(content).inputs.items()}
 
@@ -287,7 +288,7 @@ def _sizes(shape: tuple[int, ...]) -> list[int]:
 def _described(content: bytes, metadata: Metadata, rows: Columns) -> bytes:
     if metadata == Metadata():
         return content
-    isolated.step("writing metadata")
+    worker.step("writing metadata")
     return tflite_metadata.write(
         content,
         name=metadata.name,
@@ -302,7 +303,7 @@ def _described(content: bytes, metadata: Metadata, rows: Columns) -> bytes:
 
 
 def _signatures(content: bytes) -> tuple[SignatureRecord, ...]:
-    model = tflite.parse(content)
+    model = flatbuffer.parse(content)
 
     def tensors(graph: Any, maps: Any) -> tuple[TensorRecord, ...]:
         return tuple(
@@ -369,8 +370,10 @@ def _of_noise(layers: Iterable[LayerError]) -> list[str]:
 
 def _quantized_inputs(content: bytes) -> set[str]:
     """The inputs of which whole numbers are made, by the application or by the model's first operators."""
-    model = tflite.parse(content)
-    rounded = {place for operator in tflite.operators(model) if operator.op == "QUANTIZE" for place in operator.inputs}
+    model = flatbuffer.parse(content)
+    rounded = {
+        place for operator in flatbuffer.operators(model) if operator.op == "QUANTIZE" for place in operator.inputs
+    }
     inputs = Interpreter(content).inputs
     return {name for name, tensor in inputs.items() if tensor.scale or tensor.index in rounded}
 

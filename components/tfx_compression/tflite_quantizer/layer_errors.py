@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tfx_compression.models import tflite
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.interpreter import Tensor, dequantize, fit, padded, quantize
+from tfx_compression.errors import ModelError
+from tfx_compression.tflite import flatbuffer
+from tfx_compression.tflite.interpreter import Tensor, dequantize, fit, padded, quantize
 from tfx_compression.tflite_quantizer.config import Precision
 from tfx_compression.tflite_quantizer.record import LayerError
 
@@ -44,7 +44,7 @@ def compare(float_content: bytes, content: bytes, columns: Mapping[str, np.ndarr
     Raises:
       ModelError: where a model can't run on the columns.
     """
-    models = (tflite.parse(float_content), tflite.parse(content))
+    models = (flatbuffer.parse(float_content), flatbuffer.parse(content))
     if any((code.customCode or b"").startswith(b"Flex") for model in models for code in model.operatorCodes):
         return ()
     original, quantized = (
@@ -74,7 +74,7 @@ class _Graph:
             self._interpreter = litert.Interpreter(model_content=content, experimental_preserve_all_tensors=True)
         self._shapes: dict[int, tuple[int, ...]] = {}
         graph = model.subgraphs[0]
-        self.operators = tflite.operators(model)
+        self.operators = flatbuffer.operators(model)
         self.types = [tensor.type for tensor in graph.tensors]
         self.names = [tensor.name.decode() for tensor in graph.tensors]
         self.ranks = [len(tensor.shape) if tensor.shape is not None else 0 for tensor in graph.tensors]
@@ -95,7 +95,7 @@ class _Graph:
         self._tensors = {place: self._tensor(self.names[place], details[place]) for place in self.producer}
 
     @property
-    def computing(self) -> list[tflite.Operator]:
+    def computing(self) -> list[flatbuffer.Operator]:
         """The operators but those that store the same numbers otherwise."""
         return [operator for operator in self.operators if operator.op not in _COPIES]
 
@@ -175,7 +175,7 @@ _PRECISIONS: dict[tuple[int, int | None, bool], Precision] = {
 class _Pair:
     """A tensor of the float model and its counterpart, with the sums over the rows so far."""
 
-    operator: tflite.Operator
+    operator: flatbuffer.Operator
     place: int
     counterpart: int
     signal: float = 0.0

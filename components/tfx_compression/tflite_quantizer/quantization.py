@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfx_compression.models import conversion, isolated, serving, sources, tflite
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.interpreter import Interpreter, Tensor
-from tfx_compression.models.serving import FeatureSignature
-from tfx_compression.tflite_quantizer import job, self_test
+from tfx_compression import worker
+from tfx_compression.errors import ModelError
+from tfx_compression.saved_models import feature_signatures
+from tfx_compression.saved_models.feature_signatures import FeatureSignature
+from tfx_compression.tflite import conversion, flatbuffer
+from tfx_compression.tflite.interpreter import Interpreter, Tensor
+from tfx_compression.tflite_quantizer import job, self_test, sources
 from tfx_compression.tflite_quantizer.calibration import require_finite
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.record import Record
@@ -60,7 +62,7 @@ class Quantized:
     self_test: Mapping[str, np.ndarray]
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
-    contents: tflite.Contents
+    contents: flatbuffer.Contents
 
     @property
     def calibration_rows(self) -> int:
@@ -81,7 +83,7 @@ def quantize(model: Any, config: Quantization, data: tf.data.Dataset | None = No
 
     Raises:
       ModelError: where the model can't be converted, or a mode has no data.
-      ProcessError: where the converter crashes, hangs or needs too much memory.
+      WorkerError: where the converter crashes, hangs or needs too much memory.
     """
     with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
         path = sources.saved_model_of(model, os.path.join(folder, "model"))
@@ -101,11 +103,11 @@ def quantize_saved_model(
 
     Raises:
       ModelError: where the model can't be converted, or a mode has no data.
-      ProcessError: where the converter crashes, hangs or needs too much memory.
+      WorkerError: where the converter crashes, hangs or needs too much memory.
     """
     started = time.perf_counter()
     signatures = {
-        name: serving.feature_signature(path, name, batch_size=config.batch_size, transform=config.transform)
+        name: feature_signatures.feature_signature(path, name, batch_size=config.batch_size, transform=config.transform)
         for name in config.signatures
     }
     for signature in signatures.values():
@@ -113,20 +115,20 @@ def quantize_saved_model(
             raise ModelError(signature.needs_select_tf_ops)
     with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
         saved_model = os.path.join(folder, job.SAVED_MODEL)
-        serving.save_signatures(signatures, saved_model)
+        feature_signatures.save_signatures(signatures, saved_model)
         cut = time.perf_counter() - started
         needed = config.needs_data and not conversion.is_quantization_aware(saved_model, config.signatures)
         rows = _read(signatures, config, read, needed)
         _write(folder, rows)
         try:
-            isolated.run(
+            worker.run(
                 job.__name__,
                 {"folder": folder, "config": config.to_json(), "strata": dict(rows.strata)},
                 what=f"The conversion of {path} in mode {config.mode!r}",
                 timeout=config.timeout_seconds,
                 max_memory=config.max_memory_bytes,
             )
-        except isolated.ProcessError as error:
+        except worker.WorkerError as error:
             if config.mode in ("int8", "int16x8") and conversion.has_loops(saved_model, config.signatures):
                 raise ModelError(
                     f"{error} The model has loops or branches, which TensorFlow's calibrator can crash on. Remedy: "
@@ -144,7 +146,7 @@ def quantize_saved_model(
     record = record.model_copy(
         update={"notes": (*notes, *rows.notes, *record.notes), "seconds": {"cut": cut, **record.seconds}}
     )
-    return Quantized(content, record, arrays, interpreter.inputs, interpreter.outputs, tflite.contents(content))
+    return Quantized(content, record, arrays, interpreter.inputs, interpreter.outputs, flatbuffer.contents(content))
 
 
 def parsed(signatures: Signatures) -> dict[str, tf.TensorSpec]:

@@ -15,8 +15,8 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
-from tfx_compression.models import tflite
-from tfx_compression.models.errors import ModelError
+from tfx_compression.errors import ModelError
+from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite_quantizer.config import Precision, PrecisionRule
 
 Io = Literal["integer", "uint8", "float32"]
@@ -63,11 +63,11 @@ class Graph:
     """
 
     def __init__(self, content: bytes):
-        model = tflite.parse(content)
+        model = flatbuffer.parse(content)
         self._graph = model.subgraphs[0]
         self._buffers = model.buffers
         self._codes = [model.operatorCodes[operator.opcodeIndex].builtinCode for operator in self._graph.operators]
-        self.operators = tflite.operators(model)
+        self.operators = flatbuffer.operators(model)
         self.kernels = {
             operator.index: kernel for operator in self.operators if (kernel := self._kernel(operator)) is not None
         }
@@ -83,7 +83,7 @@ class Graph:
         """Whether the values of `tensor` are in the file."""
         return self._buffers[self._graph.tensors[tensor].buffer].data is not None
 
-    def is_table(self, operator: tflite.Operator) -> bool:
+    def is_table(self, operator: flatbuffer.Operator) -> bool:
         """Whether an operator looks up constants, as Keras' embeddings do: no weights to the quantizer."""
         table = operator.inputs[0] if operator.op == "GATHER" else -1
         return self.is_float(table) and self.is_constant(table)
@@ -118,7 +118,7 @@ class Graph:
         (end,) = (end for end in ends if end.op_key == kind)
         return str(tfl_flatbuffer_utils.get_op_scope(end, self._graph.tensors))
 
-    def _kernel(self, operator: tflite.Operator) -> int | None:
+    def _kernel(self, operator: flatbuffer.Operator) -> int | None:
         if not any(_supported(self.kind(operator.index), Choice(name), True) for name in _WEIGHTS_ONLY):
             return None
         constants = [place for place in operator.inputs[:2] if self.is_float(place) and self.is_constant(place)]
@@ -220,7 +220,7 @@ def quantize_layers(
     Raises:
       ModelError: where an operator can't have what was chosen, or a range is missing.
     """
-    if len(tflite.parse(content).subgraphs) > 1:
+    if len(flatbuffer.parse(content).subgraphs) > 1:
         raise ModelError(
             "The model has loops or branches, which can't be quantized layer by layer. Remedy: mode 'dynamic' or "
             "'float16'; of Keras' recurrent layers, unroll=True."
@@ -254,7 +254,7 @@ def quantize_layers(
 
 def _clipped(content: bytes, graph: Graph, indices: Iterable[int], per_channel: bool) -> bytes:
     """The model with kernels clipped for 2 bits: the quantizer makes -1, 0 or 1 times the largest weight of each."""
-    model = tflite.parse(content)
+    model = flatbuffer.parse(content)
     tensors = model.subgraphs[0].tensors
     uses = collections.Counter(tensor.buffer for subgraph in model.subgraphs for tensor in subgraph.tensors)
     for index in indices:
@@ -265,7 +265,7 @@ def _clipped(content: bytes, graph: Graph, indices: Iterable[int], per_channel: 
             scales = ternary_scales(kernel if per_channel else kernel.reshape(1, -1))
             clipped = np.clip(kernel, -scales, scales) if per_channel else np.clip(kernel, -scales[0], scales[0])
             buffer.data = np.frombuffer(clipped.astype(np.float32).tobytes(), np.uint8)
-    return tflite.packed(model)
+    return flatbuffer.packed(model)
 
 
 def ternary_scales(rows: np.ndarray) -> np.ndarray:
@@ -315,14 +315,14 @@ def _plain(content: bytes) -> bytes:
     All data lies in the flatbuffer: much of it was behind it, where older runtimes don't look. The conversions that
     were put in return as many rows as they take, not one.
     """
-    model = tflite.parse(content)
+    model = flatbuffer.parse(content)
     tensors = model.subgraphs[0].tensors
-    for operator in tflite.operators(model):
+    for operator in flatbuffer.operators(model):
         if operator.op in ("QUANTIZE", "DEQUANTIZE"):
             taken, returned = tensors[operator.inputs[0]], tensors[operator.outputs[0]]
             if returned.shapeSignature is None:
                 returned.shapeSignature = taken.shapeSignature
-    return tflite.packed(model)
+    return flatbuffer.packed(model)
 
 
 def _add_io(recipe: _Recipe, graph: Graph, bits: Mapping[int, int], io: Io) -> None:

@@ -1,6 +1,6 @@
 """What a conversion did, as it lies in the artifact (`quantization.json`)."""
 
-from tfx_compression.models.config import Config
+from tfx_compression.config import Config
 from tfx_compression.tflite_quantizer.config import Precision, Quantization
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.interpreter import Interpreter, Tensor, dequantize, quantize
+from tfx_compression.errors import ModelError
+from tfx_compression.tflite.interpreter import Interpreter, Tensor, dequantize, quantize
 
 FILE = "self_test.npz"
 _INPUT, _OUTPUT, _FLOAT = "input/", "output/", "float/"

@@ -7,10 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from tfx_compression.models import conversion, tflite
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.gzipped import gzipped
-from tfx_compression.models.interpreter import Interpreter
+from tfx_compression.compressed_size import gzipped
+from tfx_compression.errors import ModelError
+from tfx_compression.tflite import conversion, flatbuffer
+from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite_quantizer.record import SparseRecord
 
 _FASTER = 1.05  # less is noise
@@ -38,7 +38,7 @@ def encode(
     """
     if not wanted:
         return content, SparseRecord(encoded=False, reason="not asked for")
-    if tflite.sub_byte(tflite.parse(content)):
+    if flatbuffer.sub_byte(flatbuffer.parse(content)):
         reason = "there are weights of less than a byte, on which TensorFlow's encoder crashes"
         return content, SparseRecord(encoded=False, reason=reason)
     encoded = conversion.encode_sparse(content)
@@ -64,7 +64,7 @@ def encode(
 
 def _kernels(content: bytes) -> int:
     """How many tensors are encoded sparse."""
-    return sum(tensor.sparsity is not None for graph in tflite.parse(content).subgraphs for tensor in graph.tensors)
+    return sum(tensor.sparsity is not None for graph in flatbuffer.parse(content).subgraphs for tensor in graph.tensors)
 
 
 def _difference(dense: Mapping[str, np.ndarray], sparse: Mapping[str, np.ndarray]) -> str:

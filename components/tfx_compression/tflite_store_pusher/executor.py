@@ -10,11 +10,11 @@ from tfx import types
 from tfx.components.util import model_utils
 from tfx.dsl.components.base import base_executor
 
-from tfx_compression.models import tflite
-from tfx_compression.models.compressed import read_json, write_text
-from tfx_compression.models.errors import ModelError
+from tfx_compression.errors import ModelError
+from tfx_compression.model_handle.compressed import read_json, write_text
 from tfx_compression.store import StoreTarget
 from tfx_compression.store import open as open_store
+from tfx_compression.tflite import flatbuffer
 from tfx_compression.tfx_support import artifacts
 
 
@@ -43,7 +43,7 @@ class Executor(base_executor.BaseExecutor):
             return
         model = artifacts.single(input_dict, "model")
         target = StoreTarget.merged(exec_properties["target"], {})
-        path = os.path.join(artifacts.model_path(model), tflite.FILE)
+        path = os.path.join(artifacts.model_path(model), flatbuffer.FILE)
         if not tf.io.gfile.exists(path):
             raise ModelError(
                 f"{model.uri} holds no TFLite model. Remedy: give TFLiteStorePusher an evaluator whose candidates are "

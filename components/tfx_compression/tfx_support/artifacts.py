@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from tfx.types import artifact, artifact_utils, standard_artifacts
 
-from tfx_compression.models import files
+from tfx_compression import files
 
 SERVING = "Format-Serving"  # where TFX keeps the model in a Model artifact
 

@@ -10,7 +10,7 @@ from tfx.dsl.components.base import base_component
 from tfx.orchestration import data_types
 from tfx.types.component_spec import ExecutionParameter
 
-from tfx_compression.models.config import Config
+from tfx_compression.config import Config
 from tfx_compression.version import __version__
 
 CODE_VERSION = "code_version"
@@ -51,12 +51,13 @@ def code_version(component_module: str) -> str:
     TFX's cache key knows an executor's class path, not its code: without this, an upgrade would serve old results.
     """
     package = Path(__file__).parents[1]
-    folder = component_module.split(".")[1]
+    own = component_module.split(".")[1]
     digest = hashlib.sha256(__version__.encode())
-    for part in (folder, "models", "page", "pruning", "store", "tfx_support"):
-        for path in sorted((package / part).rglob("*")):
-            if path.suffix in (".py", ".jinja"):
-                digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in sorted(package.rglob("*")):
+        folder = path.relative_to(package).parts[0]
+        is_other_component = folder != own and (package / folder / "component.py").exists()
+        if path.suffix in (".py", ".jinja") and not is_other_component:
+            digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return f"{__version__}+{digest.hexdigest()[:12]}"
 
 

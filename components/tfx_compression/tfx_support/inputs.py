@@ -19,16 +19,10 @@ from tfx.proto import example_gen_pb2
 from tfx.types import artifact, artifact_utils
 from tfx.utils import io_utils
 
-from tfx_compression.models import serving
-from tfx_compression.models.errors import ModelError
-from tfx_compression.models.examples import (
-    ExamplesError,
-    label_of,
-    labelled,
-    require_rows,
-    serialized_and_labels,
-)
-from tfx_compression.models.trained import Trained
+from tfx_compression.data.examples import label_of, labelled, require_rows, serialized_and_labels
+from tfx_compression.errors import DataError, ModelError
+from tfx_compression.model_handle import ModelHandle
+from tfx_compression.saved_models import feature_signatures
 from tfx_compression.tfx_support.artifacts import Artifacts, optional, single
 
 
@@ -36,18 +30,18 @@ def example_pattern(examples: artifact.Artifact, split: str) -> str:
     """The pattern of a split's files.
 
     Raises:
-      ExamplesError: where the examples have no such split, or hold no tf.Examples.
+      DataError: where the examples have no such split, or hold no tf.Examples.
     """
     splits = artifact_utils.decode_split_names(examples.split_names)
     if split not in splits:
-        raise ExamplesError(
+        raise DataError(
             f"The examples in {examples.uri} have no split {split!r}, only: {', '.join(splits) or 'none'}. "
             "Remedy: name one of them, or add it to the ExampleGen's splits."
         )
     payload = examples_utils.get_payload_format(examples)
     if payload != example_gen_pb2.FORMAT_TF_EXAMPLE:
         name = example_gen_pb2.PayloadFormat.Name(payload)
-        raise ExamplesError(f"The examples in {examples.uri} are {name}; the components read FORMAT_TF_EXAMPLE.")
+        raise DataError(f"The examples in {examples.uri} are {name}; the components read FORMAT_TF_EXAMPLE.")
     return str(io_utils.all_files_pattern(artifact_utils.get_split_uri([examples], split)))
 
 
@@ -68,7 +62,7 @@ def read_schema(inputs: Artifacts, key: str = "schema") -> schema_pb2.Schema:
 
 
 def model_batches(
-    loaded: Trained,
+    loaded: ModelHandle,
     input_dict: Artifacts,
     module: "UserModule",
     split: str,
@@ -104,9 +98,9 @@ def model_batches(
 def _features_of(path: str) -> tuple[str, ...]:
     """The features that a SavedModel's `serving_default` uses of the tf.Examples that it takes."""
     try:
-        return tuple(serving.feature_signature(path).features)
+        return tuple(feature_signatures.feature_signature(path).features)
     except ModelError as error:
-        raise ExamplesError(
+        raise DataError(
             f"The label can't be told, since what the SavedModel in {path} reads can't: {error} Remedy here: set "
             "label_key to the label's feature."
         ) from error
@@ -137,7 +131,7 @@ def training_batches(
       weight_key: the feature that weighs the rows; a user's `input_fn` gives the weights itself.
 
     Raises:
-      ExamplesError: where there are no such examples, or they are not what the network takes.
+      DataError: where there are no such examples, or they are not what the network takes.
     """
     examples = single(input_dict, "examples")
     schema = read_schema(input_dict)

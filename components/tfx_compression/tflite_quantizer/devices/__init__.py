@@ -6,7 +6,7 @@ Each accelerator or runtime is a module with its name, the source of its rules w
 from collections.abc import Sequence
 from typing import Any
 
-from tfx_compression.models import tflite
+from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite_quantizer.config import Target
 from tfx_compression.tflite_quantizer.devices import core_ml, edge_tpu, gpu, micro, nnapi, xnnpack
 from tfx_compression.tflite_quantizer.devices.nodes import SUB_BYTE, Node, Rule, delegate, nodes
@@ -33,9 +33,9 @@ def judge(content: bytes, target: Target, max_arena_bytes: int | None = None) ->
     Raises:
       ModelError: where `content` is no TFLite model.
     """
-    model = tflite.parse(content)
+    model = flatbuffer.parse(content)
     graph, every = nodes(model), _every(model)
-    arena = tflite.contents(content).arena_bytes
+    arena = flatbuffer.contents(content).arena_bytes
     delegates, problems = _JUDGES[target](graph, every)
     if max_arena_bytes is not None and arena > max_arena_bytes:
         problems.append(

@@ -2,7 +2,7 @@
 
 import re
 
-from tfx_compression.models.errors import ModelError
+from tfx_compression.errors import ModelError
 
 _PER_LINE = 12  # as `xxd -i`
 

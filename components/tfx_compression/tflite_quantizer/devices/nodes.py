@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tfx_compression.models.tflite import operators
+from tfx_compression.tflite.flatbuffer import operators
 from tfx_compression.tflite_quantizer.record import Delegate, OpVerdict
 
 SUB_BYTE = ("int4", "int2")

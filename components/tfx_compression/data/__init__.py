@@ -1,0 +1,1 @@
+"""Examples as data: reading TFRecords and tf.Examples."""

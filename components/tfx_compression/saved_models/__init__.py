@@ -1,0 +1,1 @@
+"""SavedModels of any origin: variables, signatures, and the surgery on their graphs."""

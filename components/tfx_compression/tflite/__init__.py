@@ -1,0 +1,1 @@
+"""TFLite models: converting to them, reading and writing the flatbuffer, running the interpreter."""

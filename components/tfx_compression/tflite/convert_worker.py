@@ -1,0 +1,34 @@
+"""The converting process, started by `conversion.convert`."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tfx_compression import worker
+from tfx_compression.saved_models.feature_signatures import feature_signature
+from tfx_compression.tflite.conversion import MODEL, Options, to_tflite
+from tfx_compression.tflite.interpreter import Interpreter
+
+
+def main(request: Mapping[str, Any]) -> None:
+    """Converts, runs the result once, and writes it.
+
+    Args:
+      request: `source`, the path of the SavedModel; `mode`; `folder`, for the result.
+    """
+    worker.step("cutting the signature out of the SavedModel")
+    saved_model = os.path.join(request["folder"], "saved_model")
+    feature_signature(request["source"]).save(saved_model)
+    content = to_tflite(saved_model, Options(request["mode"]))
+    worker.step("running the TFLite model for the first time")
+    interpreter = Interpreter(content)
+    interpreter.predict(
+        {
+            name: np.zeros([1, *(abs(size) for size in tensor.shape[1:])], tensor.dtype)
+            for name, tensor in interpreter.inputs.items()
+        }
+    )
+    with open(os.path.join(request["folder"], MODEL), "wb") as file:
+        file.write(content)

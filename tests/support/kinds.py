@@ -1,0 +1,127 @@
+"""Models as Trainers save them, one function for each way."""
+
+import os
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_transform as tft
+import tensorflow_transform.beam as tft_beam
+import tf_keras
+from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
+
+from tests.support import helpers  # first: sets which Keras tf.keras is
+
+FEATURES = ("a", "b")
+
+
+def transform_graph(path: Any, sparse: bool = False) -> str:
+    """The output of Transform: `a` and `b` divided by 4, `word` as its place in a vocabulary.
+
+    Of sparse features, where there is one value in a row; 2 where there is none.
+    """
+    spec = {name: tf.io.FixedLenFeature([1], tf.float32) for name in FEATURES}
+    spec["word"] = tf.io.FixedLenFeature([1], tf.string)
+    if sparse:
+        spec = {name: tf.io.VarLenFeature(feature.dtype) for name, feature in spec.items()}
+    metadata = dataset_metadata.DatasetMetadata(schema_utils.schema_from_feature_spec(spec))
+
+    def filled(feature: tf.SparseTensor) -> tf.Tensor:
+        whole = tf.SparseTensor(feature.indices, feature.values, [feature.dense_shape[0], 1])
+        return tf.reshape(tf.sparse.to_dense(whole, 2.0), [-1, 1])
+
+    def preprocessing_fn(features: Any) -> Any:
+        scaled = {name: (filled(features[name]) if sparse else features[name]) / 4.0 for name in FEATURES}
+        return {**scaled, "word": tft.compute_and_apply_vocabulary(features["word"], vocab_filename="words")}
+
+    rows = [{"a": [1.0], "b": [2.0], "word": [word]} for word in ("one", "two", "two")]
+    with tft_beam.Context(temp_dir=str(path) + "-temporary"):
+        _ = (rows, metadata) | tft_beam.AnalyzeDataset(preprocessing_fn) | tft_beam.WriteTransformFn(str(path))
+    return str(path)
+
+
+def keras3_dense(seed: int = 1, units: int = 16) -> keras.Model:
+    """Four numbers, `x`, to two."""
+    keras.utils.set_random_seed(seed)
+    x = keras.Input((4,), name="x")
+    hidden = keras.layers.Dense(units, activation="relu", name="hidden")(x)
+    return keras.Model(x, keras.layers.Dense(2, name="y")(hidden))
+
+
+def two_features(library: Any, units: int = 16, seed: int = 1) -> Any:
+    """Two numbers, `a` and `b`, to two, in Keras 2 or Keras 3."""
+    library.utils.set_random_seed(seed)
+    inputs = [library.Input((1,), name=name) for name in FEATURES]
+    joined = library.layers.Concatenate()(inputs)
+    hidden = library.layers.Dense(units, activation="relu", name="hidden")(joined)
+    return library.Model(inputs, library.layers.Dense(2, name="y")(hidden), name="two_features")
+
+
+def penguin(path: Any, model: Any, transform: str) -> str:
+    """A model of `two_features` saved with the signatures of TFX's penguin example.
+
+    `serving_default` parses tf.Examples (with a default for `b`) and transforms them; `transform_features` only that.
+    """
+    model.tft_layer = tft.TFTransformOutput(transform).transform_features_layer()
+    spec = {
+        "a": tf.io.FixedLenFeature([1], tf.float32),
+        "b": tf.io.FixedLenFeature([1], tf.float32, 0.5),
+        "word": tf.io.FixedLenFeature([1], tf.string),
+    }
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+    def serve(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        scaled = model.tft_layer(tf.io.parse_example(examples, spec))
+        return {"outputs": model([scaled[name] for name in FEATURES], training=False)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+    def transform_features(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        return model.tft_layer(tf.io.parse_example(examples, spec))
+
+    signatures = {"serving_default": serve, "transform_features": transform_features}
+    if isinstance(model, tf_keras.Model):
+        model.save(str(path), save_format="tf", signatures=signatures)
+    else:
+        tf.saved_model.save(model, str(path), signatures=signatures)
+    return str(path)
+
+
+def examples(rows: int = 6) -> list[bytes]:
+    """Serialized tf.Examples for `penguin`; `b` is missing in the last."""
+    generator = np.random.default_rng(0)
+    words = np.array([["one"], ["two"], ["none"]] * rows)[:rows]
+    whole = helpers.serialized({**{name: generator.normal(size=(rows, 1)) for name in FEATURES}, "word": words})
+    return [*whole, *helpers.serialized({"a": np.ones([1, 1], np.float32), "word": np.array([["two"]])})]
+
+
+def module(path: Any, vocabulary: Any = None) -> str:
+    """A plain tf.Module: `relu(x @ first) @ second^T`, a word looked up in a vocabulary file where there is one."""
+    generator = np.random.default_rng(0)
+    made = tf.Module()
+    made.first = tf.Variable(generator.normal(size=(4, 8)), dtype=tf.float32, name="first")
+    made.second = tf.Variable(generator.normal(size=(2, 8)), dtype=tf.float32, name="second")
+    made.scale = tf.Variable(generator.normal(size=(1, 8)), dtype=tf.float32, name="scale")
+    specs = [tf.TensorSpec([None, 4], tf.float32, name="x")]
+    if vocabulary is not None:
+        index = tf.lookup.TextFileIndex
+        words = tf.lookup.TextFileInitializer(str(vocabulary), tf.string, index.WHOLE_LINE, tf.int64, index.LINE_NUMBER)
+        made.table = tf.lookup.StaticHashTable(words, -1)
+        specs.append(tf.TensorSpec([None], tf.string, name="word"))
+
+    @tf.function(input_signature=specs)
+    def serve(x: tf.Tensor, word: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+        hidden = tf.nn.relu(x @ made.first) * made.scale
+        found = {"y": tf.matmul(hidden, made.second, transpose_b=True)}
+        return found if word is None else {**found, "word": made.table.lookup(word)}
+
+    made.serve = serve
+    tf.saved_model.save(made, str(path), signatures={"serving_default": serve})
+    return str(path)
+
+
+def artifact(path: Any) -> str:
+    """The serving folder of a Model artifact."""
+    folder = os.path.join(str(path), "Format-Serving")
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    return folder
