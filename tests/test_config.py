@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from tfx_compression.config import Config
 from tfx_compression.errors import ConfigError
 
+from tests.support.errors import raises
+
 _REQUIRED: dict[type[Config], dict[str, Any]] = {
     tfc.PruningPlan: {},
     tfc.LayerRule: {"layers": "dense.*", "sparsity": 0.8},
@@ -329,6 +331,29 @@ def test_what_does_not_go_together_is_refused(fields, message):
 )
 def test_the_first_step_of_a_schedule(fields, first):
     assert tfc.PruningPlan(sparsity=0.8, **fields).first_step() == pytest.approx(first)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "code"),
+    [
+        ({"sparsity": 1.5}, "PruningPlan.sparsity", "less_than"),
+        ({"sparcity": 0.5}, "PruningPlan.sparcity", "extra_forbidden"),
+        ({"rules": [{"layers": "a", "sparsity": 2}]}, "LayerRule.sparsity", "less_than"),
+        ({"rules": [{"layers": "(", "sparsity": 0}]}, "LayerRule.layers", "value_error"),
+    ],
+)
+def test_an_error_names_the_first_bad_field_and_its_problem(fields, field, code):
+    with raises(ConfigError, field=field, code=code):
+        tfc.PruningPlan(**fields)
+
+
+@pytest.mark.parametrize(("text", "code"), [("{", "json_invalid"), ("[]", "json_type")])
+def test_an_error_of_the_json_names_the_configuration(text, code):
+    with raises(ConfigError, field="PruningPlan", code=code):
+        tfc.PruningPlan.merged(text, {})
 
 
 # Importing

@@ -11,7 +11,9 @@ import psutil
 import pytest
 import tensorflow as tf
 from tfx_compression import worker
-from tfx_compression.errors import ModelError
+from tfx_compression.errors import ConfigError, DataError, LineageError, ModelError, StoreError, WorkerError
+
+from tests.support.errors import raises
 
 pytestmark = pytest.mark.slow  # each starts processes
 
@@ -30,7 +32,7 @@ def in_worker(tmp_path, monkeypatch):
             "from tfx_compression.errors import ModelError\n"
             f"open({str(tmp_path / 'pids')!r}, 'a').write(f'{{os.getpid()}} ')\n" + textwrap.dedent(source)
         )
-        options = {"what": "The model m in mode 'int8'", **options}
+        options = {"task": "The model m in mode 'int8'", **options}
         return worker.run("made_worker", request or {}, **options)
 
     run.pids = lambda: [int(pid) for pid in (tmp_path / "pids").read_text().split()]
@@ -51,8 +53,8 @@ def gone(pids: list[int]) -> bool:
     return True
 
 
-def failure(in_worker, source: str, **options) -> worker.WorkerError:
-    with pytest.raises(worker.WorkerError) as caught:
+def failure(in_worker, source: str, **options) -> WorkerError:
+    with pytest.raises(WorkerError) as caught:
         in_worker(source, **options)
     assert str(caught.value).startswith("The model m in mode 'int8' ")
     return caught.value
@@ -71,11 +73,29 @@ def test_an_answer_comes_back_and_what_was_printed_goes_to_standard_error(in_wor
     assert (out, err) == ("", "noise\n")
 
 
-def test_what_the_worker_refuses_comes_back_in_its_own_words(in_worker):
-    with pytest.raises(ModelError) as caught:
-        in_worker("def main(request): raise ModelError('The model lacks x. Remedy: add it.')")
+@pytest.mark.parametrize("error_class", [ConfigError, ModelError, DataError, StoreError, LineageError, WorkerError])
+def test_an_error_of_the_package_comes_back_with_class_field_and_code(in_worker, error_class):
+    source = f"""
+        from tfx_compression import errors
+        def main(request):
+            raise errors.{error_class.__name__}("The model lacks x. Remedy: add it.", field="Plan.x", code="no-x")
+    """
+    with raises(error_class, field="Plan.x", code="no-x") as caught:
+        in_worker(source)
+    assert type(caught.value) is error_class
     assert str(caught.value) == "The model lacks x. Remedy: add it."
-    assert not isinstance(caught.value, worker.WorkerError)
+
+
+def test_an_error_of_a_class_that_this_process_lacks_comes_back_as_its_base_class(in_worker):
+    source = """
+        class UnusableError(ModelError):
+            pass
+        def main(request):
+            raise UnusableError("The model lacks x.", code="no-x")
+    """
+    with raises(ModelError, code="no-x") as caught:
+        in_worker(source)
+    assert type(caught.value) is ModelError
 
 
 def test_another_error_is_told_with_its_step_and_the_operator_that_it_names(in_worker):
@@ -88,7 +108,7 @@ def test_another_error_is_told_with_its_step_and_the_operator_that_it_names(in_w
             raise RuntimeError("first line\\n'tf.XlaSort' op is neither a custom op nor a flex op")
         """,
     )
-    assert (error.how, error.step, error.op) == ("failed", "converting", "tf.XlaSort")
+    assert (error.reason, error.step, error.op) == ("failed", "converting", "tf.XlaSort")
     assert "failed while converting, at the op tf.XlaSort. Its last words: RuntimeError: first line" in str(error)
 
 
@@ -103,7 +123,7 @@ def test_another_error_is_told_with_its_step_and_the_operator_that_it_names(in_w
     ],
 )
 def test_the_operator_in_the_last_words_is_found(words, op):
-    assert worker.WorkerError("m", "failed", "", words).op == op
+    assert worker._worker_error("m", "failed", "failed", "", words).op == op
 
 
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGFPE"])
@@ -121,17 +141,17 @@ def test_a_crash_is_told_by_its_signal(in_worker, name):
 
 
 def test_a_read_of_address_zero_is_a_crash(in_worker):
-    assert failure(in_worker, "def main(request): ctypes.string_at(0)").how == "crashed (SIGSEGV)"
+    assert failure(in_worker, "def main(request): ctypes.string_at(0)").reason == "crashed (SIGSEGV)"
 
 
 def test_a_kill_from_outside_is_told_as_what_it_most_often_is(in_worker):
     error = failure(in_worker, "def main(request): os.kill(os.getpid(), signal.SIGKILL)")
-    assert error.how == "was killed (SIGKILL), as the kernel does where memory runs out"
+    assert error.reason == "was killed (SIGKILL), as the kernel does where memory runs out"
 
 
 def test_an_exit_without_an_answer_is_told_by_its_status(in_worker):
-    assert failure(in_worker, "def main(request): os._exit(3)").how == "ended without an answer (status 3)"
-    assert failure(in_worker, "def main(request): os._exit(0)").how == "ended without an answer (status 0)"
+    assert failure(in_worker, "def main(request): os._exit(3)").reason == "ended without an answer (status 3)"
+    assert failure(in_worker, "def main(request): os._exit(0)").reason == "ended without an answer (status 0)"
 
 
 def test_a_worker_that_hangs_is_ended_with_all_that_it_started(in_worker):
@@ -146,7 +166,7 @@ def test_a_worker_that_hangs_is_ended_with_all_that_it_started(in_worker):
         """,
         timeout=4.0,
     )
-    assert (error.how, error.step) == ("hung: no result in 4 s", "optimising")
+    assert (error.reason, error.step) == ("hung: no result in 4 s", "optimising")
     assert time.monotonic() - started < 30
     assert len(in_worker.pids()) == 2
 
@@ -174,7 +194,7 @@ TAKES = """
 
 def test_more_memory_than_allowed_ends_it(in_worker):
     error = failure(in_worker, TAKES, max_memory=LOSES_MEMORY)
-    assert error.how == "ran out of memory: it used more than 300 MB"
+    assert error.reason == "ran out of memory: it used more than 300 MB"
     assert error.step == "packing"
 
 
@@ -192,13 +212,13 @@ def test_the_memory_of_what_it_starts_counts(in_worker):
         """,
         max_memory=LOSES_MEMORY,
     )
-    assert "used more than 300 MB" in error.how
+    assert "used more than 300 MB" in error.reason
 
 
 def test_memory_that_python_or_c_can_not_get_is_told_as_such(in_worker):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))"
     error = failure(in_worker, f"def main(request):\n    {limit}\n    return len(bytes(2**32))")
-    assert error.how == "ran out of memory (MemoryError)"
+    assert error.reason == "ran out of memory (MemoryError)"
     error = failure(
         in_worker,
         """
@@ -207,14 +227,14 @@ def test_memory_that_python_or_c_can_not_get_is_told_as_such(in_worker):
             os.abort()
         """,
     )
-    assert error.how == "ran out of memory (std::bad_alloc)"
+    assert error.reason == "ran out of memory (std::bad_alloc)"
 
 
 PARENT = """
 import signal
 from tfx_compression import worker
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
-worker.run("made_worker", {}, what="m")
+worker.run("made_worker", {}, task="m")
 """
 
 
@@ -279,26 +299,26 @@ EXAMPLES = """
 """
 
 
-def outcome(worker, source: str, request: object) -> worker.WorkerError | int:
+def outcome(in_worker, source: str, request: object) -> WorkerError | int:
     try:
         return in_worker(source, request, timeout=300)
-    except worker.WorkerError as error:
+    except WorkerError as error:
         return error
 
 
 def test_a_keras_3_model_that_aborts_the_converter_is_an_error(in_worker):
-    found = outcome(worker, KERAS3, {})
+    found = outcome(in_worker, KERAS3, {})
     if TF > (2, 16) and isinstance(found, int):
         assert found > 0
         return
-    assert (found.how, found.step) == ("crashed (SIGABRT)", "converting")
+    assert (found.reason, found.step) == ("crashed (SIGABRT)", "converting")
     assert "The model m in mode 'int8' crashed (SIGABRT) while converting" in str(found)
 
 
 def test_a_signature_of_examples_that_crashes_the_converter_is_an_error(in_worker, tmp_path):
-    found = outcome(worker, EXAMPLES, {"path": str(tmp_path / "model")})
+    found = outcome(in_worker, EXAMPLES, {"path": str(tmp_path / "model")})
     if TF > (2, 16) and isinstance(found, int):
         assert found > 0
         return
-    how = "crashed (SIGSEGV)" if TF <= (2, 16) else found.how  # 2.21 says that it can't, in words
-    assert (found.how, found.step) == (how, "converting")
+    how = "crashed (SIGSEGV)" if TF <= (2, 16) else found.reason  # 2.21 says that it can't, in words
+    assert (found.reason, found.step) == (how, "converting")

@@ -32,6 +32,13 @@ _HOME = {
     "EvaluationReport": "tfx_support.artifacts",
     "Compressed": "model_handle.compressed",
     "Evaluation": "compressed_evaluator.record",
+    "CompressionError": "errors",
+    "ConfigError": "errors",
+    "ModelError": "errors",
+    "DataError": "errors",
+    "StoreError": "errors",
+    "LineageError": "errors",
+    "WorkerError": "errors",
     "prune": "pruning.prune",
     "fine_tune": "sparsity_fine_tuner.training",
     "quantize": "tflite_quantizer.quantization",
@@ -45,6 +52,15 @@ if TYPE_CHECKING:
     from tfx_compression.compressed_evaluator.component import CompressedEvaluator
     from tfx_compression.compressed_evaluator.evaluation import evaluate
     from tfx_compression.compressed_evaluator.record import Evaluation
+    from tfx_compression.errors import (
+        CompressionError,
+        ConfigError,
+        DataError,
+        LineageError,
+        ModelError,
+        StoreError,
+        WorkerError,
+    )
     from tfx_compression.model_handle.compressed import Compressed
     from tfx_compression.pruner.component import Pruner
     from tfx_compression.pruning.plan import LayerRule, PruningPlan

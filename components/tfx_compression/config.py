@@ -25,7 +25,7 @@ class Config(pydantic.BaseModel):
         try:
             super().__init__(**fields)
         except pydantic.ValidationError as error:
-            raise ConfigError(_explain(type(self), error)) from error
+            raise _explained(type(self), error) from error
 
     @classmethod
     def merged(cls: type[ConfigT], config_json: str, overrides: Mapping[str, Any]) -> ConfigT:
@@ -37,9 +37,11 @@ class Config(pydantic.BaseModel):
         try:
             fields = json.loads(config_json)
         except json.JSONDecodeError as error:
-            raise ConfigError(f"{cls.__name__} is not JSON: {error}: {config_json!r}") from error
+            message = f"{cls.__name__} is not JSON: {error}: {config_json!r}"
+            raise ConfigError(message, field=cls.__name__, code="json_invalid") from error
         if not isinstance(fields, dict):
-            raise ConfigError(f"{cls.__name__} is not a JSON object: {config_json!r}")
+            message = f"{cls.__name__} is not a JSON object: {config_json!r}"
+            raise ConfigError(message, field=cls.__name__, code="json_type")
         fields.update({name: value for name, value in overrides.items() if value is not None})
         return cls(**fields)
 
@@ -55,16 +57,27 @@ def _compiles(pattern: str) -> str:
 Pattern = Annotated[str, pydantic.AfterValidator(_compiles)]  # a regular expression
 
 
-def _explain(config: type[Config], error: pydantic.ValidationError) -> str:
-    """A pydantic error in one line per field: where, which value, what is wrong, and the fields that exist."""
-    lines = []
-    for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"]) or config.__name__
-        if problem["type"] == "extra_forbidden":
-            known = ", ".join(sorted(config.model_fields))
-            lines.append(f"{config.__name__} has no field {place!r}; its fields are: {known}")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            where = f"{config.__name__}.{place} = {problem['input']!r}" if problem["loc"] else config.__name__
-            lines.append(f"{where}: {message}")
-    return "; ".join(lines)
+def _explained(config: type[Config], error: pydantic.ValidationError) -> ConfigError:
+    """Returns a pydantic error as a sentence per bad field, with the field and error type of the first.
+
+    A validator that raises a ConfigError with a field or code of its own passes them on.
+    """
+    problems = error.errors()
+    cause = problems[0].get("ctx", {}).get("error")
+    field, code = getattr(cause, "field", None), getattr(cause, "code", None)
+    return ConfigError(
+        "; ".join(_sentence(config, problem) for problem in problems),
+        field=field or ".".join([config.__name__, *map(str, problems[0]["loc"])]),
+        code=code or problems[0]["type"],
+    )
+
+
+def _sentence(config: type[Config], problem: Any) -> str:
+    """Returns the field, its value, what is wrong with it, and, for an unknown field, the fields that exist."""
+    place = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        known = ", ".join(sorted(config.model_fields))
+        return f"{config.__name__} has no field {place!r}; its fields are: {known}"
+    message = problem["msg"].removeprefix("Value error, ")
+    subject = f"{config.__name__}.{place} = {problem['input']!r}" if place else config.__name__
+    return f"{subject}: {message}"

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import psutil
 
-from tfx_compression.errors import ModelError
+from tfx_compression.errors import CompressionError, WorkerError
 
 _POLL_SECONDS = 0.05
 _LAST_WORDS = 1500  # characters
@@ -35,29 +35,11 @@ _NOISE = re.compile(
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
-class WorkerError(ModelError):
-    """The worker's process was ended before it had an answer.
-
-    Attributes:
-      how: it ended, in words: `crashed (SIGSEGV)`, `hung: no result in 60 s`, `ran out of memory: …`, `failed (…)`.
-      step: the last one that it told; empty before the first.
-      op: the operator that its last words name, if any.
-      words: the last ones.
-    """
-
-    def __init__(self, what: str, how: str, step: str, words: str):
-        named = _OPS.findall(words)
-        self.how, self.step, self.words = how, step, words
-        self.op = next((name for name in named[0] if name), "") if named else ""
-        place = (f" while {step}" if step else "") + (f", at the op {self.op}" if self.op else "")
-        super().__init__(f"{what} {how}{place}.{f' Its last words: {words}' if words else ''}")
-
-
 def run(
     module: str,
     request: Mapping[str, Any],
     *,
-    what: str,
+    task: str,
     timeout: float = 3600.0,
     max_memory: int | None = None,
     input: bytes = b"",
@@ -70,13 +52,13 @@ def run(
     Args:
       module: the worker's, importable from `sys.path`.
       request: JSON.
-      what: is done, in words that an error begins with: the model and the mode.
+      task: Description of the work, such as the model and the mode; error messages start with it.
       timeout: seconds that it may take.
       max_memory: bytes that it and its children may hold (resident, looked at 20 times a second); None is no limit.
       input: its standard input.
 
     Raises:
-      ModelError: as the worker raised it.
+      CompressionError: As the worker raised it: of the same class, with the same field and code.
       WorkerError: where the worker crashed, hung, ran out of memory or failed otherwise.
     """
     with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as report:
@@ -104,10 +86,10 @@ def run(
     if "answer" in told and not stopped and process.returncode == 0:
         sys.stderr.write(words)
         return told["answer"]
-    if "refused" in told:
-        raise ModelError(told["refused"])
-    how = stopped or _how(process.returncode, words, told)
-    raise WorkerError(what, how, told.get("step", ""), _tail(told.get("failed") or words))
+    if "error" in told:
+        raise _error_from_report(told["error"])
+    code, reason = stopped or _ending(process.returncode, words, told)
+    raise _worker_error(task, code, reason, told.get("step", ""), _tail(told.get("failed") or words))
 
 
 def step(name: str) -> None:
@@ -119,16 +101,38 @@ def step(name: str) -> None:
     _tell(step=name)
 
 
-def _wait(process: subprocess.Popen, timeout: float, max_memory: int | None) -> str:
-    """Waits for the end of a process; why it has to be ended, empty where it ended itself."""
+def _worker_error(task: str, code: str, reason: str, step: str, output: str) -> WorkerError:
+    named = _OPS.findall(output)
+    op = next((name for name in named[0] if name), "") if named else ""
+    place = (f" while {step}" if step else "") + (f", at the op {op}" if op else "")
+    message = f"{task} {reason}{place}.{f' Its last words: {output}' if output else ''}"
+    return WorkerError(message, code=code, reason=reason, step=step, op=op, output=output)
+
+
+def _error_to_report(error: CompressionError) -> dict[str, Any]:
+    """Returns an error as JSON: its class and base classes, message and attributes."""
+    classes = [(each.__module__, each.__name__) for each in type(error).__mro__ if issubclass(each, CompressionError)]
+    return {"classes": classes, "message": str(error), "attributes": vars(error)}
+
+
+def _error_from_report(report: Mapping[str, Any]) -> CompressionError:
+    """Returns the error in a report, of the first of its classes that this process has imported."""
+    classes = (getattr(sys.modules.get(module), name, None) for module, name in report["classes"])
+    error = next(filter(None, classes))(report["message"])
+    vars(error).update(report["attributes"])
+    return error
+
+
+def _wait(process: subprocess.Popen, timeout: float, max_memory: int | None) -> tuple[str, str] | None:
+    """Waits for the end of a process; returns code and description of the limit that it exceeded, if any."""
     deadline = time.monotonic() + timeout
     while (remaining := deadline - time.monotonic()) > 0:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(min(remaining, _POLL_SECONDS) if max_memory else remaining)
-            return ""
+            return None
         if max_memory and _memory(process.pid) > max_memory:
-            return f"ran out of memory: it used more than {max_memory / 2**20:.0f} MB"
-    return f"hung: no result in {timeout:g} s"
+            return "out-of-memory", f"ran out of memory: it used more than {max_memory / 2**20:.0f} MB"
+    return "hung", f"hung: no result in {timeout:g} s"
 
 
 def _memory(pid: int) -> int:
@@ -142,14 +146,15 @@ def _memory(pid: int) -> int:
     return total
 
 
-def _how(status: int, words: str, told: Mapping[str, Any]) -> str:
+def _ending(status: int, words: str, told: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns code and description of how a process ended, from its exit status, output and report."""
     if told.get("memory") or "std::bad_alloc" in words[-_LAST_WORDS:]:
-        return f"ran out of memory ({'MemoryError' if told.get('memory') else 'std::bad_alloc'})"
+        return "out-of-memory", f"ran out of memory ({'MemoryError' if told.get('memory') else 'std::bad_alloc'})"
     if status == -signal.SIGKILL:
-        return "was killed (SIGKILL), as the kernel does where memory runs out"
+        return "killed", "was killed (SIGKILL), as the kernel does where memory runs out"
     if status < 0:
-        return f"crashed ({signal.Signals(-status).name})"
-    return "failed" if "failed" in told else f"ended without an answer (status {status})"
+        return "crashed", f"crashed ({signal.Signals(-status).name})"
+    return ("failed", "failed") if "failed" in told else ("no-answer", f"ended without an answer (status {status})")
 
 
 def _tail(words: str) -> str:
@@ -188,8 +193,8 @@ def _serve() -> None:
     request = json.loads(sys.stdin.buffer.readline())
     try:
         answer = importlib.import_module(module).main(request)
-    except ModelError as error:
-        _tell(refused=str(error))
+    except CompressionError as error:
+        _tell(error=_error_to_report(error))
         sys.exit(1)
     except Exception as error:
         _tell(failed=f"{type(error).__name__}: {error}", memory=isinstance(error, MemoryError))

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 
 from tfx_compression import worker
+from tfx_compression.errors import WorkerError
 
 _SECONDS = 300.0
 
@@ -31,6 +32,6 @@ def _problem(content: bytes, reference_kernels: bool) -> str:
     request = {"reference_kernels": reference_kernels}
     module = "tfx_compression.compressed_evaluator.trial_worker"
     try:
-        return str(worker.run(module, request, what="The interpreter", timeout=_SECONDS, input=content))
-    except worker.WorkerError as error:
+        return str(worker.run(module, request, task="The interpreter", timeout=_SECONDS, input=content))
+    except WorkerError as error:
         return str(error)

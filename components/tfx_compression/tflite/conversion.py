@@ -17,7 +17,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.lite.python import convert as lite_convert
 
 from tfx_compression import worker
-from tfx_compression.errors import ModelError
+from tfx_compression.errors import DataError, ModelError, WorkerError
 from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite.interpreter import SIGNATURE, fit
 
@@ -203,10 +203,10 @@ def convert(path: str, mode: Literal["float32", "float16", "dynamic"]) -> bytes:
       ConversionError: where the converter refuses the model, crashes or hangs.
     """
     with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
-        what = f"TensorFlow's converter, given the model in {path}, in mode {mode!r},"
+        task = f"TensorFlow's converter, given the model in {path}, in mode {mode!r},"
         try:
-            worker.run(_WORKER, {"source": path, "mode": mode, "folder": folder}, what=what)
-        except ModelError as error:
+            worker.run(_WORKER, {"source": path, "mode": mode, "folder": folder}, task=task)
+        except (ModelError, DataError, WorkerError) as error:
             raise ConversionError(str(error)) from error
         with open(os.path.join(folder, MODEL), "rb") as file:
             return file.read()

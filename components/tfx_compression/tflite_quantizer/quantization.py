@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfx_compression import worker
-from tfx_compression.errors import ModelError
+from tfx_compression.errors import ModelError, WorkerError
 from tfx_compression.saved_models import feature_signatures
 from tfx_compression.saved_models.feature_signatures import FeatureSignature
 from tfx_compression.tflite import conversion, flatbuffer
@@ -124,11 +124,11 @@ def quantize_saved_model(
             worker.run(
                 job.__name__,
                 {"folder": folder, "config": config.to_json(), "strata": dict(rows.strata)},
-                what=f"The conversion of {path} in mode {config.mode!r}",
+                task=f"The conversion of {path} in mode {config.mode!r}",
                 timeout=config.timeout_seconds,
                 max_memory=config.max_memory_bytes,
             )
-        except worker.WorkerError as error:
+        except WorkerError as error:
             if config.mode in ("int8", "int16x8") and conversion.has_loops(saved_model, config.signatures):
                 raise ModelError(
                     f"{error} The model has loops or branches, which TensorFlow's calibrator can crash on. Remedy: "
