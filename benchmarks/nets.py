@@ -62,7 +62,7 @@ def depthwise(widths: Sequence[int] = DEPTHWISE) -> tf_keras.Model:
     for block, width in enumerate(widths[1:]):
         strides = 2 if block and width > flow.shape[-1] and flow.shape[1] > 4 else 1
         flow = _layers.DepthwiseConv2D(3, strides, "same", use_bias=False, name=f"block{block}_depthwise")(flow)
-        flow = _normalised(flow, f"block{block}_depthwise", "relu")
+        flow = _normalized(flow, f"block{block}_depthwise", "relu")
         flow = _convolution(flow, width, 1, 1, f"block{block}")
     return _classified(inputs, flow, "depthwise")
 
@@ -83,14 +83,14 @@ def harden(model: tf_keras.Model, exponent: float = 5.0, seed: int = 0) -> tf_ke
     for layer in hard.layers:
         if not isinstance(layer, _layers.DepthwiseConv2D):
             continue
-        relu, normalisation = _before(layer), _before(_before(layer))
+        relu, normalization = _before(layer), _before(_before(layer))
         if not isinstance(relu, _layers.ReLU) or relu.max_value is not None:
             raise ValueError(f"Before {layer.name} is {relu.name}, no ReLU without an upper bound.")
-        if not isinstance(normalisation, _layers.BatchNormalization):
-            raise ValueError(f"Before {relu.name} is {normalisation.name}, no BatchNormalization.")
-        scales = 2 ** generator.uniform(-exponent, exponent, normalisation.gamma.shape[0]).astype(np.float32)
-        normalisation.gamma.assign(normalisation.gamma * scales)
-        normalisation.beta.assign(normalisation.beta * scales)
+        if not isinstance(normalization, _layers.BatchNormalization):
+            raise ValueError(f"Before {relu.name} is {normalization.name}, no BatchNormalization.")
+        scales = 2 ** generator.uniform(-exponent, exponent, normalization.gamma.shape[0]).astype(np.float32)
+        normalization.gamma.assign(normalization.gamma * scales)
+        normalization.beta.assign(normalization.beta * scales)
         kernel = layer.depthwise_kernel  # [height, width, channels, multiplier]
         kernel.assign(kernel / scales[:, None])
     return hard
@@ -147,10 +147,10 @@ def _read(path: Path) -> np.ndarray:
 
 def _convolution(flow: Any, width: int, size: int, strides: int, name: str, activation: str | None = "relu") -> Any:
     flow = _layers.Conv2D(width, size, strides, "same", use_bias=False, name=name)(flow)
-    return _normalised(flow, name, activation)
+    return _normalized(flow, name, activation)
 
 
-def _normalised(flow: Any, name: str, activation: str | None) -> Any:
+def _normalized(flow: Any, name: str, activation: str | None) -> Any:
     flow = _layers.BatchNormalization(name=f"{name}_bn")(flow)
     if activation is None:
         return flow
@@ -162,7 +162,7 @@ def _inverted_residual(flow: Any, width: int, expansion: int, strides: int, name
     if expansion > 1:
         flow = _convolution(flow, expansion * flow.shape[-1], 1, 1, f"{name}_expand", "relu6")
     flow = _layers.DepthwiseConv2D(3, strides, "same", use_bias=False, name=f"{name}_depthwise")(flow)
-    flow = _normalised(flow, f"{name}_depthwise", "relu6")
+    flow = _normalized(flow, f"{name}_depthwise", "relu6")
     flow = _convolution(flow, width, 1, 1, f"{name}_project", None)
     if strides > 1 or before.shape[-1] != width:
         return flow

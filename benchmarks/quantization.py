@@ -4,7 +4,7 @@ Six parts, each chosen by its letter in `--only`; nets trained on 55,000 rows of
 test rows. Of the 5,000 others the first 200 calibrate, and mode `auto` searches on those behind them:
 
   a  modes: accuracy, difference from the float net, bytes and latency of every mode, on three nets
-  b  hard: a net whose channels differ a thousandfold in range, without, with equalisation and in mode `auto`
+  b  hard: a net whose channels differ a thousandfold in range, without, with equalization and in mode `auto`
   c  auto: mode `auto` beside the smallest uniform mode that loses no more, on nets of 200,000 parameters and more
   d  converter: bytes and time of a conversion beside a script with TensorFlow's TFLiteConverter and the same options
   e  calibration: time and memory of drawing the calibration rows out of 20,000 and out of 1,000,000
@@ -67,7 +67,7 @@ SUITES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "hard": {
         "float32": {"mode": "float32"},
         "int8": {"mode": "int8"},
-        "int8 equalised": {"mode": "int8", "equalise": True},
+        "int8 equalized": {"mode": "int8", "equalize": True},
         "auto": AUTO,
     },
     "clean": {"min_max": {"mode": "int8", "calibration": _ROWS}},
@@ -313,7 +313,7 @@ def _quantized(path: Path, fields: Mapping[str, Any], rows: Sequence[Any]) -> tu
     if record.auto is not None:
         precisions = list(record.auto.precisions.values())
         found["auto"] = {
-            "equalised": record.auto.equalised,
+            "equalized": record.auto.equalized,
             "trials": len(record.auto.trials),
             "layers": {precision: precisions.count(precision) for precision in sorted(set(precisions))},
         }
@@ -323,7 +323,7 @@ def _quantized(path: Path, fields: Mapping[str, Any], rows: Sequence[Any]) -> tu
 def _with_record(path: Path, fields: Mapping[str, Any], rows: Sequence[Any]) -> tuple[bytes, Any]:
     """As the component converts: the first rows calibrate, those behind them are searched on."""
     from tfx_compression.tflite_quantizer.config import Quantization
-    from tfx_compression.tflite_quantizer.quantization import Rows, quantize_saved_model
+    from tfx_compression.tflite_quantizer.quantize import Rows, quantize_saved_model
 
     images, labels = rows
     config = Quantization(**fields)

@@ -24,7 +24,7 @@ _HOME = {
     "AutoPrecision": "tflite_quantizer.config",
     "Calibration": "tflite_quantizer.config",
     "Metadata": "tflite_quantizer.config",
-    "Normalisation": "tflite_quantizer.config",
+    "Normalization": "tflite_quantizer.config",
     "PrecisionRule": "tflite_quantizer.config",
     "Budget": "compressed_evaluator.budget",
     "StoreTarget": "store.target",
@@ -41,7 +41,7 @@ _HOME = {
     "WorkerError": "errors",
     "prune": "pruning.prune",
     "fine_tune": "sparsity_fine_tuner.training",
-    "quantize": "tflite_quantizer.quantization",
+    "quantize": "tflite_quantizer.quantize",
     "evaluate": "compressed_evaluator.evaluation",
 }
 
@@ -74,11 +74,11 @@ if TYPE_CHECKING:
         AutoPrecision,
         Calibration,
         Metadata,
-        Normalisation,
+        Normalization,
         PrecisionRule,
         Quantization,
     )
-    from tfx_compression.tflite_quantizer.quantization import quantize
+    from tfx_compression.tflite_quantizer.quantize import quantize
     from tfx_compression.tflite_store_pusher.component import TFLiteStorePusher
     from tfx_compression.tfx_support.artifacts import EvaluationReport, PruningPlanArtifact
 

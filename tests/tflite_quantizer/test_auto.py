@@ -50,17 +50,17 @@ def spread(model):
     hard = tf_keras.models.clone_model(model)
     hard.set_weights(model.get_weights())
     scale = 2.0 ** np.random.default_rng(1).uniform(-5, 5, 8)
-    normalisation, separable = hard.get_layer("normalisation"), hard.get_layer("separable")
-    normalisation.gamma.assign(normalisation.gamma * scale)
-    normalisation.beta.assign(normalisation.beta * scale)
+    normalization, separable = hard.get_layer("normalisation"), hard.get_layer("separable")
+    normalization.gamma.assign(normalization.gamma * scale)
+    normalization.beta.assign(normalization.beta * scale)
     separable.depthwise_kernel.assign(separable.depthwise_kernel / scale[None, None, :, None])
     return hard
 
 
-def searched(content, data, labels=True, equalise=False, target="cpu", **settings):
+def searched(content, data, labels=True, equalize=False, target="cpu", **settings):
     columns, truth = data
     trial = {name: values[:ROWS] for name, values in columns.items()}
-    config = Quantization(mode="auto", equalise=equalise, target=target, auto=AutoPrecision(**settings))
+    config = Quantization(mode="auto", equalize=equalize, target=target, auto=AutoPrecision(**settings))
     calibration = {name: values[ROWS : ROWS + 60] for name, values in columns.items()}
     found = auto.search(content, config, calibration, trial, truth[:ROWS] if labels else None)
     return found.content, found.record, found.pairs
@@ -81,7 +81,7 @@ def test_result_is_within_the_limit_and_no_larger_than_a_uniform_model(content, 
     assert record.baseline == pytest.approx(accuracy(content, data))
     assert record.value == pytest.approx(accuracy(found, data))
     assert record.baseline - record.value <= 0.02
-    assert not record.equalised and pairs == ()
+    assert not record.equalized and pairs == ()
     ranges = observe(content, {"image": data[0]["image"][ROWS : ROWS + 60]}, Calibration()).tensors
     for precision in AutoPrecision().precisions:
         uniform = recipes.quantize_layers(content, recipes.uniform(content, precision), ranges)
@@ -131,16 +131,16 @@ def test_a_microcontroller_gets_what_it_has_kernels_of(content, data):
     assert not any(trial.accepted for trial in record.trials if trial.step.startswith("int8_dynamic"))
 
 
-def test_equalisation_is_taken_where_it_pays(hard, content, data):
+def test_equalization_is_taken_where_it_pays(hard, content, data):
     np.testing.assert_allclose(predictions(hard, data), predictions(content, data), atol=1e-4)
     settings = {"max_drop": 0.002, "metric": "mean_squared_error", "precisions": ("int8", "float32")}
-    without, _, _ = searched(hard, one_hot(data), equalise=False, **settings)
-    found, record, pairs = searched(hard, one_hot(data), equalise="auto", **settings)
-    assert record.equalised and pairs
+    without, _, _ = searched(hard, one_hot(data), equalize=False, **settings)
+    found, record, pairs = searched(hard, one_hot(data), equalize="auto", **settings)
+    assert record.equalized and pairs
     assert len(found) < len(without)
     assert record.value - record.baseline <= 0.002
-    _, always, _ = searched(hard, one_hot(data), equalise=True, **settings)
-    assert always.equalised and all(trial.step.startswith("equalised") for trial in always.trials)
+    _, always, _ = searched(hard, one_hot(data), equalize=True, **settings)
+    assert always.equalized and all(trial.step.startswith("equalized") for trial in always.trials)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ TWO = ("serving_default", "other")
         ({"mode": "int4", "block_size": 32}, "block_size=32 is of mode 'int4_dynamic', not of 'int4'"),
         ({"mode": "dynamic", "per_channel": False}, "per_channel=False is of the calibrated modes"),
         ({"mode": "int16x8", "calibration": {"ranges": "mse"}}, "'int16x8' is 'min_max'"),
-        ({"mode": "float16", "equalise": True}, "equalise=True is of mode 'int8'.*not of 'float16'"),
+        ({"mode": "float16", "equalize": True}, "equalize=True is of mode 'int8'.*not of 'float16'"),
         ({"target": "edge_tpu"}, "needs mode='int8' and a batch_size"),
         ({"target": "edge_tpu", "mode": "dynamic", "batch_size": 1}, "needs mode='int8'"),
         ({"target": "microcontroller", "mode": "dynamic"}, "no kernels of mode 'dynamic'. Remedy: mode 'int8'"),
@@ -35,9 +35,9 @@ TWO = ("serving_default", "other")
         ({"signatures": ("a", "b")}, "one is 'serving_default'"),
         ({"signatures": TWO, "mode": "int4"}, "several signatures convert in the modes float32, float16"),
         ({"signatures": TWO, "transform": "outside"}, "several signatures convert.*transform 'inside'"),
-        ({"signatures": TWO, "equalise": True}, "several signatures convert.*without equalise"),
-        ({"metadata": {"normalisation": {"image": {"mean": [0, 0], "std": [1]}}}}, "as many each"),
-        ({"metadata": {"normalisation": {"image": {"mean": [0], "std": [0]}}}}, "std is above zero"),
+        ({"signatures": TWO, "equalize": True}, "several signatures convert.*without equalize"),
+        ({"metadata": {"normalization": {"image": {"mean": [0, 0], "std": [1]}}}}, "as many each"),
+        ({"metadata": {"normalization": {"image": {"mean": [0], "std": [0]}}}}, "std is above zero"),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_what_does(fields, message):

@@ -14,7 +14,7 @@ from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite_quantizer import self_test
 from tfx_compression.tflite_quantizer.config import AutoPrecision, Calibration, Metadata, Quantization
 from tfx_compression.tflite_quantizer.executor import Executor
-from tfx_compression.tflite_quantizer.record import Record
+from tfx_compression.tflite_quantizer.record import QuantizationRecord
 
 from tests.support import helpers
 
@@ -77,7 +77,7 @@ class Run:
             {"config": config.to_json(), "mode": mode},
         )
         self.content = Path(self.output.uri, "Format-Serving/tflite").read_bytes()
-        self.record = Record.model_validate_json(Path(self.output.uri, "quantization.json").read_text())
+        self.record = QuantizationRecord.model_validate_json(Path(self.output.uri, "quantization.json").read_text())
 
     def property(self, name: str) -> Any:
         return self.output.get_custom_property(name)
@@ -181,7 +181,7 @@ def test_a_microcontroller_gets_its_c_source(tmp_path, model, examples):
     ("config", "error", "message"),
     [
         (Quantization(calibration=Calibration(split="training")), DataError, "no split 'training', only: train"),
-        (Quantization(calibration=Calibration(stratify_by="colour")), ModelError, "has no 'colour'; it has: image"),
+        (Quantization(calibration=Calibration(stratify_by="color")), ModelError, "has no 'color'; it has: image"),
         (Quantization(target="microcontroller", max_arena_bytes=100), ModelError, "target 'microcontroller'.*100"),
         (Quantization(max_memory_bytes=10 * 2**20), ModelError, "in mode 'int8' ran out of memory"),
     ],

@@ -12,7 +12,7 @@ from tfx_compression.tflite import conversion
 from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite_quantizer import devices, sources
 from tfx_compression.tflite_quantizer.config import Quantization
-from tfx_compression.tflite_quantizer.quantization import Rows, quantize_saved_model, rows_of
+from tfx_compression.tflite_quantizer.quantize import Rows, quantize_saved_model, rows_of
 
 from tests.support import helpers, kinds
 
@@ -205,9 +205,9 @@ def test_a_channel_of_small_weights_and_a_large_bias_does_not_get_the_range_to_i
         first.set_weights([kernel, bias])
         path = sources.saved_model_of(model, str(tmp_path / f"small-{smallest}"))
         noise = {}
-        for equalise in (False, True):
-            found = quantized(path, rows, mode="int8", equalise=equalise, io="float32")
-            noise[equalise] = np.std(Interpreter(found.content).predict(rows)["y"] - model(rows["x"]))
+        for equalize in (False, True):
+            found = quantized(path, rows, mode="int8", equalize=equalize, io="float32")
+            noise[equalize] = np.std(Interpreter(found.content).predict(rows)["y"] - model(rows["x"]))
         assert noise[True] < 1.5 * noise[False]
 
 
@@ -217,8 +217,8 @@ def test_a_model_that_is_quantization_aware_in_part_is_warned_of(tmp_path):
     path = sources.saved_model_of(tf_keras.Model(x, tf_keras.layers.Dense(3, name="y")(hidden)), str(tmp_path / "part"))
     warnings = quantized(path, {"x": normal(60, 8)}, mode="int8").record.warnings
     assert any("2 FULLY_CONNECTED" in warning and "quantization-aware in part" in warning for warning in warnings)
-    with pytest.raises(ModelError, match="quantization-aware: equalise=True would move the ranges"):
-        quantized(path, {"x": normal(60, 8)}, mode="int8", equalise=True)
+    with pytest.raises(ModelError, match="quantization-aware: equalize=True would move the ranges"):
+        quantized(path, {"x": normal(60, 8)}, mode="int8", equalize=True)
 
 
 def test_a_layer_that_computes_something_else_is_warned_of(tmp_path):

@@ -231,7 +231,7 @@ def test_unsigned_inputs_do_not_go_with_sixteen_bits(cnn):
         cnn.quantized("int16x8", io="uint8")
 
 
-def test_what_has_no_kernel_follows_its_neighbours(cnn):
+def test_what_has_no_kernel_follows_its_neighbors(cnn):
     graph = recipes.Graph(cnn.content)
     content = quantize_layers(cnn.content, {index: Choice("int8") for index in graph.kernels}, cnn.ranges)
     assert flatbuffer.contents(content).float_ops == {}

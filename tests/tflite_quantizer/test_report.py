@@ -9,17 +9,17 @@ from tfx_compression.tflite_quantizer.config import AutoPrecision, Calibration, 
 from tfx_compression.tflite_quantizer.record import (
     AutoRecord,
     CalibrationRecord,
-    Delegate,
-    EqualisedPair,
+    DelegateVerdict,
+    EqualizedPair,
     InputRange,
     LayerError,
-    OpVerdict,
-    Record,
+    OperatorVerdict,
+    QuantizationRecord,
     SignatureRecord,
     SparseRecord,
+    TargetVerdict,
     TensorRecord,
     TrialRecord,
-    Verdict,
 )
 
 from tests.compressed_evaluator.test_report import Page
@@ -29,12 +29,12 @@ _LAYERS = (
     LayerError(layer="net/flatten", op="RESHAPE", snr_db=None, max_error=0.0, cosine=1.0),
     LayerError(layer="net/dense", op="FULLY_CONNECTED", precision="int4", snr_db=18.5, max_error=1.5, cosine=None),
 )
-_TPU = Delegate(
+_TPU = DelegateVerdict(
     name="Edge TPU",
     ops=(
-        OpVerdict(index=0, op="CONV_2D", layer="net/conv", mapped=True),
-        OpVerdict(index=1, op="ELU", layer="net/elu", mapped=False, reason="no such operator"),
-        OpVerdict(index=2, op="SOFTMAX", layer="net/softmax", mapped=False, reason="behind the cut"),
+        OperatorVerdict(index=0, op="CONV_2D", layer="net/conv", mapped=True),
+        OperatorVerdict(index=1, op="ELU", layer="net/elu", mapped=False, reason="no such operator"),
+        OperatorVerdict(index=2, op="SOFTMAX", layer="net/softmax", mapped=False, reason="behind the cut"),
     ),
     segments=1,
     cut="ELU (net/elu)",
@@ -43,7 +43,7 @@ _TPU = Delegate(
 )
 
 
-def verdict(**changes: Any) -> Verdict:
+def verdict(**changes: Any) -> TargetVerdict:
     known: dict[str, Any] = {
         "target": "edge_tpu",
         "runs": True,
@@ -52,10 +52,10 @@ def verdict(**changes: Any) -> Verdict:
         "delegates": (_TPU,),
         "arena_bytes": 4096,
     }
-    return Verdict(**{**known, **changes})
+    return TargetVerdict(**{**known, **changes})
 
 
-def record(**changes: Any) -> Record:
+def record(**changes: Any) -> QuantizationRecord:
     """A small network in int8, but for `changes`."""
     known: dict[str, Any] = {
         "config": Quantization(mode="int8", batch_size=1, target="edge_tpu"),
@@ -81,7 +81,7 @@ def record(**changes: Any) -> Record:
         "runtime": "LiteRT 2.1 or newer",
         "layers": _LAYERS,
     }
-    return Record(**{**known, **changes})
+    return QuantizationRecord(**{**known, **changes})
 
 
 def page(**changes: Any) -> Page:
@@ -192,7 +192,7 @@ AUTO = AutoRecord(
     value=0.897,
     drop=0.003,
     rows=2000,
-    equalised=True,
+    equalized=True,
     precisions={"net/conv": "int8", "net/dense": "int4"},
     trials=(
         TrialRecord(step="all int4", metric=0.8, bytes=50_000, accepted=False),
@@ -205,7 +205,7 @@ def test_what_auto_tried_is_drawn_with_the_float_model_and_listed():
     found = page(auto=AUTO, config=Quantization(mode="auto", auto=AutoPrecision(max_drop=0.005)))
     assert (
         "sparse categorical accuracy 0.8970, the float model’s 0.9000, on 2,000 rows; 2 trials, 1 of them accepted; "
-        "equalised." in found.text
+        "equalized." in found.text
     )
     line, points = found.specs()[0]["layer"]
     assert line["data"]["values"] == [{"baseline": 0.9}]
@@ -228,9 +228,9 @@ def test_operators_are_counted_and_tensorflows_own_named_with_who_asked():
 
 
 def test_the_steps_that_were_taken_are_told():
-    pair = EqualisedPair(first="net/conv", second="net/dw", spread_before=812.5, spread_after=3.0)
+    pair = EqualizedPair(first="net/conv", second="net/dw", spread_before=812.5, spread_after=3.0)
     sparse = SparseRecord(encoded=False, reason="the gzipped file is 4 kB larger.")
-    found = page(equalisation=(pair,), sparse=sparse, self_test={"logits": 0.03125, "other": 0.001})
+    found = page(equalization=(pair,), sparse=sparse, self_test={"logits": 0.03125, "other": 0.001})
     assert found.tables["Layers whose channels were scaled"][1] == ["net/conv", "net/dw", "812.5×", "3.0×"]
     assert "Not encoded: the gzipped file is 4 kB larger." in found.text
     assert "largest difference from float 0.0312 of logits" in found.text
@@ -247,7 +247,7 @@ def test_what_was_configured_is_told_from_what_was_left():
     assert "max_arena_bytes none" in left
 
 
-def full(name: str = "net/conv") -> Record:
+def full(name: str = "net/conv") -> QuantizationRecord:
     return record(
         layers=tuple(layer.model_copy(update={"layer": name, "op": name}) for layer in _LAYERS),
         verdict=verdict(
@@ -275,7 +275,7 @@ def test_vega_draws_the_plots():
 def test_the_json_in_the_report_is_the_record():
     found = full()
     (copied,) = Page(report.render(found)).pre
-    assert Record.model_validate_json(copied) == found
+    assert QuantizationRecord.model_validate_json(copied) == found
 
 
 def test_it_needs_no_network():

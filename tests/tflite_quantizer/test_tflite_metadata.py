@@ -23,7 +23,7 @@ WORDS = {"name": "Digits", "description": "Which third", "version": "1.2", "auth
 EVERYTHING: dict[str, Any] = {
     **WORDS,
     "labels": {"probabilities": LABELS},
-    "normalisation": {"image": ((0.5, 1.5), (16.0, 4.0))},
+    "normalization": {"image": ((0.5, 1.5), (16.0, 4.0))},
     "ranges": {"image": (-1.0, 2.5)},
 }
 
@@ -161,7 +161,7 @@ def test_tensors_stand_in_the_order_of_the_graph_and_have_the_signatures_names(t
     ("asked", "said"),
     [
         ({"labels": {"scores": LABELS}}, "outputs 'scores', which .*: probabilities"),
-        ({"normalisation": {"picture": ((0.0,), (1.0,))}}, "inputs 'picture', which .*: image"),
+        ({"normalization": {"picture": ((0.0,), (1.0,))}}, "inputs 'picture', which .*: image"),
         ({"ranges": {"picture": (0.0, 1.0)}}, "inputs 'picture', which .*: image"),
         ({"labels": {"probabilities": ("one", "two")}}, "'probabilities' has 3 values .* names 2"),
         ({"labels": {"probabilities": ("one", "two\n", "three")}}, "line break"),

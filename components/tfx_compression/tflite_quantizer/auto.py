@@ -12,10 +12,10 @@ import numpy as np
 from tfx_compression.errors import ModelError
 from tfx_compression.keras_models.metric_names import plain_name, smaller_is_better
 from tfx_compression.tflite.interpreter import Interpreter
-from tfx_compression.tflite_quantizer import devices, equalisation, recipes
+from tfx_compression.tflite_quantizer import devices, equalization, recipes
 from tfx_compression.tflite_quantizer.calibration import Ranges, observe
 from tfx_compression.tflite_quantizer.config import CALIBRATED, AutoPrecision, Precision, Quantization
-from tfx_compression.tflite_quantizer.record import AutoRecord, EqualisedPair, InputRange, TrialRecord
+from tfx_compression.tflite_quantizer.record import AutoRecord, EqualizedPair, InputRange, TrialRecord
 
 Columns = Mapping[str, np.ndarray]
 Assignment = dict[int, Precision]  # by operator
@@ -33,15 +33,15 @@ class Found(NamedTuple):
     Attributes:
       content: the flatbuffer.
       record: what was tried.
-      reference: the float model that it was made of, equalised or not.
-      pairs: the layers that were equalised in it.
+      reference: the float model that it was made of, equalized or not.
+      pairs: the layers that were equalized in it.
       inputs: what calibration saw of them.
     """
 
     content: bytes
     record: AutoRecord
     reference: bytes
-    pairs: tuple[EqualisedPair, ...]
+    pairs: tuple[EqualizedPair, ...]
     inputs: Mapping[str, InputRange]
 
 
@@ -65,7 +65,7 @@ def search(
 
     Args:
       content: a float flatbuffer.
-      config: `auto`, `equalise`, `io`, `per_channel`, `calibration`, `target` and `max_arena_bytes` of it.
+      config: `auto`, `equalize`, `io`, `per_channel`, `calibration`, `target` and `max_arena_bytes` of it.
       calibration: by input, [rows, …] values that ranges are measured on.
       trial: by input, [rows, …] values that the metric is measured on.
       labels: [rows, …]; None for the metric `agreement`.
@@ -75,14 +75,14 @@ def search(
       ModelError: where the metric is unknown, or the output or the labels are not what it needs.
     """
     measure = _Measure(content, config.auto, trial, labels)
-    variants: list[tuple[str, bytes, tuple[EqualisedPair, ...]]] = []
-    if config.equalise is not True:
+    variants: list[tuple[str, bytes, tuple[EqualizedPair, ...]]] = []
+    if config.equalize is not True:
         variants.append(("", content, ()))
-    if config.equalise is not False:
-        step("equalising layers")
-        equalised, pairs = equalisation.equalise(content)
+    if config.equalize is not False:
+        step("equalizing layers")
+        equalized, pairs = equalization.equalize(content)
         if pairs or not variants:
-            variants.append(("equalised, ", equalised, pairs))
+            variants.append(("equalized, ", equalized, pairs))
     trials: list[TrialRecord] = []
     best: _Trial | None = None
     for name, float_content, pairs in variants:
@@ -102,7 +102,7 @@ def search(
         value=best.value,
         drop=best.drop,
         rows=measure.rows,
-        equalised=bool(chosen[1]),
+        equalized=bool(chosen[1]),
         precisions=precisions,
         trials=tuple(trials),
     )

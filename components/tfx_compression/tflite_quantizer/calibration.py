@@ -47,7 +47,7 @@ def observe(content: bytes, columns: Columns, calibration: Calibration) -> Range
     end away from zero where the values have one sign. Interpolated like `numpy.percentile`, to within a bin.
 
     `mse`: the range with zero in it whose 256 levels lose least, by rounding inside and clipping outside, as the
-    quantizers lay them (zero is a level). What is minimised is the squared error of a row's values by the sum of their
+    quantizers lay them (zero is a level). What is minimized is the squared error of a row's values by the sum of their
     squares, the mean over the rows: with the bare squared error a single row that is 1,000 times as large as the others
     would have the range to itself, since eight bits round finely enough that clipping it never pays. The trade between
     rounding and clipping is that of Banner et al. 2019 ("Post training 4-bit quantization of convolutional networks for

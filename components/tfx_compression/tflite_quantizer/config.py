@@ -56,7 +56,7 @@ class PrecisionRule(Config):
     """The precision of some layers; of the rules that fit a layer, the last one wins.
 
     Attributes:
-      layers: a regular expression, searched for in the layer's name as `Record.layers` has it.
+      layers: a regular expression, searched for in the layer's name as `QuantizationRecord.layers` has it.
       precision: `float32`; `float16` (weights stored as halves); `int8`, `int4` (weights; activations in int8, ranges
         calibrated), `int16x8` (activations in 16 bits, weights in 8); `…_dynamic` (activations rounded on the fly;
         `int2_dynamic` leaves a weight -1, 0 or 1 times its channel's scale, which large dense layers may bear);
@@ -108,14 +108,14 @@ class AutoPrecision(Config):
     )
 
 
-class Normalisation(Config):
+class Normalization(Config):
     """What an application does to an input before the model: `(value - mean) / std`, per channel or once for all."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "Normalisation":
+    def _fits_together(self) -> "Normalization":
         if len(self.mean) != len(self.std) or not self.mean:
             raise ValueError("mean and std have one number per channel, or one for all: as many each")
         if any(std <= 0 for std in self.std):
@@ -129,7 +129,7 @@ class Metadata(Config):
     Attributes:
       name, description, version, author, license: in words.
       labels: by output, the name of each class; put into the file as an associated file.
-      normalisation: by input.
+      normalization: by input.
     """
 
     name: str = ""
@@ -138,7 +138,7 @@ class Metadata(Config):
     author: str = ""
     license: str = ""
     labels: dict[str, tuple[str, ...]] = {}
-    normalisation: dict[str, Normalisation] = {}
+    normalization: dict[str, Normalization] = {}
 
 
 class Quantization(Config):
@@ -158,7 +158,7 @@ class Quantization(Config):
       calibration: of the calibrated modes.
       rules: of `mixed`; a layer that no rule fits stays `float32`.
       auto: of `auto`.
-      equalise: cross-layer equalisation (Nagel et al. 2019, arXiv:1906.04721) of the float model first: consecutive
+      equalize: cross-layer equalization (Nagel et al. 2019, arXiv:1906.04721) of the float model first: consecutive
         layers' channels scaled alike, which changes no output; `auto` tries it in mode `auto` and leaves it elsewhere.
       sparse: encodes sparse kernels as such; `auto` only where the gzipped file gets smaller or the model faster.
       target: the device that the model shall run on: see `docs/quantization.md`.
@@ -191,7 +191,7 @@ class Quantization(Config):
     calibration: Calibration = Calibration()
     rules: tuple[PrecisionRule, ...] = ()
     auto: AutoPrecision = AutoPrecision()
-    equalise: bool | Literal["auto"] = "auto"
+    equalize: bool | Literal["auto"] = "auto"
     sparse: bool | Literal["auto"] = False
     target: Target = "cpu"
     max_arena_bytes: int | None = Field(default=None, ge=1)
@@ -236,8 +236,8 @@ class Quantization(Config):
             raise ValueError(f"per_channel=False is of the calibrated modes and those of 4 bits, not of {self.mode!r}")
         if self.calibration.ranges != "min_max" and self.mode == "int16x8":
             raise ValueError("calibration.ranges of mode 'int16x8' is 'min_max': 16 bits have room for outliers")
-        if self.equalise is True and self.mode in ("float32", "float16", "dynamic", "int16x8"):
-            raise ValueError(f"equalise=True is of mode 'int8' and of those by layer, not of {self.mode!r}")
+        if self.equalize is True and self.mode in ("float32", "float16", "dynamic", "int16x8"):
+            raise ValueError(f"equalize=True is of mode 'int8' and of those by layer, not of {self.mode!r}")
         if self.target in ("edge_tpu", "microcontroller") and self.select_tf_ops:
             raise ValueError(f"select_tf_ops needs the Flex delegate, which target {self.target!r} has not")
         if self.target == "microcontroller" and self.mode in _NOT_ON_MICROCONTROLLERS:
@@ -252,12 +252,12 @@ class Quantization(Config):
             raise ValueError("of several signatures one is 'serving_default', which evaluators and self-tests run")
         if len(self.signatures) > 1 and (
             self.by_recipe
-            or self.equalise is True
+            or self.equalize is True
             or self.calibration.ranges != "min_max"
             or self.transform == "outside"
         ):
             raise ValueError(
                 "several signatures convert in the modes float32, float16, dynamic, int8 and int16x8 only, with ranges "
-                "'min_max', transform 'inside' and without equalise"
+                "'min_max', transform 'inside' and without equalize"
             )
         return self

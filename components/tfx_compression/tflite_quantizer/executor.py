@@ -18,7 +18,7 @@ from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite_quantizer import report, sampling, self_test
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.devices import c_array
-from tfx_compression.tflite_quantizer.quantization import (
+from tfx_compression.tflite_quantizer.quantize import (
     Columns,
     Quantized,
     Rows,

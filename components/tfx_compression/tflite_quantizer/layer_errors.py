@@ -34,7 +34,7 @@ def compare(float_content: bytes, content: bytes, columns: Mapping[str, np.ndarr
     float model's values x and the quantized one's y, dequantized, over all rows; at most 999 dB either way.
 
     Args:
-      float_content: the float32 model that the other one was made from, equalised where that one is.
+      float_content: the float32 model that the other one was made from, equalized where that one is.
       content: the quantized model.
       columns: by input, [rows, …] real values. Where a model's batch is of fixed size, the last row fills it up.
 

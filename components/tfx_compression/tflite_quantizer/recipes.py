@@ -51,7 +51,7 @@ _WEIGHT_BITS: dict[Precision, int] = {
 }
 _ACTIVATION_BITS: dict[Precision, int] = {"int8": 8, "int4": 8, "int16x8": 16}
 _FLOAT32 = schema.TensorType.FLOAT32
-_ANY = -1  # bits of what comes from outside, or of constants: as the neighbours have it
+_ANY = -1  # bits of what comes from outside, or of constants: as the neighbors have it
 
 
 class Graph:
@@ -138,7 +138,7 @@ def resolve(content: bytes, rules: Sequence[PrecisionRule], per_channel: bool = 
     """The precision of each operator that a rule fits, by its place in the graph; the last rule that fits wins.
 
     An operator without a kernel (pooling, reshape, …) takes from its rule how many bits activations have, if at all;
-    where it can't have that it stays as its neighbours are.
+    where it can't have that it stays as its neighbors are.
 
     Args:
       content: a float flatbuffer.
@@ -329,17 +329,17 @@ def _add_io(recipe: _Recipe, graph: Graph, bits: Mapping[int, int], io: Io) -> N
     """The entries of what the model takes and returns, where all operators next to it compute in whole numbers."""
     takers = {bits[operator.index] for operator in graph.operators if set(operator.inputs) & set(graph.inputs)}
     givers = {bits[operator.index] for operator in graph.operators if set(operator.outputs) & set(graph.outputs)}
-    for names, neighbours, kind in (
+    for names, neighbors, kind in (
         (graph.inputs, takers, qtyping.TFLOperationName.INPUT),
         (graph.outputs, givers, qtyping.TFLOperationName.OUTPUT),
     ):
-        if names and neighbours and 0 not in neighbours:
-            if io == "uint8" and 16 in neighbours:
+        if names and neighbors and 0 not in neighbors:
+            if io == "uint8" and 16 in neighbors:
                 raise ModelError(
                     "io='uint8' doesn't go with the precision 'int16x8' of a layer next to the model's inputs or "
                     "outputs: there is no kernel from one to the other. Remedy: io 'integer' or 'float32'."
                 )
-            choice = Choice("int8" if io == "uint8" else _static(max(neighbours)))
+            choice = Choice("int8" if io == "uint8" else _static(max(neighbors)))
             recipe.add(graph.end(kind), kind, choice, True, unsigned=io == "uint8")
 
 

@@ -77,7 +77,7 @@ class LayerError(Config):
     cosine: float | None
 
 
-class OpVerdict(Config):
+class OperatorVerdict(Config):
     """Whether an operator runs where the target is fast.
 
     Attributes:
@@ -95,7 +95,7 @@ class OpVerdict(Config):
     reason: str = ""
 
 
-class Delegate(Config):
+class DelegateVerdict(Config):
     """The verdict of one accelerator or runtime.
 
     Attributes:
@@ -108,7 +108,7 @@ class Delegate(Config):
     """
 
     name: str
-    ops: tuple[OpVerdict, ...]
+    ops: tuple[OperatorVerdict, ...]
     segments: int
     cut: str = ""
     source: str
@@ -120,7 +120,7 @@ class Delegate(Config):
         return sum(op.mapped for op in self.ops)
 
 
-class Verdict(Config):
+class TargetVerdict(Config):
     """Whether the model runs on its target.
 
     Attributes:
@@ -137,7 +137,7 @@ class Verdict(Config):
     runs: bool
     problems: tuple[str, ...]
     runtime: str
-    delegates: tuple[Delegate, ...]
+    delegates: tuple[DelegateVerdict, ...]
     arena_bytes: int
     max_arena_bytes: int | None = None
 
@@ -174,7 +174,7 @@ class AutoRecord(Config):
       metric, baseline, value: its name, the float model's, the result's.
       drop: by how much the result is worse; below zero where it is better.
       rows: that it is measured on.
-      equalised: whether the result is.
+      equalized: whether the result is.
       precisions: by layer.
       trials: in order.
     """
@@ -184,12 +184,12 @@ class AutoRecord(Config):
     value: float
     drop: float
     rows: int
-    equalised: bool
+    equalized: bool
     precisions: dict[str, Precision]
     trials: tuple[TrialRecord, ...]
 
 
-class EqualisedPair(Config):
+class EqualizedPair(Config):
     """Two layers whose channels were scaled: the spread of the ranges of the first one's channels before and after.
 
     A spread is the largest channel's range by the smallest one's.
@@ -201,7 +201,7 @@ class EqualisedPair(Config):
     spread_after: float
 
 
-class Record(Config):
+class QuantizationRecord(Config):
     """All of it.
 
     Attributes:
@@ -215,7 +215,7 @@ class Record(Config):
       bytes, bytes_gzip, bytes_zstd: of the file.
       arena_bytes: for the tensors between the operators, one row.
       parameters, sparsity: of the weights.
-      calibration, sparse, auto, equalisation, verdict: see there.
+      calibration, sparse, auto, equalization, verdict: see there.
       runtime: what a device must have to run it, in words.
       layers: each layer's error against the float model.
       notes: what a user should know: (quantization-aware ranges, …).
@@ -241,9 +241,9 @@ class Record(Config):
     calibration: CalibrationRecord | None = None
     layers: tuple[LayerError, ...] = ()
     sparse: SparseRecord | None = None
-    equalisation: tuple[EqualisedPair, ...] = ()
+    equalization: tuple[EqualizedPair, ...] = ()
     auto: AutoRecord | None = None
-    verdict: Verdict | None = None
+    verdict: TargetVerdict | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     self_test: dict[str, float | None] = {}

@@ -11,10 +11,10 @@ from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.record import (
     AutoRecord,
     CalibrationRecord,
-    Delegate,
+    DelegateVerdict,
     LayerError,
-    OpVerdict,
-    Record,
+    OperatorVerdict,
+    QuantizationRecord,
     TensorRecord,
     TrialRecord,
 )
@@ -35,7 +35,7 @@ _MODES = {
 _MAIN_FIELDS = ("mode", "target")
 
 
-def render(record: Record, title: str = "Quantization report") -> str:
+def render(record: QuantizationRecord, title: str = "Quantization report") -> str:
     """The report on a conversion.
 
     Args:
@@ -81,7 +81,7 @@ def render(record: Record, title: str = "Quantization report") -> str:
         ranges=_ranges(record.calibration, record.config.calibration.max_outside)
         if record.calibration and record.calibration.inputs
         else None,
-        equalisation=_equalisation(record) if record.equalisation else None,
+        equalization=_equalization(record) if record.equalization else None,
         sparse=record.sparse,
         ops=_ops(record),
         select_tf_ops={name: ", ".join(found) or "unknown" for name, found in record.select_tf_ops.items()},
@@ -96,7 +96,7 @@ def render(record: Record, title: str = "Quantization report") -> str:
 # On top
 
 
-def _statement(record: Record) -> tuple[str, str]:
+def _statement(record: QuantizationRecord) -> tuple[str, str]:
     """Whether it runs on its target, and what that takes."""
     needs = f" Needs {record.runtime}." if record.runtime else ""
     if record.verdict is None:
@@ -105,7 +105,7 @@ def _statement(record: Record) -> tuple[str, str]:
     return f"{'Runs' if verdict.runs else 'Does not run'} on {verdict.target}.", needs
 
 
-def _figures(record: Record) -> list[tuple[str, str, str]]:
+def _figures(record: QuantizationRecord) -> list[tuple[str, str, str]]:
     """What counts of the whole file: its name, the number, and a remark."""
     floats = 4 * record.parameters
     against = f"weights in float32: {numbers.size(floats)}" if floats else ""
@@ -166,7 +166,7 @@ def _decibels(value: float) -> str:
 # The target
 
 
-def _delegates(delegates: Sequence[Delegate]) -> list[Column]:
+def _delegates(delegates: Sequence[DelegateVerdict]) -> list[Column]:
     return tables.columns(
         Column("", [Cell(delegate.name) for delegate in delegates], words=True),
         Column(
@@ -185,7 +185,7 @@ def _delegates(delegates: Sequence[Delegate]) -> list[Column]:
     )
 
 
-def _unmapped(ops: Sequence[OpVerdict]) -> list[Column]:
+def _unmapped(ops: Sequence[OperatorVerdict]) -> list[Column]:
     return tables.columns(
         tables.numbers("", [f"{op.index}" for op in ops]),
         Column("operator", [Cell(op.op, op.layer) for op in ops], words=True),
@@ -201,7 +201,7 @@ def _auto_statement(auto: AutoRecord) -> str:
     return (
         f"{metric} {numbers.metric(auto.value)}, the float model’s {numbers.metric(auto.baseline)}, "
         f"on {_counted(auto.rows, 'row')}; {_counted(len(auto.trials), 'trial')}, {accepted:,} of them accepted"
-        f"{'; equalised' if auto.equalised else ''}."
+        f"{'; equalized' if auto.equalized else ''}."
     )
 
 
@@ -258,16 +258,16 @@ def _ranges(calibration: CalibrationRecord, limit: float) -> list[Column]:
     )
 
 
-def _equalisation(record: Record) -> list[Column]:
+def _equalization(record: QuantizationRecord) -> list[Column]:
     return tables.columns(
-        tables.words("layer", [pair.first for pair in record.equalisation]),
-        tables.words("next one", [pair.second for pair in record.equalisation]),
-        tables.numbers("spread before", [f"{pair.spread_before:,.1f}×" for pair in record.equalisation]),
-        tables.numbers("after", [f"{pair.spread_after:,.1f}×" for pair in record.equalisation]),
+        tables.words("layer", [pair.first for pair in record.equalization]),
+        tables.words("next one", [pair.second for pair in record.equalization]),
+        tables.numbers("spread before", [f"{pair.spread_before:,.1f}×" for pair in record.equalization]),
+        tables.numbers("after", [f"{pair.spread_after:,.1f}×" for pair in record.equalization]),
     )
 
 
-def _ops(record: Record) -> list[Column]:
+def _ops(record: QuantizationRecord) -> list[Column]:
     names = sorted(record.ops, key=lambda name: (-record.ops[name], name))
     return tables.columns(
         tables.words("operator", names),

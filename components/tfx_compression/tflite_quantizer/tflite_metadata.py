@@ -79,7 +79,7 @@ def write(
     author: str = "",
     license: str = "",
     labels: Mapping[str, Sequence[str]] | None = None,
-    normalisation: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    normalization: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> bytes:
     """The model with metadata, in place of any that it had; weights and operators stay as they are.
@@ -92,23 +92,23 @@ def write(
       author: who made it.
       license: that it is under.
       labels: by output, the names of the classes, one for each place of its last axis.
-      normalisation: by input, mean and standard deviation, as many each.
+      normalization: by input, mean and standard deviation, as many each.
       ranges: by input, the smallest and the largest value that it was calibrated on.
 
     Raises:
       ModelError: where it is no TFLite model, has no such input or output, or the labels don't fit it.
     """
-    labels, normalisation, ranges = labels or {}, normalisation or {}, ranges or {}
+    labels, normalization, ranges = labels or {}, normalization or {}, ranges or {}
     model = flatbuffer.parse(content)
     graphs = _graphs(model)
     _require_known("output", labels, (name for graph in graphs for name in graph.outputs))
-    _require_known("input", {**normalisation, **ranges}, (name for graph in graphs for name in graph.inputs))
+    _require_known("input", {**normalization, **ranges}, (name for graph in graphs for name in graph.inputs))
     for graph in graphs:
         for output in labels.keys() & graph.outputs.keys():
             _require_fitting(output, labels[output], graph.outputs[output])
 
     def of_input(tensor: str) -> TensorMetadata:
-        mean, std = normalisation.get(tensor, ((), ()))
+        mean, std = normalization.get(tensor, ((), ()))
         minimum, maximum = ([end] for end in ranges[tensor]) if tensor in ranges else ((), ())
         return TensorMetadata(tensor, tuple(mean), tuple(std), tuple(minimum), tuple(maximum))
 
@@ -241,9 +241,9 @@ class _Writer:
 
     def written(self, metadata: Metadata) -> bytes:
         words = (metadata.name, metadata.description, metadata.version, metadata.author, metadata.license)
-        name, description, version, author, licence, parser = map(self._string, (*words, metadata.min_parser_version))
+        name, description, version, author, license_, parser = map(self._string, (*words, metadata.min_parser_version))
         graphs = self._tables([self._graph(graph) for graph in metadata.graphs])
-        fields = {0: name, 1: description, 2: version, 3: graphs, 4: author, 5: licence, 7: parser}
+        fields = {0: name, 1: description, 2: version, 3: graphs, 4: author, 5: license_, 7: parser}
         self._builder.Finish(self._table(8, fields), file_identifier=_IDENTIFIER)
         return bytes(self._builder.Output())
 

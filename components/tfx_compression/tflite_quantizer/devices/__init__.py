@@ -10,7 +10,7 @@ from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite_quantizer.config import Target
 from tfx_compression.tflite_quantizer.devices import core_ml, edge_tpu, gpu, micro, nnapi, xnnpack
 from tfx_compression.tflite_quantizer.devices.nodes import SUB_BYTE, Node, Rule, delegate, nodes
-from tfx_compression.tflite_quantizer.record import Delegate, Verdict
+from tfx_compression.tflite_quantizer.record import DelegateVerdict, TargetVerdict
 
 _REGISTERED = ("TFLite_Detection_PostProcess", "AudioSpectrogram", "Mfcc", "NumericVerify")  # custom ones of TFLite's
 _SUB_BYTE_RUNTIME = (
@@ -19,7 +19,7 @@ _SUB_BYTE_RUNTIME = (
 )
 
 
-def judge(content: bytes, target: Target, max_arena_bytes: int | None = None) -> Verdict:
+def judge(content: bytes, target: Target, max_arena_bytes: int | None = None) -> TargetVerdict:
     """Whether a model runs on a target, and which operators its accelerators take. Nothing is run.
 
     Delegates are told for the main graph; kernels are needed for the other graphs of the file as well.
@@ -42,7 +42,7 @@ def judge(content: bytes, target: Target, max_arena_bytes: int | None = None) ->
             f"The tensors between the operators need {arena} bytes, {max_arena_bytes} are allowed (max_arena_bytes), "
             "and kernels need some more. Remedy: smaller inputs or fewer channels in the first layers, or mode='int8'."
         )
-    return Verdict(
+    return TargetVerdict(
         target=target,
         runs=not problems,
         problems=tuple(problems),
@@ -83,7 +83,7 @@ def _min_runtime_version(model: Any) -> str:
     return ""
 
 
-def _delegates(graph: Sequence[Node], *accelerators: Any) -> tuple[Delegate, ...]:
+def _delegates(graph: Sequence[Node], *accelerators: Any) -> tuple[DelegateVerdict, ...]:
     return tuple(
         delegate(module.NAME, module.SOURCE, module.DATE, graph, _but_custom(module.reason)) for module in accelerators
     )
@@ -124,19 +124,19 @@ def _interpreted(graph: Sequence[Node]) -> list[str]:
     return problems
 
 
-def _cpu(graph: Sequence[Node], every: Sequence[Node]) -> tuple[tuple[Delegate, ...], list[str]]:
+def _cpu(graph: Sequence[Node], every: Sequence[Node]) -> tuple[tuple[DelegateVerdict, ...], list[str]]:
     return _delegates(graph, xnnpack), _interpreted(every)
 
 
-def _android(graph: Sequence[Node], every: Sequence[Node]) -> tuple[tuple[Delegate, ...], list[str]]:
+def _android(graph: Sequence[Node], every: Sequence[Node]) -> tuple[tuple[DelegateVerdict, ...], list[str]]:
     return _delegates(graph, gpu, nnapi), _interpreted(every)
 
 
-def _ios(graph: Sequence[Node], every: Sequence[Node]) -> tuple[tuple[Delegate, ...], list[str]]:
+def _ios(graph: Sequence[Node], every: Sequence[Node]) -> tuple[tuple[DelegateVerdict, ...], list[str]]:
     return _delegates(graph, core_ml), _interpreted(every)
 
 
-def _edge_tpu(graph: Sequence[Node], every: Sequence[Node]) -> tuple[tuple[Delegate, ...], list[str]]:
+def _edge_tpu(graph: Sequence[Node], every: Sequence[Node]) -> tuple[tuple[DelegateVerdict, ...], list[str]]:
     rule = _but_custom(edge_tpu.reason)
     found = delegate(edge_tpu.NAME, edge_tpu.SOURCE, edge_tpu.DATE, graph, rule, only_first=True)
     problems = [
@@ -155,7 +155,7 @@ def _edge_tpu(graph: Sequence[Node], every: Sequence[Node]) -> tuple[tuple[Deleg
     return (found,), problems
 
 
-def _microcontroller(graph: Sequence[Node], every: Sequence[Node]) -> tuple[tuple[Delegate, ...], list[str]]:
+def _microcontroller(graph: Sequence[Node], every: Sequence[Node]) -> tuple[tuple[DelegateVerdict, ...], list[str]]:
     found = delegate(micro.NAME, micro.SOURCE, micro.DATE, graph, micro.reason)
     problems = [
         f"{node}: {reason}. Remedy: {_micro_remedy(reason)}." for node in every if (reason := micro.reason(node))

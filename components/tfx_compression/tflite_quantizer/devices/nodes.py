@@ -9,7 +9,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfx_compression.tflite.flatbuffer import operators
-from tfx_compression.tflite_quantizer.record import Delegate, OpVerdict
+from tfx_compression.tflite_quantizer.record import DelegateVerdict, OperatorVerdict
 
 SUB_BYTE = ("int4", "int2")
 _TYPES = {number: name.lower() for name, number in vars(schema.TensorType).items() if isinstance(number, int)} | {
@@ -143,7 +143,7 @@ def _tensor(model: Any, tensor: Any) -> Tensor:
 
 def delegate(
     name: str, source: str, date: str, found: Sequence[Node], rule: Rule, only_first: bool = False
-) -> Delegate:
+) -> DelegateVerdict:
     """The verdict of an accelerator.
 
     Args:
@@ -155,7 +155,7 @@ def delegate(
       only_first: the accelerator takes one piece only: what comes after the first operator behind it that is not
         taken is not taken either.
     """
-    verdicts: list[OpVerdict] = []
+    verdicts: list[OperatorVerdict] = []
     cut, first = "", None
     for node in found:
         reason = rule(node)
@@ -163,10 +163,12 @@ def delegate(
             reason = f"after the cut at {first}"
         elif reason and not cut and (not only_first or not _converts(node)):
             first, cut = node, f"{node}: {reason}"
-        verdicts.append(OpVerdict(index=node.index, op=node.op, layer=node.layer, mapped=not reason, reason=reason))
+        verdicts.append(
+            OperatorVerdict(index=node.index, op=node.op, layer=node.layer, mapped=not reason, reason=reason)
+        )
     mapped = [verdict.mapped for verdict in verdicts]
     segments = sum(now and not before for before, now in zip([False, *mapped], mapped, strict=False))
-    return Delegate(name=name, ops=tuple(verdicts), segments=segments, cut=cut, source=source, source_date=date)
+    return DelegateVerdict(name=name, ops=tuple(verdicts), segments=segments, cut=cut, source=source, source_date=date)
 
 
 def _converts(node: Node) -> bool:

@@ -19,10 +19,10 @@ from tfx_compression.tflite_quantizer.config import Metadata, Precision, Quantiz
 from tfx_compression.tflite_quantizer.record import (
     AutoRecord,
     CalibrationRecord,
-    EqualisedPair,
+    EqualizedPair,
     InputRange,
     LayerError,
-    Record,
+    QuantizationRecord,
     SignatureRecord,
     SparseRecord,
     TensorRecord,
@@ -69,9 +69,9 @@ class _Job:
         self.inputs: dict[str, InputRange] = {}
         self.sparse: SparseRecord | None = None
         self.auto: AutoRecord | None = None
-        self.pairs: tuple[EqualisedPair, ...] = ()
+        self.pairs: tuple[EqualizedPair, ...] = ()
         self.dense = b""  # the float model
-        self.reference = b""  # the one that layers are compared with, where that is another: equalised
+        self.reference = b""  # the one that layers are compared with, where that is another: equalized
 
     def made(self) -> bytes:
         """The file's bytes, metadata included."""
@@ -87,12 +87,12 @@ class _Job:
 
     def _quantized(self) -> bytes:
         config = self.config
-        if self.aware and config.equalise is True:
+        if self.aware and config.equalize is True:
             raise ModelError(
-                "The model is quantization-aware: equalise=True would move the ranges that it was trained in. Remedy: "
-                "equalise=False."
+                "The model is quantization-aware: equalize=True would move the ranges that it was trained in. Remedy: "
+                "equalize=False."
             )
-        if not (config.by_recipe or config.equalise is True or config.calibration.ranges != "min_max") or (
+        if not (config.by_recipe or config.equalize is True or config.calibration.ranges != "min_max") or (
             self.aware and not config.by_recipe
         ):
             content = conversion.to_tflite(self.saved_model, self._options(config.mode), self.rows)
@@ -112,8 +112,8 @@ class _Job:
             self.auto, self.reference, self.pairs = found.record, found.reference, found.pairs
             self.inputs = dict(found.inputs)
             return found.content
-        if config.equalise is True:
-            content = self.reference = self._equalised(content)
+        if config.equalize is True:
+            content = self.reference = self._equalized(content)
         ranges = None
         if config.needs_data:
             worker.step("calibrating")
@@ -136,11 +136,11 @@ class _Job:
             per_channel=config.per_channel,
         )
 
-    def _equalised(self, content: bytes) -> bytes:
-        from tfx_compression.tflite_quantizer import equalisation
+    def _equalized(self, content: bytes) -> bytes:
+        from tfx_compression.tflite_quantizer import equalization
 
-        worker.step("equalising layers")
-        content, self.pairs = equalisation.equalise(content)
+        worker.step("equalizing layers")
+        content, self.pairs = equalization.equalize(content)
         return content
 
     def _options(self, mode: Any) -> conversion.Options:
@@ -155,7 +155,7 @@ class _Job:
     def _float(self) -> bytes:
         return conversion.to_tflite(self.saved_model, self._options("float32"))
 
-    def proof(self, content: bytes) -> Record:
+    def proof(self, content: bytes) -> QuantizationRecord:
         """What is in the file, as it runs."""
         started = time.perf_counter()
         worker.step("running the TFLite model for the first time")
@@ -176,7 +176,7 @@ class _Job:
         contents = flatbuffer.contents(content)
         warnings += _of_floats(config.mode, contents.float_ops) + _of_noise(layers)
         self._took("prove", started)
-        return Record(
+        return QuantizationRecord(
             config=config,
             versions={name: _version(name) for name in _PACKAGES},
             seconds=self.seconds,
@@ -194,7 +194,7 @@ class _Job:
             calibration=calibrated,
             layers=layers,
             sparse=self.sparse,
-            equalisation=self.pairs,
+            equalization=self.pairs,
             auto=self.auto,
             verdict=verdict,
             notes=tuple(notes),
@@ -217,7 +217,7 @@ class _Job:
         if self.auto is not None and self.auto.drop > self.config.auto.max_drop:
             warnings.append(
                 f"Nothing that was tried drops {self.auto.metric} by {self.config.auto.max_drop:g} or less; this drops "
-                f"it by {self.auto.drop:g}. Remedy: equalise='auto', or a larger auto.max_drop."
+                f"it by {self.auto.drop:g}. Remedy: equalize='auto', or a larger auto.max_drop."
             )
         return notes, warnings
 
@@ -297,7 +297,7 @@ def _described(content: bytes, metadata: Metadata, rows: Columns) -> bytes:
         author=metadata.author,
         license=metadata.license,
         labels=metadata.labels,
-        normalisation={name: (item.mean, item.std) for name, item in metadata.normalisation.items()},
+        normalization={name: (item.mean, item.std) for name, item in metadata.normalization.items()},
         ranges={name: (float(values.min()), float(values.max())) for name, values in rows.items() if _float(values)},
     )
 
@@ -363,7 +363,7 @@ def _of_noise(layers: Iterable[LayerError]) -> list[str]:
     worst, name = bad[0]
     return [
         f"{len(bad)} of {len(tuple(layers))} layers return more noise than {_NOISY_DB:.0f} dB below the signal allows, "
-        f"{name!r} most ({worst:.1f} dB). Remedy: a higher precision for it (mode 'mixed', or 'auto'), equalise=True, "
+        f"{name!r} most ({worst:.1f} dB). Remedy: a higher precision for it (mode 'mixed', or 'auto'), equalize=True, "
         "or other calibration.ranges."
     ]
 

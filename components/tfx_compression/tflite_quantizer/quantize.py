@@ -16,10 +16,10 @@ from tfx_compression.saved_models import feature_signatures
 from tfx_compression.saved_models.feature_signatures import FeatureSignature
 from tfx_compression.tflite import conversion, flatbuffer
 from tfx_compression.tflite.interpreter import Interpreter, Tensor
-from tfx_compression.tflite_quantizer import job, self_test, sources
+from tfx_compression.tflite_quantizer import conversion_worker, self_test, sources
 from tfx_compression.tflite_quantizer.calibration import require_finite
 from tfx_compression.tflite_quantizer.config import Quantization
-from tfx_compression.tflite_quantizer.record import Record
+from tfx_compression.tflite_quantizer.record import QuantizationRecord
 
 Columns = Mapping[str, np.ndarray]
 Signatures = Mapping[str, FeatureSignature]  # by name
@@ -58,7 +58,7 @@ class Quantized:
     """
 
     content: bytes
-    record: Record
+    record: QuantizationRecord
     self_test: Mapping[str, np.ndarray]
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
@@ -114,7 +114,7 @@ def quantize_saved_model(
         if signature.needs_select_tf_ops and not config.select_tf_ops:
             raise ModelError(signature.needs_select_tf_ops)
     with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
-        saved_model = os.path.join(folder, job.SAVED_MODEL)
+        saved_model = os.path.join(folder, conversion_worker.SAVED_MODEL)
         feature_signatures.save_signatures(signatures, saved_model)
         cut = time.perf_counter() - started
         needed = config.needs_data and not conversion.is_quantization_aware(saved_model, config.signatures)
@@ -122,7 +122,7 @@ def quantize_saved_model(
         _write(folder, rows)
         try:
             worker.run(
-                job.__name__,
+                conversion_worker.__name__,
                 {"folder": folder, "config": config.to_json(), "strata": dict(rows.strata)},
                 task=f"The conversion of {path} in mode {config.mode!r}",
                 timeout=config.timeout_seconds,
@@ -135,10 +135,10 @@ def quantize_saved_model(
                     "mode 'dynamic' or 'float16'; of Keras' recurrent layers, unroll=True."
                 ) from error
             raise
-        with open(os.path.join(folder, job.MODEL), "rb") as file:
+        with open(os.path.join(folder, conversion_worker.MODEL), "rb") as file:
             content = file.read()
-        with open(os.path.join(folder, job.RECORD)) as text:
-            record = Record.merged(text.read(), {})
+        with open(os.path.join(folder, conversion_worker.RECORD)) as text:
+            record = QuantizationRecord.merged(text.read(), {})
         test = os.path.join(folder, self_test.FILE)
         arrays = self_test.read(test) if os.path.exists(test) else {}
     notes = tuple(note for signature in signatures.values() for note in signature.notes)
@@ -191,7 +191,11 @@ def _read(
 
 
 def _write(folder: str, rows: Rows) -> None:
-    for name, columns in ((job.CALIBRATION, rows.calibration), (job.CHECK, rows.check), (job.TRIAL, rows.trial)):
+    for name, columns in (
+        (conversion_worker.CALIBRATION, rows.calibration),
+        (conversion_worker.CHECK, rows.check),
+        (conversion_worker.TRIAL, rows.trial),
+    ):
         if columns:
             np.savez(
                 os.path.join(folder, name), **{f"feature/{key}": np.asarray(value) for key, value in columns.items()}
@@ -202,7 +206,7 @@ def _write(folder: str, rows: Rows) -> None:
                 f"The labels are strings ({rows.labels.ravel()[0]!r}, …), which no metric compares with the model's "
                 "numbers. Remedy: auto.label_key is a feature of numbers, or auto.metric='agreement'."
             )
-        np.save(os.path.join(folder, job.LABELS), rows.labels)
+        np.save(os.path.join(folder, conversion_worker.LABELS), rows.labels)
 
 
 def rows_of(data: tf.data.Dataset, config: Quantization) -> Callable[[Signatures], Rows]:

@@ -1,4 +1,4 @@
-"""Cross-layer equalisation of a float TFLite model (Nagel et al. 2019, arXiv:1906.04721, section 4.1).
+"""Cross-layer equalization of a float TFLite model (Nagel et al. 2019, arXiv:1906.04721, section 4.1).
 
 Where nothing but ReLU and what treats every channel alike lies between two layers, dividing a channel of the first one
 by a positive number and multiplying what the second one does with that channel by the same number changes no output,
@@ -13,7 +13,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfx_compression.tflite import flatbuffer
-from tfx_compression.tflite_quantizer.record import EqualisedPair
+from tfx_compression.tflite_quantizer.record import EqualizedPair
 
 _SWEEPS = 100
 _DEAD = 1e-6  # of the largest channel: scaling it up would do so to its bias, which then had the range to itself
@@ -38,7 +38,7 @@ class _Pair(NamedTuple):
     second: int
 
 
-def equalise(content: bytes) -> tuple[bytes, tuple[EqualisedPair, ...]]:
+def equalize(content: bytes) -> tuple[bytes, tuple[EqualizedPair, ...]]:
     """Scales the channels between layers so that the ranges of the weights on both sides are the same.
 
     Pairs are a convolution, depthwise convolution or dense layer, with ReLU or nothing behind it, and the one of these
@@ -68,7 +68,7 @@ def equalise(content: bytes) -> tuple[bytes, tuple[EqualisedPair, ...]]:
             break
     layers.write()
     record = tuple(
-        EqualisedPair(
+        EqualizedPair(
             first=layers.operators[pair.first].layer,
             second=layers.operators[pair.second].layer,
             spread_before=spread,
@@ -183,7 +183,7 @@ class _Layers:
         """A new tensor like `tensor`, with a buffer of its own; the converter lets layers share equal constants."""
         fresh = schema.TensorT()
         fresh.__dict__.update(tensor.__dict__)
-        fresh.name = tensor.name + f"/equalised{suffix}".encode()
+        fresh.name = tensor.name + f"/equalized{suffix}".encode()
         fresh.buffer = len(self._model.buffers)
         self._model.buffers.append(schema.BufferT())
         self._graph.tensors.append(fresh)

@@ -1,4 +1,4 @@
-"""Cross-layer equalisation: by hand, on nets of many kinds, and as the cure of a net that is hard to quantize."""
+"""Cross-layer equalization: by hand, on nets of many kinds, and as the cure of a net that is hard to quantize."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite_quantizer import recipes
 from tfx_compression.tflite_quantizer.calibration import observe
 from tfx_compression.tflite_quantizer.config import Calibration
-from tfx_compression.tflite_quantizer.equalisation import equalise
+from tfx_compression.tflite_quantizer.equalization import equalize
 
 from tests.support import helpers
 from tests.support.hard_net import harden
@@ -23,11 +23,11 @@ def converted(build, shape, seed=0):
     tf_keras.utils.set_random_seed(seed)
     image = tf_keras.Input(shape, name="image")
     model = tf_keras.Model(image, build(image))
-    randomise(model, seed)
+    randomize(model, seed)
     return helpers.to_tflite(model, "float32"), np.random.default_rng(seed).normal(size=(5, *shape)).astype(np.float32)
 
 
-def randomise(model, seed):
+def randomize(model, seed):
     generator = np.random.default_rng(seed)
     for weight in model.weights:
         positive = "variance" in weight.name or "gamma" in weight.name
@@ -41,9 +41,9 @@ def outputs(content, batch):
     return np.concatenate([value.ravel() for value in Interpreter(content).predict({"image": batch}).values()])
 
 
-def assert_same_function(content, equalised, batch):
+def assert_same_function(content, equalized, batch):
     wanted = outputs(content, batch)
-    np.testing.assert_allclose(outputs(equalised, batch), wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_allclose(outputs(equalized, batch), wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
 
 
 def of_everything(image):
@@ -68,9 +68,9 @@ def of_separable_and_mean(image):
 @pytest.mark.parametrize(("build", "pairs"), [(of_everything, 5), (of_separable_and_mean, 3)])
 def test_outputs_are_the_same_and_channels_alike(build, pairs):
     content, batch = converted(build, (8, 8, 2))
-    equalised, record = equalise(content)
+    equalized, record = equalize(content)
     assert len(record) == pairs
-    assert_same_function(content, equalised, batch)
+    assert_same_function(content, equalized, batch)
     assert np.median([pair.spread_before / pair.spread_after for pair in record]) > 1.5
 
 
@@ -79,15 +79,15 @@ def test_ranges_are_the_geometric_mean_of_both_sides():
     content, batch = converted(net, (4,))
     first, second = kernels(content)
     wanted = np.sqrt(np.abs(first).max(axis=1) * np.abs(second).max(axis=0))
-    equalised, (pair,) = equalise(content)
-    first_after, second_after = kernels(equalised)
+    equalized, (pair,) = equalize(content)
+    first_after, second_after = kernels(equalized)
     np.testing.assert_allclose(np.abs(first_after).max(axis=1), wanted, rtol=1e-5)
     np.testing.assert_allclose(np.abs(second_after).max(axis=0), wanted, rtol=1e-5)
     np.testing.assert_allclose(second_after @ first_after, second @ first, rtol=1e-4, atol=1e-6)
     spread = np.abs(first).max(axis=1)
     assert pair.spread_before == pytest.approx(spread.max() / spread.min(), rel=1e-5)
     assert pair.spread_after == pytest.approx(wanted.max() / wanted.min(), rel=1e-5)
-    assert_same_function(content, equalised, batch)
+    assert_same_function(content, equalized, batch)
 
 
 def kernels(content):
@@ -109,7 +109,7 @@ def of_what_does_not_commute(image):
 
 def test_what_would_change_the_function_is_left_alone():
     content, _ = converted(lambda image: of_what_does_not_commute(image)[1], (4, 4, 2))
-    assert equalise(content) == (content, ())
+    assert equalize(content) == (content, ())
 
 
 def test_dead_channels_and_biases_shared_by_layers():
@@ -117,7 +117,7 @@ def test_dead_channels_and_biases_shared_by_layers():
     x = layers.Conv2D(4, 3, activation="relu", name="first")(image)
     x = layers.Conv2D(4, 1, activation="relu", name="second")(x)
     model = tf_keras.Model(image, layers.Conv2D(4, 1, name="third")(x))
-    randomise(model, 1)
+    randomize(model, 1)
     for layer in model.layers[1:]:
         layer.bias.assign([0.5, -0.5, 0.25, 1.0])  # equal constants are one in the file
     first, second = model.get_layer("first").kernel, model.get_layer("second").kernel
@@ -126,12 +126,12 @@ def test_dead_channels_and_biases_shared_by_layers():
     content = helpers.to_tflite(model, "float32")
     operators = flatbuffer.operators(flatbuffer.parse(content))
     assert len({operator.inputs[2] for operator in operators}) == 1
-    equalised, record = equalise(content)
+    equalized, record = equalize(content)
     assert len(record) == 2
-    assert_same_function(content, equalised, np.random.default_rng(0).normal(size=(5, 6, 6, 2)).astype(np.float32))
+    assert_same_function(content, equalized, np.random.default_rng(0).normal(size=(5, 6, 6, 2)).astype(np.float32))
 
 
-def test_equalised_hard_net_is_as_good_in_int8_as_the_easy_one():
+def test_equalized_hard_net_is_as_good_in_int8_as_the_easy_one():
     image = tf_keras.Input((8, 8, 3), name="image")
     x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(16, 3, use_bias=False)(image)))
     x = layers.ReLU()(layers.BatchNormalization()(layers.DepthwiseConv2D(3, use_bias=False)(x)))
@@ -142,10 +142,10 @@ def test_equalised_hard_net_is_as_good_in_int8_as_the_easy_one():
     np.testing.assert_allclose(hard.predict(batch, verbose=0), easy.predict(batch, verbose=0), rtol=1e-3, atol=1e-5)
 
     easy_content, hard_content = (helpers.to_tflite(model, "float32") for model in (easy, hard))
-    equalised, record = equalise(hard_content)
+    equalized, record = equalize(hard_content)
     assert record[0].spread_before > 50 > 10 > record[0].spread_after
-    assert_same_function(hard_content, equalised, batch)
-    errors = [int8_error(content, batch) for content in (easy_content, hard_content, equalised)]
+    assert_same_function(hard_content, equalized, batch)
+    errors = [int8_error(content, batch) for content in (easy_content, hard_content, equalized)]
     assert errors[1] > 4 * errors[0]
     assert errors[2] < 2 * errors[0]
 

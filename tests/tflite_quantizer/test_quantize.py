@@ -14,7 +14,7 @@ from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite_quantizer import self_test, sources, tflite_metadata
 from tfx_compression.tflite_quantizer.config import Quantization
-from tfx_compression.tflite_quantizer.quantization import quantize, quantize_saved_model, rows_of
+from tfx_compression.tflite_quantizer.quantize import quantize, quantize_saved_model, rows_of
 
 from tests.support import helpers
 
@@ -232,9 +232,9 @@ def test_other_ranges_predict_as_well(model, saved, ranges):
     assert_predicts_as(model, raw / helpers.LARGEST, labels, predictions(found.content, raw), 0.1)
 
 
-def test_an_equalised_model_predicts_as_well_and_names_its_pairs(model, saved):
+def test_an_equalized_model_predicts_as_well_and_names_its_pairs(model, saved):
     raw, labels = helpers.images(200, seed=7)
-    config = Quantization(mode="int8", io="float32", equalise=True, calibration=_CALIBRATION)
+    config = Quantization(mode="int8", io="float32", equalize=True, calibration=_CALIBRATION)
     data = helpers.batches({"image": helpers.images(100, seed=3)[0]}, np.zeros(100))
     found = quantize_saved_model(saved, config, rows_of(data, config))
     assert_predicts_as(model, raw / helpers.LARGEST, labels, predictions(found.content, raw), 0.1)
