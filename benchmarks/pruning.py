@@ -282,14 +282,14 @@ def _pruned_accuracy(
     import tensorflow as tf
     import tf_keras
     import tfx_compression as tfc
-    from tfx_compression.pruning.prune import Sensitivities
+    from tfx_compression.pruning.prune import SensitivityOptions
 
     tf_keras.backend.clear_session()
     plan = tfc.PruningPlan(technique="filter", criterion=criterion, allocation=allocation, sparsity=sparsity)
     rows = tf.data.Dataset.from_tensor_slices(tuple(column[: plan.sample_rows] for column in train)).batch(BATCH)
-    kept = Sensitivities(str(path.with_suffix(".sensitivity.json")), path.stem)  # the same at every sparsity
+    kept = SensitivityOptions(str(path.with_suffix(".sensitivity.json")), path.stem)  # the same at every sparsity
     started = time.perf_counter()
-    pruned = tfc.prune(_load(path), plan, rows, sensitivities=kept)
+    pruned = tfc.prune(_load(path), plan, rows, sensitivity_options=kept)
     seconds = time.perf_counter() - started
     before, after = pruned.summary.before, pruned.summary.after
     return {

@@ -17,7 +17,7 @@ from tfx_compression.pruner.executor import Executor
 from tfx_compression.pruning import criteria
 from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.prune import prune
-from tfx_compression.pruning.record import Record
+from tfx_compression.pruning.record import PruningRecord
 
 from tests.pruning.test_techniques import residual_net, widths
 from tests.support import helpers, kinds
@@ -49,8 +49,8 @@ class Run:
         return f"{self.pruned.uri}/Format-Serving"
 
     @property
-    def record(self) -> Record:
-        return Record.model_validate_json(Path(self.plan.uri, "pruning.json").read_text())
+    def record(self) -> PruningRecord:
+        return PruningRecord.model_validate_json(Path(self.plan.uri, "pruning.json").read_text())
 
     def answers(self, **arguments: Any) -> np.ndarray:
         (answer,) = helpers.answers(self.path, **arguments).values()
@@ -245,9 +245,9 @@ def test_the_module_file_brings_custom_layers_a_loss_and_a_criterion(tmp_path):
 def test_sensitivity_goes_on_where_a_killed_attempt_ended(tmp_path, monkeypatch):
     helpers.save_with_examples_signature(residual_net(), serving(tmp_path))
     plan = PruningPlan(allocation="sensitivity", sparsity=0.4, sensitivity_levels=(0.5, 0.9))
-    from tfx_compression.pruning.probe import KerasProbe
+    from tfx_compression.pruning.keras_statistics import KerasStatistics
 
-    measured, real = [], KerasProbe.metrics
+    measured, real = [], KerasStatistics.metrics
 
     def until_the_fourth(self):
         if len(measured) == 4:
@@ -255,13 +255,13 @@ def test_sensitivity_goes_on_where_a_killed_attempt_ended(tmp_path, monkeypatch)
         measured.append(None)
         return real(self)
 
-    monkeypatch.setattr(KerasProbe, "metrics", until_the_fourth)
+    monkeypatch.setattr(KerasStatistics, "metrics", until_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         Run(tmp_path, plan, 1, examples=True).do()
     (store,) = tmp_path.glob("Pruner/.checkpoints/*/sensitivity.json")
     assert sum(len(values) for values in json.loads(store.read_text())["values"].values()) == 4
     measured.clear()
-    monkeypatch.setattr(KerasProbe, "metrics", lambda self: (measured.append(None), real(self))[1])
+    monkeypatch.setattr(KerasStatistics, "metrics", lambda self: (measured.append(None), real(self))[1])
     resumed = Run(tmp_path, plan, 2, examples=True).do()
     assert len(measured) == 1 + 4 * 2 - 4
     assert not store.exists()

@@ -9,7 +9,7 @@ from tfx_compression.keras_models.model_size import LayerSize, ModelSize
 from tfx_compression.model_handle.compressed import Summary
 from tfx_compression.pruner import report
 from tfx_compression.pruning.plan import LayerRule, PruningPlan
-from tfx_compression.pruning.record import Curve, Pruned, Record
+from tfx_compression.pruning.record import GroupResult, PruningRecord, SensitivityCurve
 
 from tests.compressed_evaluator.test_report import Page
 
@@ -32,13 +32,13 @@ def size(*layers: LayerSize, **changes: Any) -> ModelSize:
     return ModelSize(layers=layers, **{**known, **changes})
 
 
-_STEM = Pruned(name="stem", layers=("stem",), elements=16, kept=16, target=0.0, protected="first")
-_TRUNK = Pruned(
+_STEM = GroupResult(name="stem", layers=("stem",), elements=16, kept=16, target=0.0, protected="first")
+_TRUNK = GroupResult(
     name="conv", layers=("conv", "bn", "next"), elements=64, kept=16, target=0.75, scores=(0.00125, 0.5, 1234.0)
 )
 
 
-def record(**changes: Any) -> Record:
+def record(**changes: Any) -> PruningRecord:
     """Three quarters of one layer's filters removed, but for `changes`."""
     before = size(layer("stem", 400), layer("conv", 4000), layer("bn", 256, type="BatchNormalization", macs=None))
     after = size(layer("stem", 400), layer("conv", 1000), layer("bn", 64, type="BatchNormalization", macs=None))
@@ -50,7 +50,7 @@ def record(**changes: Any) -> Record:
         "asked": 0.75,
         "reached": 0.75,
     }
-    return Record(**{**known, **changes})
+    return PruningRecord(**{**known, **changes})
 
 
 def page(**changes: Any) -> Page:
@@ -202,8 +202,8 @@ def test_the_channels_that_stay_are_listed_in_runs():
 # Sensitivity
 
 
-def curve(name: str, *damage: float) -> Curve:
-    return Curve(name=name, levels=(0.0, 0.25, 0.5), values=(1.0, *damage))
+def curve(name: str, *damage: float) -> SensitivityCurve:
+    return SensitivityCurve(name=name, levels=(0.0, 0.25, 0.5), values=(1.0, *damage))
 
 
 def test_curves_are_in_a_plot_and_a_table_the_most_sensitive_part_first():
@@ -256,7 +256,7 @@ def test_what_the_plan_sets_is_told_from_what_it_leaves():
 def test_the_json_in_the_report_is_the_record():
     found = record(notes=("a&b <c>",), channels={"conv": (0, 2)}, sensitivity=(curve("conv", 2.0, 3.0),), metric="loss")
     (copied,) = Page(report.render(found)).pre
-    assert Record.model_validate_json(copied) == found
+    assert PruningRecord.model_validate_json(copied) == found
 
 
 # Sizes and safety
@@ -320,4 +320,4 @@ def test_no_name_breaks_out_of_its_place():
     assert "img" not in found.tags
     assert found.tags.count("script") == 4  # the bundle, our own, two plots
     assert [point["part"] for point in values(found.specs()[0])] == [name, f"{name}2"]
-    assert Record.model_validate_json(found.pre[0]).notes == (name,)
+    assert PruningRecord.model_validate_json(found.pre[0]).notes == (name,)

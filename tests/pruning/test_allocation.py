@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tfx_compression.errors import ConfigError
 from tfx_compression.pruning.allocation import allocate
-from tfx_compression.pruning.parts import Part
+from tfx_compression.pruning.pruning_group import PruningGroup
 
 
 def part(name, scores, erdos_renyi=1.0, multiple=1):
-    return Part(name, np.asarray(scores, np.float32), erdos_renyi, multiple)
+    return PruningGroup(name, np.asarray(scores, np.float32), erdos_renyi, multiple)
 
 
 def random_parts(sizes, seed=0, multiple=1):

@@ -22,13 +22,13 @@ def random_kernel(*shape, seed=0, **arguments):
     return kernel(np.random.default_rng(seed).normal(size=shape), **arguments)
 
 
-def scored(one, criterion, technique="filter", evidence=None, axes=None, **plan):
+def scored(one, criterion, technique="filter", statistics=None, axes=None, **plan):
     plan = PruningPlan(criterion=criterion, technique=technique, **plan)
-    return criteria.score({one.name: one}, [one.name], plan, evidence, axes)[one.name]
+    return criteria.score({one.name: one}, [one.name], plan, statistics, axes)[one.name]
 
 
 class Told:
-    """Evidence made by hand: one entry for each batch, the same for rows."""
+    """Statistics made by hand: one entry for each batch, the same for rows."""
 
     def __init__(self, gradients=(), activations=(), scale=None, gates=()):
         self._gradients, self._activations, self._scale, self._gates = gradients, activations, scale, gates
@@ -114,7 +114,7 @@ def test_random_scores_follow_the_seed_and_the_name():
 
 
 def test_a_scale_counts_by_its_size():
-    np.testing.assert_allclose(scored(random_kernel(2, 3), "bn_scale", evidence=Told(scale=[-2, 1, 0])), [2, 1, 0])
+    np.testing.assert_allclose(scored(random_kernel(2, 3), "bn_scale", statistics=Told(scale=[-2, 1, 0])), [2, 1, 0])
 
 
 def test_kernels_without_evidence_are_left_out_and_told():
@@ -126,20 +126,20 @@ def test_kernels_without_evidence_are_left_out_and_told():
 def test_apoz_and_activation_mean_by_hand():
     told = Told(activations=[[[0, 1, -1], [0, 0, 3]], [[4, 0, 2]]])  # the last batch has one position only
     one = random_kernel(5, 3)
-    np.testing.assert_allclose(scored(one, "apoz", evidence=told), [1 / 3, 1 / 3, 1])
-    np.testing.assert_allclose(scored(one, "activation_mean", evidence=told), [4 / 3, 1 / 3, 2])
+    np.testing.assert_allclose(scored(one, "apoz", statistics=told), [1 / 3, 1 / 3, 1])
+    np.testing.assert_allclose(scored(one, "activation_mean", statistics=told), [4 / 3, 1 / 3, 2])
 
 
 def test_what_a_channel_is_made_of_last_counts_before_its_weights():
     told = Told([np.ones((2, 2)), np.ones((2, 2))], gates=[[1, 2], [3, -4]])
     one = kernel([[1, 2], [3, -4]], "dense")
-    np.testing.assert_allclose(scored(one, "taylor", evidence=told), [5, 10])
-    np.testing.assert_allclose(scored(one, "fisher", evidence=told), [2.5, 5])
+    np.testing.assert_allclose(scored(one, "taylor", statistics=told), [5, 10])
+    np.testing.assert_allclose(scored(one, "fisher", statistics=told), [2.5, 5])
 
 
 def test_taylor_of_channels_squares_the_joint_change_of_each_batch():
     told = Told([[[1, 2], [-1, 1]], [[0, 1], [3, 0]]])
-    found = scored(kernel([[1, 2], [3, -4]], "dense"), "taylor", evidence=told)
+    found = scored(kernel([[1, 2], [3, -4]], "dense"), "taylor", statistics=told)
     np.testing.assert_allclose(found, [((1 - 3) ** 2 + 9**2) / 2, ((4 - 4) ** 2 + 2**2) / 2])
 
 
@@ -147,7 +147,7 @@ def test_fisher_is_half_the_mean_of_squares():
     told = Told([[[1, 2], [-1, 1]], [[0, 1], [3, 0]]])
     one = kernel([[1, 2], [3, -4]], "dense")
     np.testing.assert_allclose(scored(one, "fisher", "weight", told), [[0.25, 5], [22.5, 4]])
-    np.testing.assert_allclose(scored(one, "fisher", evidence=told), [(4 + 81) / 4, (0 + 4) / 4])
+    np.testing.assert_allclose(scored(one, "fisher", statistics=told), [(4 + 81) / 4, (0 + 4) / 4])
 
 
 @pytest.mark.parametrize("criterion", ["bn_scale", "geometric_median", "activation_mean", "apoz"])
@@ -164,7 +164,7 @@ def test_a_criterion_of_the_data_without_data_is_refused(criterion):
 
 def test_gradients_that_are_not_finite_are_told():
     with pytest.raises(ModelError, match="gradients of 'k' are not finite.*Remedy"):
-        scored(random_kernel(2, 3), "taylor", evidence=Told([np.full((2, 3), np.nan)]))
+        scored(random_kernel(2, 3), "taylor", statistics=Told([np.full((2, 3), np.nan)]))
 
 
 @pytest.fixture
@@ -272,15 +272,15 @@ def test_a_file_of_scores_that_can_not_be_read_is_told(tmp_path, content):
 
 def test_normalised_scores_have_mean_one_and_the_same_order():
     scores = np.random.default_rng(0).random(100).astype(np.float32) * 1e-6
-    found = criteria.normalise(scores)
+    found = criteria.normalize(scores)
     assert found.mean() == pytest.approx(1)
     assert (np.argsort(found) == np.argsort(scores)).all()
-    np.testing.assert_array_equal(criteria.normalise(np.zeros(3, np.float32)), 0)
-    np.testing.assert_allclose(criteria.normalise(np.array([-1, 3], np.float32)), [-0.5, 1.5])
+    np.testing.assert_array_equal(criteria.normalize(np.zeros(3, np.float32)), 0)
+    np.testing.assert_allclose(criteria.normalize(np.array([-1, 3], np.float32)), [-0.5, 1.5])
 
 
 def test_every_built_in_name_is_known():
     told = Told([np.ones((2, 3))], [np.ones((4, 3))], np.ones(3))
     for name in criteria.NAMES:
         if name != "scores":
-            assert scored(random_kernel(2, 3), name, evidence=told).shape == (3,)
+            assert scored(random_kernel(2, 3), name, statistics=told).shape == (3,)

@@ -13,7 +13,7 @@ import pytest
 import tf_keras
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tfx_compression.pruning.structure import Structure
+from tfx_compression.pruning.dependency_graph import DependencyGraph
 from tfx_compression.pruning.surgery import remove
 
 from tests.support import exactness
@@ -264,7 +264,7 @@ class Sequences:
 
 def _assert_removal_is_exact(model: Any, seed: int) -> None:
     exactness.trained(model, seed)
-    structure = Structure(model)
+    structure = DependencyGraph(model)
     choices = exactness.random_choices(structure, np.random.default_rng(seed))
     pruned = remove(structure, choices)
     inputs = exactness.inputs_of(model, seed, rows=2)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tfx_compression.errors import ConfigError, ModelError
-from tfx_compression.pruning.record import Curve
+from tfx_compression.pruning.record import SensitivityCurve
 from tfx_compression.pruning.sensitivity import STEPS, measure, solve
 
 LEVELS = (0.25, 0.5, 0.75)
@@ -38,8 +38,8 @@ def test_each_part_is_measured_alone_at_each_level():
     bench, told = Bench(), []
     curves = measure(["a", "bb"], LEVELS, bench.apply, bench.metric, progress=lambda *what: told.append(what))
     assert curves == [
-        Curve(name="a", levels=(0, *LEVELS), values=(1, 1.25, 1.5, 1.75)),
-        Curve(name="bb", levels=(0, *LEVELS), values=(1, 1.5, 2, 2.5)),
+        SensitivityCurve(name="a", levels=(0, *LEVELS), values=(1, 1.25, 1.5, 1.75)),
+        SensitivityCurve(name="bb", levels=(0, *LEVELS), values=(1, 1.5, 2, 2.5)),
     ]
     assert bench.measured == [None, *itertools.product(["a", "bb"], LEVELS)]
     assert told == [
@@ -92,7 +92,7 @@ def test_a_metric_that_is_no_number_is_told_with_its_place():
 
 
 def curve(name, losses, levels=LEVELS):
-    return Curve(name=name, levels=(0.0, *levels), values=(1.0, *(1.0 + loss for loss in losses)))
+    return SensitivityCurve(name=name, levels=(0.0, *levels), values=(1.0, *(1.0 + loss for loss in losses)))
 
 
 def shares(weights):

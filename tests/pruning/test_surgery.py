@@ -12,7 +12,7 @@ import tf_keras
 from tfx_compression import kernels
 from tfx_compression.errors import ModelError
 from tfx_compression.keras_models import keras2
-from tfx_compression.pruning.structure import Structure
+from tfx_compression.pruning.dependency_graph import DependencyGraph
 from tfx_compression.pruning.surgery import channels_left, remove
 
 from tests.support import exactness
@@ -38,7 +38,7 @@ SAVED = [
 SMALL = ["residual", "grouped", "concatenations_that_overlap", "channel_shuffle", "self_attention", "recurrent_states"]
 
 
-def _halved(structure: Structure) -> dict[str, np.ndarray]:
+def _halved(structure: DependencyGraph) -> dict[str, np.ndarray]:
     groups = structure.groups.items()
     return {name: np.arange(group.size) % 2 == 0 for name, group in groups if not group.blocked}
 
@@ -49,7 +49,7 @@ def _halved(structure: Structure) -> dict[str, np.ndarray]:
 @every_graph
 def test_the_network_without_channels_answers_as_with_their_weights_zero(graph, K):
     model = exactness.trained(GRAPHS[graph](K))
-    structure = Structure(model)
+    structure = DependencyGraph(model)
     structure.require_supported()
     choices = exactness.random_choices(structure, np.random.default_rng(len(graph)))
     inputs = exactness.inputs_of(model)
@@ -83,7 +83,7 @@ def _assert_same_surface(model, pruned):
 def test_channels_that_are_silent_are_not_missed(graph, K):
     """The stronger form: the layers behind keep their weights, and get zeros."""
     model = exactness.trained(GRAPHS[graph](K), seed=1)
-    structure = Structure(model)
+    structure = DependencyGraph(model)
     choices = exactness.random_choices(structure, np.random.default_rng(len(graph)))
     pruned = remove(structure, choices)
     inputs = exactness.inputs_of(model)
@@ -95,7 +95,7 @@ def test_channels_that_are_silent_are_not_missed(graph, K):
 @pytest.mark.parametrize("graph", SMALL)
 def test_each_unit_can_go_alone(graph):
     model = exactness.trained(GRAPHS[graph](keras))
-    structure = Structure(model)
+    structure = DependencyGraph(model)
     inputs = exactness.inputs_of(model)
     weights = model.get_weights()
     for name, group in structure.groups.items():
@@ -111,7 +111,7 @@ def test_each_unit_can_go_alone(graph):
 @many_graphs
 @every_graph
 def test_a_network_of_one_unit_in_each_group_can_be_built(graph):
-    structure = Structure(GRAPHS[graph](keras))
+    structure = DependencyGraph(GRAPHS[graph](keras))
     choices = {name: np.arange(group.size) == 0 for name, group in structure.groups.items() if not group.blocked}
     pruned = remove(structure, choices)
     assert pruned.count_params() <= structure.model.count_params()
@@ -125,7 +125,7 @@ def test_layer_normalisation_takes_its_statistics_over_the_channels_that_stay(K)
     norm = K.layers.LayerNormalization(epsilon=0.01, name="norm")
     plain = K.layers.LayerNormalization(epsilon=0.01, center=False, scale=False)
     model = exactness.trained(K.Model(x, K.layers.Dense(2, name="out")(plain(norm(hidden)))))
-    structure = Structure(model)
+    structure = DependencyGraph(model)
     stays = np.array([True, False, True, True, False, True])
 
     pruned = remove(structure, {"hidden": stays})
@@ -147,7 +147,7 @@ def test_layer_normalisation_takes_its_statistics_over_the_channels_that_stay(K)
 @pytest.mark.parametrize("graph", SAVED)
 def test_a_pruned_model_survives_as_a_keras_file(graph, K, tmp_path):
     model = exactness.trained(GRAPHS[graph](K))
-    structure = Structure(model)
+    structure = DependencyGraph(model)
     pruned = remove(structure, _halved(structure))
     pruned.save(tmp_path / "model.keras")
     loaded = K.models.load_model(tmp_path / "model.keras")
@@ -160,7 +160,7 @@ def test_a_pruned_model_survives_as_a_keras_file(graph, K, tmp_path):
 @pytest.mark.parametrize("graph", ["nested_models", "repeated", "dictionaries"])
 def test_a_pruned_keras_2_model_survives_as_a_saved_model(graph, tmp_path):
     model = exactness.trained(GRAPHS[graph](tf_keras))
-    structure = Structure(model)
+    structure = DependencyGraph(model)
     pruned = remove(structure, _halved(structure))
     keras2.save(pruned, str(tmp_path / "model"))
     loaded = keras2.load(str(tmp_path / "model"))
@@ -171,7 +171,7 @@ def test_a_pruned_keras_2_model_survives_as_a_saved_model(graph, tmp_path):
 
 @both_keras
 def test_what_is_frozen_stays_frozen(K):
-    structure = Structure(GRAPHS["frozen"](K))
+    structure = DependencyGraph(GRAPHS["frozen"](K))
     pruned = remove(structure, _halved(structure))
     assert [len(each.trainable_weights) for each in structure.model.layers] == [
         len(each.trainable_weights) for each in pruned.layers
@@ -189,7 +189,7 @@ def test_a_vocabulary_stays(K):
     lookup.adapt(np.array(["red", "green", "blue"]))
     hidden = K.layers.Dense(4, activation="relu", name="hidden")(lookup(words))
     model = exactness.trained(K.Model(words, K.layers.Dense(2, name="out")(hidden)))
-    structure = Structure(model)
+    structure = DependencyGraph(model)
     choices = {"hidden": np.array([True, False, True, True])}
     pruned = remove(structure, choices)
     exactness.zero(structure, choices)
@@ -207,7 +207,7 @@ def test_functions_and_lambdas_of_the_users_own_go_along(K):
     x = K.layers.Conv2D(4, 3, activation=_cubed, name="cubed")(x)
     x = K.layers.Conv2D(5, 2, activation="relu", name="second")(x)
     model = exactness.trained(K.Model(image, K.layers.Dense(2, name="out")(K.layers.Flatten()(x))))
-    structure = Structure(model)
+    structure = DependencyGraph(model)
     choices = _halved(structure)
     assert list(choices) == ["second"]
     pruned = remove(structure, choices)
@@ -226,7 +226,7 @@ def test_the_scale_of_a_convnext_block_is_cut(K):
     x = K.Input((3,))
     hidden = K.layers.Dense(4, activation="relu", name="hidden")(x)
     model = exactness.trained(K.Model(x, K.layers.Dense(2, name="out")(scale(hidden))))
-    structure = Structure(model)
+    structure = DependencyGraph(model)
     structure.require_supported()
     pruned = remove(structure, _halved(structure))
     assert pruned.get_layer("scale").gamma.shape == (2,)
@@ -238,7 +238,7 @@ def test_the_scale_of_a_convnext_block_is_cut(K):
 @both_keras
 def test_the_pruned_model_is_one_of_its_own(K):
     model = GRAPHS["residual"](K)
-    structure = Structure(model)
+    structure = DependencyGraph(model)
     pruned = remove(structure, _halved(structure))
     before = [weight.numpy() for weight in model.weights]
     for weight in pruned.weights:
@@ -249,7 +249,7 @@ def test_the_pruned_model_is_one_of_its_own(K):
 
 @both_keras
 def test_channels_left_are_told_by_layer(K):
-    structure = Structure(GRAPHS["self_attention"](K))
+    structure = DependencyGraph(GRAPHS["self_attention"](K))
     choices = {"embedding": np.array([True, True, False, False, True, True]), "second/heads": np.array([False, True])}
     left = channels_left(structure, choices)
     assert left == {"embedding": (0, 1, 4, 5), "attention": (0, 1, 4, 5), "second": (0, 1, 4, 5), "second/heads": (1,)}
@@ -257,7 +257,7 @@ def test_channels_left_are_told_by_layer(K):
 
 @both_keras
 def test_a_blocked_group_can_not_be_cut(K):
-    structure = Structure(GRAPHS["tied_to_the_input"](K))
+    structure = DependencyGraph(GRAPHS["tied_to_the_input"](K))
     with pytest.raises(ModelError, match="'first' can be removed.*values that stay"):
         remove(structure, {"first": np.array([True, False, True])})
     assert remove(structure, {"first": np.ones(3, bool)}).count_params() == structure.model.count_params()
@@ -265,7 +265,7 @@ def test_a_blocked_group_can_not_be_cut(K):
 
 @both_keras
 def test_a_group_is_never_left_without_channels(K):
-    structure = Structure(GRAPHS["residual"](K))
+    structure = DependencyGraph(GRAPHS["residual"](K))
     with pytest.raises(ModelError, match="Not one of the channels of 'stem' would be left"):
         remove(structure, {"stem": np.zeros(6, bool)})
 
@@ -285,6 +285,6 @@ def test_a_layer_without_a_configuration_is_named(K):
 
     x = K.Input((3,))
     hidden = K.layers.Dense(4, name="hidden")(Secret(object(), name="secret")(x))
-    structure = Structure(K.Model(x, K.layers.Dense(2, name="out")(hidden)))
+    structure = DependencyGraph(K.Model(x, K.layers.Dense(2, name="out")(hidden)))
     with pytest.raises(ModelError, match="Layer 'secret' of the class Secret can't be built"):
         remove(structure, _halved(structure))

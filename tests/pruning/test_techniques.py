@@ -9,7 +9,7 @@ from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.keras_models import model_size
 from tfx_compression.pruning import criteria
 from tfx_compression.pruning.plan import LayerRule, PruningPlan
-from tfx_compression.pruning.prune import Sensitivities, prune
+from tfx_compression.pruning.prune import SensitivityOptions, prune
 
 from tests.support import helpers
 
@@ -367,9 +367,9 @@ def test_sensitivity_spares_the_layer_that_the_metric_depends_on_and_is_resumed(
     model = residual_net()
     model.get_layer("hidden").kernel.assign(model.get_layer("hidden").kernel * 30)  # the loss hangs on this one
     seen = []
-    how = Sensitivities(str(tmp_path / "s.json"), "key", lambda done, total, name: seen.append((done, total)))
+    how = SensitivityOptions(str(tmp_path / "s.json"), "key", lambda done, total, name: seen.append((done, total)))
     plan = PruningPlan(allocation="sensitivity", sparsity=0.4, sensitivity_levels=(0.5, 0.9))
-    pruned = prune(model, plan, data(), sensitivities=how)
+    pruned = prune(model, plan, data(), sensitivity_options=how)
     assert {curve.name for curve in pruned.record.sensitivity} == {"inner", "outer", "wide", "hidden"}
     assert seen[-1] == (9, 9)
     assert pruned.record.metric == "loss"
@@ -377,7 +377,7 @@ def test_sensitivity_spares_the_layer_that_the_metric_depends_on_and_is_resumed(
     losses = {curve.name: curve.values[-1] - curve.values[0] for curve in pruned.record.sensitivity}
     sparsity = {name: 1 - part.kept / part.elements for name, part in parts(pruned).items() if name in losses}
     assert sparsity[max(losses, key=losses.get)] < 0.4
-    again = prune(residual_net(), plan, data(), sensitivities=how)  # values come from the file: of the other model
+    again = prune(residual_net(), plan, data(), sensitivity_options=how)  # values come from the file
     assert again.record.sensitivity == pruned.record.sensitivity
 
 

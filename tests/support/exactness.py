@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from tfx_compression import kernels
 from tfx_compression.keras_models import graph
-from tfx_compression.pruning.structure import Structure
+from tfx_compression.pruning.dependency_graph import DependencyGraph
 
 Choices = Mapping[str, np.ndarray]
 
@@ -58,7 +58,7 @@ def answers(model: Any, inputs: Any) -> dict[str, np.ndarray]:
     return {str(name): np.asarray(value, np.float32) for name, value in made.items()}
 
 
-def random_choices(structure: Structure, generator: np.random.Generator) -> dict[str, np.ndarray]:
+def random_choices(structure: DependencyGraph, generator: np.random.Generator) -> dict[str, np.ndarray]:
     """Of each group that is not blocked some units, at least one, that stay."""
     choices = {}
     for name, group in structure.groups.items():
@@ -68,7 +68,7 @@ def random_choices(structure: Structure, generator: np.random.Generator) -> dict
     return choices
 
 
-def zero(structure: Structure, choices: Choices, own: bool = False) -> None:
+def zero(structure: DependencyGraph, choices: Choices, own: bool = False) -> None:
     """Sets the weights of what `choices` drops to zero, in the structure's model.
 
     With `own` only those that make the channels: their kernels, biases and normalisations; else also those of the
@@ -81,18 +81,20 @@ def zero(structure: Structure, choices: Choices, own: bool = False) -> None:
         if not own or (variable, axis) in made or values.ndim == 1:
             shape = [1] * values.ndim
             shape[axis] = -1
-            each.variable.assign(values * kept(each.atoms).reshape(shape).astype(values.dtype))
+            each.variable.assign(values * kept(each.channel_ids).reshape(shape).astype(values.dtype))
     normalise_over_what_stays(structure, choices)
 
 
-def normalise_over_what_stays(structure: Structure, choices: Choices) -> None:
+def normalise_over_what_stays(structure: DependencyGraph, choices: Choices) -> None:
     """Makes normalisations over all channels take their mean and variance over those that stay, as a reference."""
     kept = structure.kept(choices)
     for layer in kernels.leaves(structure.model).values():
         gamma = id(getattr(layer, "gamma", None)), 0
         over_channels = type(layer).__name__ == "LayerNormalization" or getattr(layer, "groups", None) == 1
         if over_channels and gamma in structure.channels.slices:
-            layer.call = _masked_normalisation(layer, kept(structure.channels.slices[gamma].atoms).astype(np.float32))
+            layer.call = _masked_normalisation(
+                layer, kept(structure.channels.slices[gamma].channel_ids).astype(np.float32)
+            )
 
 
 def _masked_normalisation(layer: Any, stays: np.ndarray) -> Any:

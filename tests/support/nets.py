@@ -12,7 +12,7 @@ import tf_keras
 from tfx_compression import model_handle
 from tfx_compression.model_handle import ModelHandle
 from tfx_compression.pruning.plan import PruningPlan
-from tfx_compression.pruning.prune import Pruned, prune
+from tfx_compression.pruning.prune import PrunedModel, prune
 
 from tests.support import helpers, kinds
 
@@ -57,7 +57,7 @@ def points(rows: int = 64, size: int = 16, seed: int = 0) -> tf.data.Dataset:
     return helpers.batches(*helpers.points(rows, seed), size=size)
 
 
-def pruned(model: Any, **plan: Any) -> Pruned:
+def pruned(model: Any, **plan: Any) -> PrunedModel:
     """The model after Pruner, by a plan that protects nothing."""
     return prune(model, PruningPlan(**{**DENSE, **plan}))
 

@@ -10,7 +10,7 @@ from tfx_compression.errors import ConfigError
 from tfx_compression.pruner import executor
 from tfx_compression.pruning import criteria
 from tfx_compression.pruning.plan import PruningPlan
-from tfx_compression.pruning.prune import looks_at_data
+from tfx_compression.pruning.prune import requires_data
 from tfx_compression.tfx_support import artifacts, declaration
 
 
@@ -124,7 +124,7 @@ def _require_inputs(plan: PruningPlan, data: bool, module: bool) -> None:
     """Raises ConfigError where the plan's criterion is unknown, or data is missing that it or the allocation needs."""
     if plan.criterion not in criteria.NAMES and module:
         return  # the module registers it, and says what it needs
-    if looks_at_data(plan) and not data:
+    if requires_data(plan) and not data:
         raise ConfigError(
             f"Pruner(plan=…): criterion {plan.criterion!r} with allocation {plan.allocation!r} looks at data. "
             "Remedy: Pruner(examples=…, schema=…), those that the Trainer got."

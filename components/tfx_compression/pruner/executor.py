@@ -13,7 +13,7 @@ from tfx_compression.errors import ModelError
 from tfx_compression.model_handle.compressed import SUMMARY_FILE, write_masks, write_text
 from tfx_compression.pruner import report
 from tfx_compression.pruning.plan import PruningPlan
-from tfx_compression.pruning.prune import Sensitivities, looks_at_data, prune
+from tfx_compression.pruning.prune import SensitivityOptions, prune, requires_data
 from tfx_compression.pruning.record import RECORD_FILE
 from tfx_compression.tfx_support import artifacts, checkpoints, inputs
 
@@ -52,7 +52,7 @@ class Executor(base_executor.BaseExecutor):
         if store:
             tf.io.gfile.makedirs(folder)
         data = None
-        if input_dict.get("examples") and looks_at_data(plan):
+        if input_dict.get("examples") and requires_data(plan):
             split, rows = exec_properties["split"], plan.batch_size
             data = inputs.model_batches(loaded, input_dict, module, split, plan.label_key, rows, True, plan.seed)
         compressed = prune(
@@ -60,7 +60,7 @@ class Executor(base_executor.BaseExecutor):
             plan,
             data,
             loss_fn=module.function("loss_fn"),
-            sensitivities=Sensitivities(store, key),
+            sensitivity_options=SensitivityOptions(store, key),
         )
         page = report.render(compressed.record)
         graph = artifacts.optional(input_dict, "transform_graph")

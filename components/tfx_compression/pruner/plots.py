@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 
 from tfx_compression.page import plots
-from tfx_compression.pruning.record import Curve, Pruned
+from tfx_compression.pruning.record import GroupResult, SensitivityCurve
 
 # How many parts have a line each, with their names; more stand side by side.
 _LINES = 40
@@ -21,12 +21,12 @@ _KEPT, _LEFT_ALONE = "#3578c6", "#8887"
 _END_OF_NAME = "length(datum.label) > 24 ? '…' + slice(datum.label, -23) : datum.label"
 
 
-def kept_fraction(part: Pruned) -> float:
+def kept_fraction(part: GroupResult) -> float:
     """How much of a part stays; all of nothing."""
     return part.kept / part.elements if part.elements else 1.0
 
 
-def kept(parts: Sequence[Pruned]) -> dict[str, Any]:
+def kept(parts: Sequence[GroupResult]) -> dict[str, Any]:
     """The fraction of each part that stays, a bar each; a line is where the schedule ends, where that is elsewhere."""
     values = [
         {
@@ -88,7 +88,7 @@ def _fraction(channel: Any, field: str) -> Any:
     return channel(field, title="kept", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5))
 
 
-def curves(measured: Sequence[Curve], metric: str) -> dict[str, Any]:
+def curves(measured: Sequence[SensitivityCurve], metric: str) -> dict[str, Any]:
     """The metric by how much of one part alone is pruned: in one plot, or in small ones on the same axes."""
     values = [
         {"part": curve.name, "level": level, "value": value, "change": value - curve.values[0]}

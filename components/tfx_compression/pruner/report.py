@@ -11,7 +11,7 @@ from tfx_compression.page.tables import Cell, Column
 from tfx_compression.pruner import plots
 from tfx_compression.pruner.plots import kept_fraction
 from tfx_compression.pruning.plan import PruningPlan
-from tfx_compression.pruning.record import Curve, Pruned, Record
+from tfx_compression.pruning.record import GroupResult, PruningRecord, SensitivityCurve
 
 # How many names of coupled layers stand in a line; the JSON has them all.
 _NAMES = 8
@@ -29,7 +29,7 @@ _TARGETS = {"parameters": "parameters", "macs": "multiply-accumulates", "bytes":
 _MAIN_FIELDS = ("technique", "criterion", "allocation", "target", "sparsity", "schedule")
 
 
-def render(record: Record, title: str = "Pruning report") -> str:
+def render(record: PruningRecord, title: str = "Pruning report") -> str:
     """The report on a pruning.
 
     Args:
@@ -74,7 +74,7 @@ def render(record: Record, title: str = "Pruning report") -> str:
 # What was asked and reached
 
 
-def _headline(record: Record) -> str:
+def _headline(record: PruningRecord) -> str:
     """What was done, in the plan's words."""
     plan = record.plan
     pattern = "" if plan.pattern == "unstructured" else f" in the pattern {plan.pattern}"
@@ -85,7 +85,7 @@ def _headline(record: Record) -> str:
     )
 
 
-def _statement(record: Record) -> tuple[str, str]:
+def _statement(record: PruningRecord) -> tuple[str, str]:
     """How much went, and how that compares with what was asked for."""
     plan = record.plan
     if plan.target == "sparsity":
@@ -100,7 +100,7 @@ def _statement(record: Record) -> tuple[str, str]:
     return f"{reached} of the {what} are {done}", f"{compared}{end}."
 
 
-def _figures(record: Record) -> list[tuple[str, str, str]]:
+def _figures(record: PruningRecord) -> list[tuple[str, str, str]]:
     """What counts of the whole model: its name, before and after, and the factor."""
     before, after = record.summary.before, record.summary.after
     pairs = [
@@ -116,7 +116,7 @@ def _figures(record: Record) -> list[tuple[str, str, str]]:
     ]
 
 
-def _model(record: Record) -> list[Column]:
+def _model(record: PruningRecord) -> list[Column]:
     """The whole model before and after."""
     before, after = record.summary.before, record.summary.after
     counts: list[tuple[str, int, int, Callable[[int], str]]] = [
@@ -140,12 +140,12 @@ def _model(record: Record) -> list[Column]:
 # Parts and layers
 
 
-def _parts_summary(parts: Sequence[Pruned]) -> str:
+def _parts_summary(parts: Sequence[GroupResult]) -> str:
     alone = sum(bool(part.protected) for part in parts)
     return _counted(len(parts), "part") + (f", {alone:,} of them left alone" if alone else "")
 
 
-def _parts(record: Record) -> list[Column]:
+def _parts(record: PruningRecord) -> list[Column]:
     """A line for each part, in the model's order."""
     parts = record.parts
 
@@ -166,7 +166,7 @@ def _parts(record: Record) -> list[Column]:
     )
 
 
-def _coupled(part: Pruned) -> str:
+def _coupled(part: GroupResult) -> str:
     """The layers that go together, where there is more to say than the part's name."""
     if part.layers in ((), (part.name,)):
         return ""
@@ -174,7 +174,7 @@ def _coupled(part: Pruned) -> str:
     return ", ".join(part.layers[:_NAMES]) + more
 
 
-def _layers(record: Record) -> list[Column]:
+def _layers(record: PruningRecord) -> list[Column]:
     """A line for each layer, before and after; one that is on one side only has a dash on the other."""
     before = {layer.name: layer for layer in record.summary.before.layers}
     after = {layer.name: layer for layer in record.summary.after.layers}
@@ -208,13 +208,13 @@ def _count(layer: LayerSize | None, field: str) -> str:
 # Sensitivity
 
 
-def _damage(curve: Curve) -> float:
+def _damage(curve: SensitivityCurve) -> float:
     """How far the metric moves at most; what is no number is worst."""
     changes = [abs(value - curve.values[0]) for value in curve.values]
     return max((change if math.isfinite(change) else math.inf for change in changes), default=0.0)
 
 
-def _curves(curves: Sequence[Curve]) -> list[Column]:
+def _curves(curves: Sequence[SensitivityCurve]) -> list[Column]:
     """The values that the plot shows, a column for each level."""
     levels = sorted({level for curve in curves for level in curve.levels})
     values = [dict(zip(curve.levels, curve.values, strict=True)) for curve in curves]

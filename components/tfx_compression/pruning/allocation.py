@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from tfx_compression.errors import ConfigError
-from tfx_compression.pruning.parts import Part
+from tfx_compression.pruning.pruning_group import PruningGroup
 
 Sparsities = dict[str, float]
 Achieved = Callable[[Mapping[str, float]], float]
@@ -17,7 +17,7 @@ _FINE = 2**40  # steps of a strength that is no count
 
 
 def allocate(
-    parts: Sequence[Part],
+    parts: Sequence[PruningGroup],
     allocation: Allocation,
     sparsity: float,
     fixed: Mapping[str, float] | None = None,
@@ -29,8 +29,8 @@ def allocate(
     Each allocation prunes all parts at one strength, which is searched for by bisection:
 
     - `uniform`: the same sparsity everywhere.
-    - `global`: the least important elements of all parts together go; the scores must compare (`criteria.normalise`).
-    - `erdos_renyi`: densities in proportion to `Part.erdos_renyi`, but never above 1 (ERK; Evci et al. 2020,
+    - `global`: the least important elements of all parts together go; the scores must compare (`criteria.normalize`).
+    - `erdos_renyi`: densities in proportion to `PruningGroup.erdos_renyi`, but never above 1 (ERK; Evci et al. 2020,
       arXiv:1911.11134).
     - `lamp`: as `global`, by each squared score over the sum of those not smaller in its part (Lee et al. 2021,
       arXiv:2010.07611). Negative scores count as 0.
@@ -45,7 +45,7 @@ def allocate(
       target: what it is a fraction of, for the message.
 
     Returns:
-      By name, in the parts' order. `Part.kept` says how many elements that leaves.
+      By name, in the parts' order. `PruningGroup.kept` says how many elements that leaves.
 
     Raises:
       ConfigError: where not so much can go, with the most that can.
@@ -90,12 +90,12 @@ def unreachable(sparsity: float, highest: float, target: str) -> ConfigError:
     )
 
 
-def _capped(part: Part, sparsity: float) -> float:
+def _capped(part: PruningGroup, sparsity: float) -> float:
     """No part is pruned whole: one `multiple` stays."""
     return min(sparsity, 1 - min(part.multiple, part.scores.size) / part.scores.size)
 
 
-def _elements(parts: Sequence[Part], sparsities: Mapping[str, float]) -> float:
+def _elements(parts: Sequence[PruningGroup], sparsities: Mapping[str, float]) -> float:
     total = sum(part.scores.size for part in parts)
     return 1 - sum(part.kept(sparsities[part.name]) for part in parts) / total if total else 0.0
 
@@ -103,11 +103,11 @@ def _elements(parts: Sequence[Part], sparsities: Mapping[str, float]) -> float:
 Family = tuple[Callable[[int], Sparsities], int]  # the sparsities at each strength 0, 1 …, and the greatest strength
 
 
-def _uniform(parts: Sequence[Part]) -> Family:
+def _uniform(parts: Sequence[PruningGroup]) -> Family:
     return lambda step: {part.name: step / _FINE for part in parts}, _FINE
 
 
-def _erdos_renyi(parts: Sequence[Part]) -> Family:
+def _erdos_renyi(parts: Sequence[PruningGroup]) -> Family:
     """Strength 0 is the smallest scale at which every part is dense, the greatest is scale 0."""
     dense = 1 / min((part.erdos_renyi for part in parts), default=1.0)
 
@@ -118,11 +118,11 @@ def _erdos_renyi(parts: Sequence[Part]) -> Family:
     return sparsities, _FINE
 
 
-def _global(parts: Sequence[Part]) -> Family:
+def _global(parts: Sequence[PruningGroup]) -> Family:
     return _pooled(parts, [np.sort(part.scores, axis=None) for part in parts])
 
 
-def _lamp(parts: Sequence[Part]) -> Family:
+def _lamp(parts: Sequence[PruningGroup]) -> Family:
     return _pooled(parts, [_lamp_scores(part.scores) for part in parts])
 
 
@@ -133,7 +133,7 @@ def _lamp_scores(scores: np.ndarray) -> np.ndarray:
     return np.divide(squares, above, out=np.zeros_like(squares), where=above > 0).astype(np.float32)
 
 
-def _pooled(parts: Sequence[Part], ascending: Sequence[np.ndarray]) -> Family:
+def _pooled(parts: Sequence[PruningGroup], ascending: Sequence[np.ndarray]) -> Family:
     """The strength is how many of all elements lie below one threshold; of those at the threshold, the first parts'."""
     pooled = np.concatenate([*ascending, np.empty(0, np.float32)])
     pooled.sort(kind="stable")  # merges runs that are sorted already, in half the time
@@ -152,7 +152,7 @@ def _pooled(parts: Sequence[Part], ascending: Sequence[np.ndarray]) -> Family:
     return sparsities, len(pooled)
 
 
-_FAMILIES: dict[str, Callable[[Sequence[Part]], Family]] = {
+_FAMILIES: dict[str, Callable[[Sequence[PruningGroup]], Family]] = {
     "uniform": _uniform,
     "global": _global,
     "erdos_renyi": _erdos_renyi,

@@ -1,10 +1,10 @@
 """Importance criteria: how much each weight, or each output channel, of a kernel matters.
 
-A criterion is a function of a `View` of one kernel. More of them are made with `register`, in the module file:
+A criterion is a function of the `CriterionInputs` of one kernel. `register` adds one, in the module file:
 
     from tfx_compression.pruning import criteria
 
-    criteria.register("movement", needs="gradients", weights=lambda view: -view.gradients * view.values)
+    criteria.register("movement", needs="gradients", weights=lambda inputs: -inputs.gradients * inputs.values)
 """
 
 import dataclasses
@@ -12,20 +12,21 @@ import io
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
 from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.kernels import ATTRIBUTES, Kernel
 from tfx_compression.pruning.plan import PruningPlan
+from tfx_compression.pruning.statistics import Statistics
 
 Needs = Literal["nothing", "scale", "gradients", "row_gradients", "activations"]
 Axes = Mapping[str, Sequence[int]]
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
+class CriterionInputs:
     """A kernel as a criterion sees it: output channels in the last axis, what belongs to one of them along the first.
 
     Attributes:
@@ -49,7 +50,7 @@ class View:
     scale: Any = None
 
 
-Function = Callable[[View], np.ndarray]
+Function = Callable[[CriterionInputs], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,31 +62,6 @@ class Criterion:
     channels: Function | None
 
 
-class Evidence(Protocol):
-    """What data and the network around a kernel tell; `probe.KerasProbe` is the one of Keras models."""
-
-    def batches(self) -> Iterable[Any]:
-        """The sample, in batches."""
-
-    def rows(self) -> Iterable[Any]:
-        """The sample, in batches of one row."""
-
-    def gradients(self, batch: Any, names: Sequence[str]) -> Mapping[str, np.ndarray]:
-        """Of the batch's mean loss by each of these kernels, in its shape."""
-
-    def gates(self, batch: Any, names: Sequence[str]) -> Mapping[str, np.ndarray]:
-        """Of the batch's mean loss by a factor on each output channel of these kernels' layers, where that is known."""
-
-    def activations(self, batch: Any, names: Sequence[str]) -> Mapping[str, np.ndarray]:
-        """What the layer behind each of these kernels sees, [positions, channels]; without those it can't look at."""
-
-    def scales(self) -> Mapping[str, np.ndarray]:
-        """The normalisation's scale behind each kernel that has one, [channels]."""
-
-    def metrics(self) -> Mapping[str, float]:
-        """Loss and metrics on the sample, with the weights of now."""
-
-
 def register(
     name: str, *, weights: Function | None = None, channels: Function | None = None, needs: Needs = "nothing"
 ) -> None:
@@ -93,7 +69,7 @@ def register(
 
     Args:
       name: what `PruningPlan.criterion` calls it.
-      weights: the importance of single weights, in the shape of `view.values`.
+      weights: the importance of single weights, in the shape of `inputs.values`.
       channels: the importance of channels, [channels]. By default, the sum of their weights'.
       needs: what of the data it looks at. The results of all batches (`gradients`), rows (`row_gradients`) or
         positions (`activations`) are averaged.
@@ -126,7 +102,7 @@ def score(
     kernels: Mapping[str, Kernel],
     names: Sequence[str],
     plan: PruningPlan,
-    evidence: Evidence | None = None,
+    statistics: Statistics | None = None,
     axes: Axes | None = None,
 ) -> dict[str, np.ndarray]:
     """The importance of kernels by the plan's criterion; larger is more important.
@@ -135,12 +111,12 @@ def score(
       kernels: of the model, by name.
       names: which of them to score.
       plan: its technique, criterion, scores and seed are used.
-      evidence: for the criteria that look at more than the weights.
+      statistics: for the criteria that look at more than the weights.
       axes: for channels, which axes of a kernel they are, by name; `channel_axes` where it isn't said.
 
     Returns:
       For the technique `weight`, an array in each kernel's shape; otherwise one score for each channel, [channels], of
-      several axes flattened. Kernels that the evidence says nothing of, without normalisation or inside a layer, are
+      several axes flattened. Kernels that the statistics says nothing of, without normalisation or inside a layer, are
       left out: what is coupled with them may tell. `unscored` is the error where nothing does.
 
     Raises:
@@ -153,14 +129,14 @@ def score(
         return _stored(plan, kernels, layout)
     criterion = get(plan.criterion)
     function = _function(criterion, plan)
-    if evidence is None and criterion.needs != "nothing":
+    if statistics is None and criterion.needs != "nothing":
         raise ConfigError(
             f"PruningPlan.criterion = {plan.criterion!r} looks at {criterion.needs.replace('_', ' ')}, and there is no "
             "data. Remedy: connect examples to Pruner, or a criterion of the weights alone: magnitude, l2."
         )
     total: dict[str, np.ndarray] = {}
     weight: dict[str, float] = {}
-    for name, found in _samples(criterion.needs, evidence, names, plan.structured):
+    for name, found in _samples(criterion.needs, statistics, names, plan.structured):
         result, times = _apply(function, layout[name], plan, found)
         total[name] = total[name] + result * times if name in total else result * times
         weight[name] = weight.get(name, 0.0) + times
@@ -177,7 +153,7 @@ def unscored(plan: PruningPlan, layer: str) -> ConfigError:
     )
 
 
-def normalise(scores: np.ndarray) -> np.ndarray:
+def normalize(scores: np.ndarray) -> np.ndarray:
     """Scores of mean 1, so that parts compare when they are ranked together.
 
     Divided by their mean, as Torch-Pruning's normaliser `mean` does (Fang et al. 2023, arXiv:2301.12900); of signed
@@ -238,24 +214,24 @@ def _function(criterion: Criterion, plan: PruningPlan) -> Function:
 
 
 def _summed(weights: Any) -> Function:
-    return lambda view: weights(view).sum(axis=0)
+    return lambda inputs: weights(inputs).sum(axis=0)
 
 
 def _samples(
-    needs: Needs, evidence: Any, names: Sequence[str], structured: bool
+    needs: Needs, statistics: Any, names: Sequence[str], structured: bool
 ) -> Iterable[tuple[str, dict[str, Any]]]:
     """What a criterion gets to see beside the weights, kernel by kernel, as often as there is something to see."""
     if needs == "nothing":
         yield from ((name, {}) for name in names)
     elif needs == "scale":
-        yield from ((name, {"scale": scale}) for name, scale in evidence.scales().items() if name in names)
+        yield from ((name, {"scale": scale}) for name, scale in statistics.scales().items() if name in names)
     elif needs == "activations":
-        for batch in evidence.batches():
-            yield from ((name, {"activations": found}) for name, found in evidence.activations(batch, names).items())
+        for batch in statistics.batches():
+            yield from ((name, {"activations": found}) for name, found in statistics.activations(batch, names).items())
     else:
-        for batch in evidence.rows() if needs == "row_gradients" else evidence.batches():
-            gates = evidence.gates(batch, names) if structured else {}
-            for name, found in evidence.gradients(batch, names).items():
+        for batch in statistics.rows() if needs == "row_gradients" else statistics.batches():
+            gates = statistics.gates(batch, names) if structured else {}
+            for name, found in statistics.gradients(batch, names).items():
                 yield name, {"gradients": found, **({"gates": gates[name]} if name in gates else {})}
 
 
@@ -273,9 +249,9 @@ def _apply(
     if "gradients" in found:
         found = {**found, "gradients": layout.matrix(found["gradients"])}
     generator = np.random.default_rng([plan.seed, zlib.crc32(name.encode())])
-    view = View(name, layout.matrix(layout.kernel.values), generator, **found)
-    result = np.asarray(function(view), np.float32)
-    _check(result, (layout.channels,) if plan.structured else view.values.shape, plan, name)
+    inputs = CriterionInputs(name, layout.matrix(layout.kernel.values), generator, **found)
+    result = np.asarray(function(inputs), np.float32)
+    _check(result, (layout.channels,) if plan.structured else inputs.values.shape, plan, name)
     return result, float(len(found["activations"])) if "activations" in found else 1.0
 
 
@@ -333,27 +309,27 @@ def _read(path: str) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _magnitude(view: View) -> np.ndarray:
+def _magnitude(inputs: CriterionInputs) -> np.ndarray:
     """Han et al. 2015 (arXiv:1506.02626); summed over a filter, the L1 norm of Li et al. 2017 (arXiv:1608.08710)."""
-    return np.abs(view.values)
+    return np.abs(inputs.values)
 
 
-def _squares(view: View) -> np.ndarray:
-    return np.square(view.values)
+def _squares(inputs: CriterionInputs) -> np.ndarray:
+    return np.square(inputs.values)
 
 
-def _l2(view: View) -> np.ndarray:
-    return np.sqrt(_squares(view).sum(axis=0))
+def _l2(inputs: CriterionInputs) -> np.ndarray:
+    return np.sqrt(_squares(inputs).sum(axis=0))
 
 
-def _bn_scale(view: View) -> np.ndarray:
+def _bn_scale(inputs: CriterionInputs) -> np.ndarray:
     """Network slimming, Liu et al. 2017 (arXiv:1708.06519)."""
-    return np.abs(view.scale)
+    return np.abs(inputs.scale)
 
 
-def _geometric_median(view: View) -> np.ndarray:
+def _geometric_median(inputs: CriterionInputs) -> np.ndarray:
     """FPGM, He et al. 2019 (arXiv:1811.00250): the sum of a filter's distances to the others."""
-    filters = view.values.T.astype(np.float64)
+    filters = inputs.values.T.astype(np.float64)
     products = filters @ filters.T
     norms = np.diag(products)
     squares = np.maximum(norms[:, None] + norms[None, :] - 2 * products, 0)
@@ -361,51 +337,51 @@ def _geometric_median(view: View) -> np.ndarray:
     return np.sqrt(squares).sum(axis=1)
 
 
-def _random(view: View) -> np.ndarray:
-    return view.generator.random(view.values.shape)
+def _random(inputs: CriterionInputs) -> np.ndarray:
+    return inputs.generator.random(inputs.values.shape)
 
 
-def _random_channels(view: View) -> np.ndarray:
-    return view.generator.random(view.values.shape[1])
+def _random_channels(inputs: CriterionInputs) -> np.ndarray:
+    return inputs.generator.random(inputs.values.shape[1])
 
 
-def _taylor(view: View) -> np.ndarray:
+def _taylor(inputs: CriterionInputs) -> np.ndarray:
     """Molchanov et al. 2019 (arXiv:1906.10771): the first-order change of the loss without the weight."""
-    return np.abs(view.gradients * view.values)
+    return np.abs(inputs.gradients * inputs.values)
 
 
-def _taylor_channels(view: View) -> np.ndarray:
+def _taylor_channels(inputs: CriterionInputs) -> np.ndarray:
     """The same for a channel: the square of the first-order change without it."""
-    return np.square(_change(view))
+    return np.square(_change(inputs))
 
 
-def _change(view: View) -> np.ndarray:
+def _change(inputs: CriterionInputs) -> np.ndarray:
     """The change of the loss, to first order, without a channel.
 
     By a factor on what the layer puts out, as the paper recommends where a normalisation follows: zero weights would
     leave its shift. Otherwise by the channel's weights together, which is the same.
     """
-    return (view.gradients * view.values).sum(axis=0) if view.gates is None else np.asarray(view.gates)
+    return (inputs.gradients * inputs.values).sum(axis=0) if inputs.gates is None else np.asarray(inputs.gates)
 
 
-def _fisher(view: View) -> np.ndarray:
+def _fisher(inputs: CriterionInputs) -> np.ndarray:
     """The saliency of LeCun et al. 1990 (Optimal Brain Damage), the Hessian's diagonal being the empirical Fisher's."""
-    return 0.5 * np.square(view.gradients * view.values)
+    return 0.5 * np.square(inputs.gradients * inputs.values)
 
 
-def _fisher_channels(view: View) -> np.ndarray:
+def _fisher_channels(inputs: CriterionInputs) -> np.ndarray:
     """Theis et al. 2018 (arXiv:1801.05787): the same of a channel's mask, which multiplies all of its weights."""
-    return 0.5 * np.square(_change(view))
+    return 0.5 * np.square(_change(inputs))
 
 
-def _activation_mean(view: View) -> np.ndarray:
+def _activation_mean(inputs: CriterionInputs) -> np.ndarray:
     """Molchanov et al. 2017 (arXiv:1611.06440); Polyak & Wolf 2015."""
-    return np.abs(view.activations).mean(axis=0, dtype=np.float64)
+    return np.abs(inputs.activations).mean(axis=0, dtype=np.float64)
 
 
-def _apoz(view: View) -> np.ndarray:
+def _apoz(inputs: CriterionInputs) -> np.ndarray:
     """1 - the average percentage of zeros (APoZ) of Hu et al. 2016 (arXiv:1607.03250): larger is more important."""
-    return (view.activations != 0).mean(axis=0)
+    return (inputs.activations != 0).mean(axis=0)
 
 
 _registry = {

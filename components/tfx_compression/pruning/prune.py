@@ -15,23 +15,22 @@ from tfx_compression.model_handle import ModelHandle, compile_as, wrap
 from tfx_compression.model_handle.compressed import Compressed, Summary
 from tfx_compression.pruning import criteria, sensitivity
 from tfx_compression.pruning.allocation import allocate
-from tfx_compression.pruning.criteria import Evidence
+from tfx_compression.pruning.channel_pruner import ChannelPruner
+from tfx_compression.pruning.keras_statistics import KerasStatistics
 from tfx_compression.pruning.plan import PruningPlan
-from tfx_compression.pruning.probe import KerasProbe
-from tfx_compression.pruning.record import Curve, Record
-from tfx_compression.pruning.record import Pruned as Part
-from tfx_compression.pruning.removal import Removal
-from tfx_compression.pruning.signature_probe import Loss, SignatureProbe
+from tfx_compression.pruning.record import GroupResult, PruningRecord, SensitivityCurve
+from tfx_compression.pruning.signature_statistics import Loss, SignatureStatistics
+from tfx_compression.pruning.statistics import Statistics
 from tfx_compression.pruning.surgery import channels_left
 from tfx_compression.pruning.technique import Technique
-from tfx_compression.pruning.zeroing import Zeroing
+from tfx_compression.pruning.weight_pruner import WeightPruner
 
 Progress = Callable[[int, int, str], None]
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Pruned(Compressed):
+class PrunedModel(Compressed):
     """A pruned model.
 
     Attributes:
@@ -39,7 +38,7 @@ class Pruned(Compressed):
       trained: where the model came from, for its signatures.
     """
 
-    record: Record
+    record: PruningRecord
     trained: ModelHandle
 
     def save(self, path: str, signatures_fn: Callable | None = None, transform_graph: str | None = None) -> None:
@@ -60,7 +59,7 @@ def _log_progress(done: int, total: int, name: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sensitivities:
+class SensitivityOptions:
     """How `sensitivity` is measured: where values are kept for a second attempt, under which key, who is told."""
 
     store_path: str | None = None
@@ -74,10 +73,10 @@ def prune(
     data: tf.data.Dataset | None = None,
     *,
     loss_fn: Loss | None = None,
-    sensitivities: Sensitivities | None = None,
+    sensitivity_options: SensitivityOptions | None = None,
     asked: float | None = None,
     done: float = 0.0,
-) -> Pruned:
+) -> PrunedModel:
     """Prunes a model as `plan` says: single weights become zero, or channels are removed.
 
     With a schedule, the first step is taken, or the one that `asked` says.
@@ -90,7 +89,7 @@ def prune(
         Of a SavedModel without layers, the features are what its signature takes: by argument, or serialized examples.
       loss_fn: for a SavedModel without layers, which knows none: `loss_fn(labels, outputs)`, outputs by name, to the
         batch's mean loss or one of each row.
-      sensitivities: for the allocation `sensitivity`, where its values are kept and who is told of its progress.
+      sensitivity_options: for the allocation `sensitivity`, where its values are kept and who is told of its progress.
       asked: how much of the plan's target is to be gone after this step, of the model that pruning began with.
       done: how much of it earlier steps have removed: channels that are gone can't be counted any more.
 
@@ -102,30 +101,32 @@ def prune(
     _require_finite(trained)
     _require_batches(data)
     before = trained.measure()
-    technique: Removal | Zeroing = (Removal if plan.structured else Zeroing)(trained, before, plan)
-    evidence = evidence_of(trained, plan, data, loss_fn)
-    technique.rate(evidence)
-    curves = _curves(technique, evidence, sensitivities or Sensitivities())
+    technique: ChannelPruner | WeightPruner = (ChannelPruner if plan.structured else WeightPruner)(
+        trained, before, plan
+    )
+    statistics = statistics_of(trained, plan, data, loss_fn)
+    technique.score(statistics)
+    curves = _curves(technique, statistics, sensitivity_options or SensitivityOptions())
     asked = plan.first_step() if asked is None else asked
     if not plan.structured:
         done = 0.0  # zeros are still there to be counted
-    sparsities = shared(technique, asked, curves, done)
-    targets = sparsities if asked == plan.sparsity else shared(technique, plan.sparsity, curves, done)
+    sparsities = allocate_sparsity(technique, asked, curves, done)
+    targets = sparsities if asked == plan.sparsity else allocate_sparsity(technique, plan.sparsity, curves, done)
     result, masks, left = trained.model, {}, {}
-    if isinstance(technique, Removal):
+    if isinstance(technique, ChannelPruner):
         choices = technique.choices(sparsities)
         kept = {name: int(stays.sum()) for name, stays in choices.items()}
         left = channels_left(technique.structure, choices)
-        result = technique.carry_out(choices)
+        result = technique.apply(choices)
         compile_as(trained.model, result)
         after = model_size.measure(result)
     else:
         masks = technique.masks(sparsities)
         kept = {name: int(stays.sum()) for name, stays in masks.items()}
-        technique.carry_out(masks)
+        technique.apply(masks)
         after = trained.measure()
-    technique.require_reached(left_to_do(asked, done), kept)
-    record = Record(
+    technique.require_reached(remaining(asked, done), kept)
+    record = PruningRecord(
         plan=plan,
         kind=trained.kind,
         summary=Summary(before=before, after=after),
@@ -137,20 +138,22 @@ def prune(
         asked=asked,
         reached=technique.reached(kept),
     )
-    return Pruned(result, record.summary, masks, record, trained)
+    return PrunedModel(result, record.summary, masks, record, trained)
 
 
-def left_to_do(asked: float, done: float) -> float:
+def remaining(asked: float, done: float) -> float:
     """The fraction of what is left that goes, where `done` of the whole is gone and `asked` shall be."""
     return max(0.0, 1 - (1 - asked) / (1 - done))
 
 
-def shared(technique: Technique, asked: float, curves: tuple[Curve, ...] = (), done: float = 0.0) -> dict[str, float]:
+def allocate_sparsity(
+    technique: Technique, asked: float, curves: tuple[SensitivityCurve, ...] = (), done: float = 0.0
+) -> dict[str, float]:
     """The sparsity of each part that is pruned, of what is left of it after earlier steps."""
     plan, fixed = technique.plan, {name: technique.fixed[name] for name in technique.names if name in technique.fixed}
     scale = 1 / plan.sparsity if plan.sparsity else 0.0  # a schedule's steps are the rules' too
-    fixed = {name: left_to_do(value * scale * asked, value * scale * done) for name, value in fixed.items()}
-    asked = left_to_do(asked, done)
+    fixed = {name: remaining(value * scale * asked, value * scale * done) for name, value in fixed.items()}
+    asked = remaining(asked, done)
     if not technique.free or not asked:
         return {name: fixed.get(name, 0.0) for name in technique.names}
     if curves:
@@ -168,15 +171,15 @@ def shared(technique: Technique, asked: float, curves: tuple[Curve, ...] = (), d
     return allocate(parts, plan.allocation, asked, fixed, achieved, plan.target)  # type: ignore[arg-type]
 
 
-def looks_at_data(plan: PruningPlan) -> bool:
+def requires_data(plan: PruningPlan) -> bool:
     """Whether criterion or allocation need data; the criterion is known."""
     needs = "nothing" if plan.criterion == "scores" else criteria.get(plan.criterion).needs
     return needs not in ("nothing", "scale") or plan.allocation == "sensitivity"
 
 
-def evidence_of(
+def statistics_of(
     trained: ModelHandle, plan: PruningPlan, data: tf.data.Dataset | None, loss_fn: Loss | None
-) -> KerasProbe | SignatureProbe | None:
+) -> KerasStatistics | SignatureStatistics | None:
     """What tells criteria and allocation of the data, where the plan looks at more than weights."""
     needs = "nothing" if plan.criterion == "scores" else criteria.get(plan.criterion).needs
     if needs == "nothing" and plan.allocation != "sensitivity":
@@ -188,22 +191,24 @@ def evidence_of(
             "a plan of the weights alone."
         )
     if trained.kind != "saved_model":
-        return KerasProbe(trained.model, data, trained.kernels, plan)
+        return KerasStatistics(trained.model, data, trained.kernels, plan)
     if loss_fn is None or data is None:
         raise ModelError(
             f"{looks}, and the SavedModel in {trained.path} doesn't say what its loss is. Remedy: a "
             "loss_fn(labels, outputs) in the module file (prune(…, loss_fn=…)), or a plan of the weights alone."
         )
-    return SignatureProbe(trained.model, data, trained.kernels, plan, loss_fn)
+    return SignatureStatistics(trained.model, data, trained.kernels, plan, loss_fn)
 
 
-def _curves(technique: Technique, evidence: Evidence | None, how: Sensitivities) -> tuple[Curve, ...]:
+def _curves(
+    technique: Technique, statistics: Statistics | None, how: SensitivityOptions
+) -> tuple[SensitivityCurve, ...]:
     plan = technique.plan
-    if plan.allocation != "sensitivity" or evidence is None or not technique.free:
+    if plan.allocation != "sensitivity" or statistics is None or not technique.free:
         return ()
 
     def metric() -> float:
-        found = evidence.metrics()
+        found = statistics.metrics()
         if plan.sensitivity_metric not in found:
             raise ConfigError(
                 f"PruningPlan.sensitivity_metric = {plan.sensitivity_metric!r}: the model was not compiled with it. "
@@ -215,7 +220,7 @@ def _curves(technique: Technique, evidence: Evidence | None, how: Sensitivities)
         sensitivity.measure(
             technique.free,
             plan.sensitivity_levels,
-            technique.without,
+            technique.ablated,
             metric,
             how.store_path,
             how.fingerprint,
@@ -224,7 +229,7 @@ def _curves(technique: Technique, evidence: Evidence | None, how: Sensitivities)
     )
 
 
-def _parts(technique: Technique, kept: Mapping[str, int], targets: Mapping[str, float]) -> tuple[Part, ...]:
+def _parts(technique: Technique, kept: Mapping[str, int], targets: Mapping[str, float]) -> tuple[GroupResult, ...]:
     found = []
     for name, concerned in technique.layers.items():
         part = technique.parts.get(name)
@@ -233,7 +238,7 @@ def _parts(technique: Technique, kept: Mapping[str, int], targets: Mapping[str, 
         if part is not None:
             scores = float(part.scores.min()), float(np.median(part.scores)), float(part.scores.max())
         found.append(
-            Part(
+            GroupResult(
                 name=name,
                 layers=concerned,
                 elements=size,

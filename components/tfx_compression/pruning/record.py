@@ -8,7 +8,7 @@ from tfx_compression.pruning.plan import PruningPlan
 RECORD_FILE = "pruning.json"
 
 
-class Pruned(pydantic.BaseModel):
+class GroupResult(pydantic.BaseModel):
     """A kernel, or a group of channels that go together.
 
     Attributes:
@@ -32,7 +32,7 @@ class Pruned(pydantic.BaseModel):
     scores: tuple[float, float, float] | None = None
 
 
-class Curve(pydantic.BaseModel):
+class SensitivityCurve(pydantic.BaseModel):
     """How the metric answers to pruning one part alone: its value at each level, the first level being 0."""
 
     model_config = pydantic.ConfigDict(frozen=True, ser_json_inf_nan="strings")
@@ -42,7 +42,7 @@ class Curve(pydantic.BaseModel):
     values: tuple[float, ...]
 
 
-class Record(pydantic.BaseModel):
+class PruningRecord(pydantic.BaseModel):
     """A pruning.
 
     Attributes:
@@ -63,10 +63,10 @@ class Record(pydantic.BaseModel):
     plan: PruningPlan
     kind: str
     summary: Summary
-    parts: tuple[Pruned, ...]
+    parts: tuple[GroupResult, ...]
     channels: dict[str, tuple[int, ...]] = {}
     notes: tuple[str, ...] = ()
-    sensitivity: tuple[Curve, ...] = ()
+    sensitivity: tuple[SensitivityCurve, ...] = ()
     metric: str = ""
     asked: float
     reached: float

@@ -1,7 +1,7 @@
 """How each kind of layer treats channels: one function per kind, for Keras 2 and Keras 3 alike.
 
-A rule gets the layer, the flows that go in, and the shapes that come out, and returns the atoms of each output. It
-raises Unsupported for what it can't do; the layer is then left as it is, with all that goes in.
+A rule gets the layer, the flows that go in, and the shapes that come out, and returns the channel ids of each output.
+It raises Unsupported for what it can't do; the layer is then left as it is, with all that goes in.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tfx_compression.pruning.channels import FIXED, Atoms, Channels, Flow, Kept, Unsupported
+from tfx_compression.pruning.channel_map import FIXED, ChannelIds, ChannelMap, ChannelRegistry, KeepFn, Unsupported
 
 Shape = tuple[int | None, ...]
-Rule = Callable[[Channels, Any, Sequence[Flow], Sequence[Shape]], list[Atoms]]
+Rule = Callable[[ChannelRegistry, Any, Sequence[ChannelMap], Sequence[Shape]], list[ChannelIds]]
 
 RULES: dict[str, Rule] = {}
 
@@ -124,54 +124,68 @@ _COMBINING = frozenset(
     *("Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"),
     *("GaussianNoise", "GaussianDropout", "AlphaDropout"),
 )
-def _same(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _same(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     if {*(getattr(layer, "noise_shape", None) or ())} - {None, 1}:
         raise Unsupported("drops by a noise_shape of its own")
-    return [inputs[0].atoms]
+    return [inputs[0].channel_ids]
 
 
 @_rule("Activation")
-def _activation(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
-    _activate(channels, layer, layer.activation, inputs[0].atoms)
-    return [inputs[0].atoms]
+def _activation(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
+    _activate(channels, layer, layer.activation, inputs[0].channel_ids)
+    return [inputs[0].channel_ids]
 
 
 @_rule("Softmax")
-def _softmax(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _softmax(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     """Over places it treats each channel for itself."""
     axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
-    atoms = inputs[0].atoms
-    if any(atoms.shape[axis % (atoms.ndim + 1) - 1] > 1 for axis in axes):
-        channels.block(atoms, f"goes through the softmax of layer {layer.name!r}")
-    return [atoms]
+    channel_ids = inputs[0].channel_ids
+    if any(channel_ids.shape[axis % (channel_ids.ndim + 1) - 1] > 1 for axis in axes):
+        channels.block(channel_ids, f"goes through the softmax of layer {layer.name!r}")
+    return [channel_ids]
 
 
 @_rule("Rescaling")
-def _rescaling(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _rescaling(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     if np.ndim(layer.scale) or np.ndim(layer.offset):
         raise Unsupported("rescales each channel by its place")
-    return [inputs[0].atoms]
+    return [inputs[0].channel_ids]
 
 
 @_rule("PReLU")
-def _prelu(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
-    atoms = channels.last_axis(inputs[0])
-    if int(layer.alpha.shape[-1]) == atoms.size:
-        channels.index(layer.alpha, -1, atoms)
-    return [inputs[0].atoms]
+def _prelu(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
+    channel_ids = channels.last_axis(inputs[0])
+    if int(layer.alpha.shape[-1]) == channel_ids.size:
+        channels.index(layer.alpha, -1, channel_ids)
+    return [inputs[0].channel_ids]
 
 
 @_rule("LayerScale")
-def _layer_scale(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _layer_scale(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     """ConvNeXt's."""
-    atoms = channels.last_axis(inputs[0])
-    channels.index(layer.gamma, 0, atoms)
-    channels.count(layer, "projection_dim", atoms)
-    return [inputs[0].atoms]
+    channel_ids = channels.last_axis(inputs[0])
+    channels.index(layer.gamma, 0, channel_ids)
+    channels.count(layer, "projection_dim", channel_ids)
+    return [inputs[0].channel_ids]
 
 
 @_rule("Conv1D", "Conv2D", "Conv3D")
-def _convolution(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _convolution(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     _require_channels_last(layer)
     into = channels.last_axis(inputs[0])
     out = channels.make(layer, int(layer.filters))
@@ -191,7 +205,9 @@ def _convolution(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes:
 
 
 @_rule("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
-def _transposed(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _transposed(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     _require_channels_last(layer)
     channels.index(layer.kernel, -1, channels.last_axis(inputs[0]))
     out = channels.make(layer, int(layer.filters))
@@ -202,7 +218,9 @@ def _transposed(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: 
 
 
 @_rule("DepthwiseConv1D", "DepthwiseConv2D")
-def _depthwise(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _depthwise(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     """Makes no channels of its own: each belongs to the one it is made from."""
     _require_channels_last(layer)
     into = channels.last_axis(inputs[0])
@@ -215,7 +233,9 @@ def _depthwise(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: S
 
 
 @_rule("SeparableConv1D", "SeparableConv2D")
-def _separable(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _separable(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     _require_channels_last(layer)
     into = channels.last_axis(inputs[0])
     out = channels.make(layer, int(layer.filters))
@@ -228,7 +248,9 @@ def _separable(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: S
 
 
 @_rule("Dense")
-def _dense(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _dense(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     channels.index(layer.kernel, 0, channels.last_axis(inputs[0]))
     out = channels.make(layer, int(layer.units))
     channels.source(layer, "neuron", layer.kernel, 1, out, out)
@@ -238,7 +260,9 @@ def _dense(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Seque
 
 
 @_rule("EinsumDense")
-def _einsum_dense(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _einsum_dense(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     """As a dense layer: the last axis of the input to the last axis of the output."""
     rest, _, result = layer.equation.replace(" ", "").partition("->")
     given, weights = rest.split(",")
@@ -257,7 +281,9 @@ def _einsum_dense(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes
 
 
 @_rule("Embedding")
-def _embedding(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _embedding(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     out = channels.make(layer, int(layer.output_dim))
     channels.source(layer, "neuron", layer.embeddings, 1, out, out)
     channels.count(layer, "output_dim", out)
@@ -265,20 +291,22 @@ def _embedding(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: S
 
 
 @_rule("BatchNormalization", "SyncBatchNormalization", "LayerNormalization", "RMSNormalization")
-def _normalisation(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _normalisation(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     """Where it normalises each place, mean and variance are then over what stays: removal changes them."""
     axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
     rank = len(inputs[0].shape) + 1
     if [axis % rank for axis in axes] != [rank - 1]:
         raise Unsupported(f"normalises along the axes {list(axes)}, not the last")
     _normalised(channels, layer, channels.last_axis(inputs[0]))
-    return [inputs[0].atoms]
+    return [inputs[0].channel_ids]
 
 
 @_rule("GroupNormalization")
 def _group_normalisation(
-    channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]
-) -> list[Atoms]:
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     """A normalisation group goes as a whole, so that the statistics of the others stay what they are.
 
     Not where there is only one: that is as with a layer normalisation.
@@ -286,14 +314,14 @@ def _group_normalisation(
     rank = len(inputs[0].shape) + 1
     if layer.axis % rank != rank - 1:
         raise Unsupported(f"normalises along the axis {layer.axis}, not the last")
-    atoms = channels.last_axis(inputs[0])
-    groups = atoms.size if layer.groups == -1 else layer.groups
+    channel_ids = channels.last_axis(inputs[0])
+    groups = channel_ids.size if layer.groups == -1 else layer.groups
     if groups > 1:
-        channels.unify(atoms.reshape(groups, -1)[:, :1], atoms.reshape(groups, -1))
-        channels.tie(layer, "groups", atoms)
-        channels.count(layer, "groups", atoms.reshape(groups, -1)[:, 0])
-    _normalised(channels, layer, atoms)
-    return [inputs[0].atoms]
+        channels.unify(channel_ids.reshape(groups, -1)[:, :1], channel_ids.reshape(groups, -1))
+        channels.tie(layer, "groups", channel_ids)
+        channels.count(layer, "groups", channel_ids.reshape(groups, -1)[:, 0])
+    _normalised(channels, layer, channel_ids)
+    return [inputs[0].channel_ids]
 
 
 @_rule(
@@ -306,107 +334,123 @@ def _group_normalisation(
     "RepeatVector",
     "Resizing",
 )
-def _over_places(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _over_places(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     """Layers that treat every channel alike, and make more, fewer or other places of it."""
     _require_channels_last(layer)
     return [_along_last(channels.last_axis(inputs[0]), shapes[0])]
 
 
 @_rule("Flatten")
-def _flatten(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _flatten(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     _require_channels_last(layer)
     return [np.zeros(1, np.int64) if inputs[0].fixed else inputs[0].whole().reshape(-1)]
 
 
 @_rule("Reshape")
-def _reshape(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _reshape(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     shape = shapes[0]
     if inputs[0].fixed:
         return [np.zeros([1] * len(shape), np.int64)]
     if None in shape:
         return [_reshape_of_any_size(channels, layer, inputs[0], shape)]
-    atoms = inputs[0].whole().reshape([int(size or 0) for size in shape])
-    varying = [axis for axis in range(atoms.ndim) if (atoms != atoms.take([0], axis)).any()]
+    channel_ids = inputs[0].whole().reshape([int(size or 0) for size in shape])
+    varying = [axis for axis in range(channel_ids.ndim) if (channel_ids != channel_ids.take([0], axis)).any()]
     if len(varying) > 1:  # what stays must be a box: couple everything over all axes but the last of them
-        rows = np.moveaxis(atoms, varying[-1], -1).reshape(-1, atoms.shape[varying[-1]])
+        rows = np.moveaxis(channel_ids, varying[-1], -1).reshape(-1, channel_ids.shape[varying[-1]])
         for row in rows[1:]:
             channels.unify(rows[0], row)
         varying = varying[-1:]
-        atoms = np.moveaxis(np.broadcast_to(rows[0], np.moveaxis(atoms, varying[0], -1).shape), -1, varying[0])
-    for axis in range(atoms.ndim):
+        channel_ids = np.moveaxis(
+            np.broadcast_to(rows[0], np.moveaxis(channel_ids, varying[0], -1).shape), -1, varying[0]
+        )
+    for axis in range(channel_ids.ndim):
         if axis not in varying:
-            atoms = atoms.take([0], axis)
-    channels.tie(layer, "reshape", atoms)
+            channel_ids = channel_ids.take([0], axis)
+    channels.tie(layer, "reshape", channel_ids)
     sizes = list(shape)
 
-    def target(kept: Kept) -> list[int | None]:
-        return [int(kept(atoms).sum()) if axis in varying else size for axis, size in enumerate(sizes)]
+    def target(kept: KeepFn) -> list[int | None]:
+        return [int(kept(channel_ids).sum()) if axis in varying else size for axis, size in enumerate(sizes)]
 
     channels.edit(layer, "target_shape", target)
-    return [atoms]
+    return [channel_ids]
 
 
-def _reshape_of_any_size(channels: Channels, layer: Any, flow: Flow, shape: Shape) -> Atoms:
+def _reshape_of_any_size(channels: ChannelRegistry, layer: Any, flow: ChannelMap, shape: Shape) -> ChannelIds:
     """Where the number of places is not fixed, but each keeps its channels."""
-    atoms = channels.last_axis(flow)
+    channel_ids = channels.last_axis(flow)
     if flow.shape[-1] != shape[-1]:
         raise Unsupported(f"makes a tensor whose shape is not fixed: {shape}")
-    channels.tie(layer, "reshape", atoms)
+    channels.tie(layer, "reshape", channel_ids)
     before = [-1 if size is None else size for size in shape[:-1]]
-    channels.edit(layer, "target_shape", lambda kept: [*before, int(kept(atoms).sum())])
-    return _along_last(atoms, shape)
+    channels.edit(layer, "target_shape", lambda kept: [*before, int(kept(channel_ids).sum())])
+    return _along_last(channel_ids, shape)
 
 
 @_rule("Permute")
-def _permute(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
-    return [inputs[0].atoms.transpose([axis - 1 for axis in layer.dims])]
+def _permute(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
+    return [inputs[0].channel_ids.transpose([axis - 1 for axis in layer.dims])]
 
 
 @_rule("Concatenate")
-def _concatenate(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _concatenate(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     rank = len(shapes[0])
     axis = layer.axis % (rank + 1) - 1
     if all(flow.fixed for flow in inputs):
         return [np.zeros([1] * rank, np.int64)]
-    if any(flow.atoms.shape[other] > 1 for flow in inputs for other in range(rank) if other != axis):
+    if any(flow.channel_ids.shape[other] > 1 for flow in inputs for other in range(rank) if other != axis):
         # Side by side along an axis without channels: theirs must be the same.
         if axis == rank - 1:
             raise Unsupported("concatenates along the last axis, and the channels lie along another one")
-        atoms = [channels.last_axis(flow) for flow in inputs]
-        for other in atoms[1:]:
-            channels.unify(atoms[0], other)
-        return [_along_last(atoms[0], shapes[0])]
+        channel_ids = [channels.last_axis(flow) for flow in inputs]
+        for other in channel_ids[1:]:
+            channels.unify(channel_ids[0], other)
+        return [_along_last(channel_ids[0], shapes[0])]
     parts = []
     for flow in inputs:
         size = flow.shape[axis]
         if size is None:
             raise Unsupported(f"concatenates along an axis whose size is not fixed: {flow.shape}")
-        whole = list(flow.atoms.shape)
+        whole = list(flow.channel_ids.shape)
         whole[axis] = size
-        parts.append(np.broadcast_to(flow.atoms, whole))
+        parts.append(np.broadcast_to(flow.channel_ids, whole))
     return [np.concatenate(parts, axis)]
 
 
 @_rule("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Average")
-def _combine(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _combine(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     """Element by element. An axis of size 1 is spread over the other's: its one channel stays."""
     rank = len(shapes[0])
     merges = type(layer).__name__ in RULES  # missing axes are put behind the batch's, by operators before it
     if not merges and any(len(flow.shape) != rank for flow in inputs):
         raise Unsupported("combines tensors of different ranks")
-    result: Atoms | None = None
+    result: ChannelIds | None = None
     for flow in inputs:
         lead = (1,) * (rank - len(flow.shape))
-        atoms, shape = flow.atoms.reshape(lead + flow.atoms.shape), lead + flow.shape
+        channel_ids, shape = flow.channel_ids.reshape(lead + flow.channel_ids.shape), lead + flow.shape
         if shape[-1] == 1 and shapes[0][-1] != 1:
-            channels.block(atoms, "is one channel that is spread over others")
+            channels.block(channel_ids, "is one channel that is spread over others")
             continue
-        result = atoms if result is None else channels.unify(*np.broadcast_arrays(result, atoms))
+        result = channel_ids if result is None else channels.unify(*np.broadcast_arrays(result, channel_ids))
     return [np.zeros([1] * rank, np.int64) if result is None else result]
 
 
 @_rule("LSTM", "GRU", "SimpleRNN")
-def _recurrent(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _recurrent(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     """A unit is a column of each gate, a row of the recurrent kernel, and an output channel."""
     cell = layer.cell
     units = channels.make(layer, int(layer.units))
@@ -426,7 +470,9 @@ def _recurrent(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: S
 
 
 @_rule("Bidirectional")
-def _bidirectional(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _bidirectional(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     """Both directions lose the same units: one configuration serves both."""
     both = (layer.forward_layer, layer.backward_layer)
     sequence, *states = inputs
@@ -442,21 +488,25 @@ def _bidirectional(channels: Channels, layer: Any, inputs: Sequence[Flow], shape
     outputs = [units[0]] * len(shapes)  # each direction's, and the states
     if layer.merge_mode == "concat":
         outputs[0] = np.concatenate(units)
-    return [_along_last(atoms, shape) for atoms, shape in zip(outputs, shapes, strict=True)]
+    return [_along_last(channel_ids, shape) for channel_ids, shape in zip(outputs, shapes, strict=True)]
 
 
 @_rule("TimeDistributed")
-def _time_distributed(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _time_distributed(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     """The inner layer at each step."""
     flow = inputs[0]
-    if flow.atoms.shape[0] != 1:
+    if flow.channel_ids.shape[0] != 1:
         raise Unsupported("works step by step, and the channels lie along the steps")
-    inner = Flow(flow.atoms[0], flow.shape[1:])
-    return [atoms[None] for atoms in rule_of(layer.layer)(channels, layer.layer, [inner], [shapes[0][1:]])]
+    inner = ChannelMap(flow.channel_ids[0], flow.shape[1:])
+    return [channel_ids[None] for channel_ids in rule_of(layer.layer)(channels, layer.layer, [inner], [shapes[0][1:]])]
 
 
 @_rule("MultiHeadAttention")
-def _attention(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: Sequence[Shape]) -> list[Atoms]:
+def _attention(
+    channels: ChannelRegistry, layer: Any, inputs: Sequence[ChannelMap], shapes: Sequence[Shape]
+) -> list[ChannelIds]:
     """Heads go as a whole; what comes in and what goes out is as with dense layers."""
     if len(shapes) > 1 or any(len(flow.shape) != 2 for flow in inputs):
         raise Unsupported("attends over several axes, or returns its scores")
@@ -482,18 +532,18 @@ def _attention(channels: Channels, layer: Any, inputs: Sequence[Flow], shapes: S
     return [_along_last(out, shapes[0])]
 
 
-def _along_last(atoms: Atoms, shape: Shape) -> Atoms:
-    return atoms.reshape([1] * (len(shape) - 1) + [-1])
+def _along_last(channel_ids: ChannelIds, shape: Shape) -> ChannelIds:
+    return channel_ids.reshape([1] * (len(shape) - 1) + [-1])
 
 
-def _finish(channels: Channels, layer: Any, atoms: Atoms) -> None:
+def _finish(channels: ChannelRegistry, layer: Any, channel_ids: ChannelIds) -> None:
     """The bias and the activation of a layer."""
-    _activate(channels, layer, layer.activation, atoms)
+    _activate(channels, layer, layer.activation, channel_ids)
     if layer.use_bias if hasattr(layer, "use_bias") else layer.bias is not None:
-        channels.index(layer.bias, 0, atoms)
+        channels.index(layer.bias, 0, channel_ids)
 
 
-def _activate(channels: Channels, layer: Any, activation: Any, atoms: Atoms) -> None:
+def _activate(channels: ChannelRegistry, layer: Any, activation: Any, channel_ids: ChannelIds) -> None:
     """Blocks what goes through a softmax.
 
     Raises:
@@ -504,19 +554,19 @@ def _activate(channels: Channels, layer: Any, activation: Any, atoms: Atoms) -> 
     name = getattr(activation, "__name__", type(activation).__name__)
     known = getattr(activation, "__module__", "").startswith(("keras.", "tf_keras.", "tensorflow."))
     if known and name in ("softmax", "log_softmax"):
-        channels.block(atoms, f"goes through the softmax of layer {layer.name!r}")
+        channels.block(channel_ids, f"goes through the softmax of layer {layer.name!r}")
     elif not known or _spelled(name) not in _ELEMENTWISE:
         raise Unsupported(f"has the activation {name!r}, which may look at all channels together")
 
 
-def _normalised(channels: Channels, layer: Any, atoms: Atoms) -> None:
+def _normalised(channels: ChannelRegistry, layer: Any, channel_ids: ChannelIds) -> None:
     scale = getattr(layer, "gamma", None)
     scale = getattr(layer, "scale", None) if scale is None else scale  # RMSNormalization's
     for variable in layer.weights:
         if variable is scale:
-            channels.scale(variable, atoms)
+            channels.scale(variable, channel_ids)
         elif len(variable.shape) == 1:
-            channels.index(variable, 0, atoms)
+            channels.index(variable, 0, channel_ids)
 
 
 def _require_channels_last(layer: Any) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.pruning.allocation import Achieved, Sparsities, smallest, unreachable
-from tfx_compression.pruning.record import Curve
+from tfx_compression.pruning.record import SensitivityCurve
 
 STEPS = 20  # levels that are solved over, between 0 and the highest that was measured
 _SCALES = 2**20  # how closely the savings that are asked of the solver are searched
@@ -30,7 +30,7 @@ def measure(
     store_path: str | None = None,
     fingerprint: str = "",
     progress: Callable[[int, int, str], None] | None = None,
-) -> list[Curve]:
+) -> list[SensitivityCurve]:
     """The metric at each level of each part, the others being whole.
 
     Args:
@@ -60,12 +60,12 @@ def measure(
         for level in levels:
             values.append(store.value(name, level, functools.partial(_at, name, level, apply, metric)))
             report(len(values) + index * len(levels), total, name)
-        curves.append(Curve(name=name, levels=(0.0, *levels), values=tuple(values)))
+        curves.append(SensitivityCurve(name=name, levels=(0.0, *levels), values=tuple(values)))
     return curves
 
 
 def solve(
-    curves: Sequence[Curve],
+    curves: Sequence[SensitivityCurve],
     saving: Callable[[str, float], float],
     sparsity: float,
     achieved: Achieved,
@@ -171,11 +171,11 @@ def _finite(value: float, where: str) -> float:
     return float(value)
 
 
-def _grid(curve: Curve) -> np.ndarray:
+def _grid(curve: SensitivityCurve) -> np.ndarray:
     return np.unique([*np.linspace(0, curve.levels[-1], STEPS + 1), *curve.levels])
 
 
-def _loss(curve: Curve, grid: np.ndarray, higher_is_better: bool) -> np.ndarray:
+def _loss(curve: SensitivityCurve, grid: np.ndarray, higher_is_better: bool) -> np.ndarray:
     """How much worse than whole, at each level of the grid; better ones count as none."""
     values = np.array(curve.values)
     worse = values[0] - values if higher_is_better else values - values[0]

@@ -1,4 +1,4 @@
-"""Removal: the network built anew, its layers narrower, with the weights of the channels that stay."""
+"""ChannelPruner: the network built anew, its layers narrower, with the weights of the channels that stay."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +7,11 @@ import numpy as np
 
 from tfx_compression.errors import ModelError
 from tfx_compression.keras_models import clone, graph
-from tfx_compression.pruning.channels import Kept
-from tfx_compression.pruning.structure import Structure
+from tfx_compression.pruning.channel_map import KeepFn
+from tfx_compression.pruning.dependency_graph import DependencyGraph
 
 
-def remove(structure: Structure, choices: Mapping[str, np.ndarray]) -> Any:
+def remove(structure: DependencyGraph, choices: Mapping[str, np.ndarray]) -> Any:
     """The network without the units that `choices` drops.
 
     Args:
@@ -36,12 +36,12 @@ def remove(structure: Structure, choices: Mapping[str, np.ndarray]) -> Any:
     return _Rebuilt(structure, structure.kept(choices)).model(structure.model)
 
 
-def channels_left(structure: Structure, choices: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+def channels_left(structure: DependencyGraph, choices: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     """By kernel, the output channels that stay, where some are removed."""
     kept = structure.kept(choices)
     left = {}
     for source in structure.channels.sources:
-        stays = kept(source.atoms if source.outputs is None else source.outputs)
+        stays = kept(source.channel_ids if source.outputs is None else source.outputs)
         if not stays.all():
             name = structure.name_of(source.layer)
             left[name if source.kind != "head" else f"{name}/heads"] = tuple(np.flatnonzero(stays).tolist())
@@ -51,7 +51,7 @@ def channels_left(structure: Structure, choices: Mapping[str, np.ndarray]) -> di
 class _Rebuilt:
     """The layers of a network that are built so far."""
 
-    def __init__(self, structure: Structure, kept: Kept):
+    def __init__(self, structure: DependencyGraph, kept: KeepFn):
         self._edits = structure.channels.edits
         self._kept = kept
         self._layers: dict[int, Any] = {}
@@ -126,7 +126,7 @@ class _Rebuilt:
                 continue  # a vocabulary
             values = np.asarray(before.numpy())
             for each in self._slices.get(id(before), ()):
-                stays = self._kept(each.atoms)
+                stays = self._kept(each.channel_ids)
                 if not stays.all():
                     values = np.compress(stays, values, each.axis)
             after.assign(values)

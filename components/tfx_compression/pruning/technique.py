@@ -11,9 +11,9 @@ from tfx_compression.errors import ConfigError
 from tfx_compression.keras_models.model_size import ModelSize
 from tfx_compression.model_handle import ModelHandle
 from tfx_compression.pruning.allocation import unreachable
-from tfx_compression.pruning.criteria import Evidence
-from tfx_compression.pruning.parts import Part
 from tfx_compression.pruning.plan import PruningPlan
+from tfx_compression.pruning.pruning_group import PruningGroup
+from tfx_compression.pruning.statistics import Statistics
 
 RULE = "a rule leaves it alone"
 
@@ -32,7 +32,7 @@ class Technique(abc.ABC):
       protected: by part, why it is left alone.
       fixed: by part, the sparsity that a rule sets.
       notes: for the user.
-      parts: by name, those that are pruned, with their scores; set by `rate`.
+      parts: by name, those that are pruned, with their scores; set by `score`.
       rounding: why less may go than the sparsity of a part says.
     """
 
@@ -53,7 +53,7 @@ class Technique(abc.ABC):
         self.protected = dict(why)
         self.fixed: dict[str, float] = {}
         self.notes: list[str] = []
-        self.parts: dict[str, Part] = {}
+        self.parts: dict[str, PruningGroup] = {}
         self._require_macs()
 
     def _require_macs(self) -> None:
@@ -106,7 +106,7 @@ class Technique(abc.ABC):
         return [name for name in self.names if name not in self.fixed]
 
     @abc.abstractmethod
-    def rate(self, evidence: Evidence | None) -> None:
+    def score(self, statistics: Statistics | None) -> None:
         """Sets `parts`."""
 
     @abc.abstractmethod
@@ -118,7 +118,7 @@ class Technique(abc.ABC):
         """The fraction of the plan's target, other than `sparsity`, that goes."""
 
     @abc.abstractmethod
-    def without(self, name: str, sparsity: float) -> contextlib.AbstractContextManager[None]:
+    def ablated(self, name: str, sparsity: float) -> contextlib.AbstractContextManager[None]:
         """The model computes as if one part were pruned, while the context is open."""
 
     def achieved(self, sparsities: Mapping[str, float]) -> float:

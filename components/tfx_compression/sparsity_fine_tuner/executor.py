@@ -14,7 +14,7 @@ from tfx.dsl.components.base import base_executor
 from tfx_compression import model_handle
 from tfx_compression.errors import ModelError
 from tfx_compression.model_handle.compressed import SUMMARY_FILE, Summary, read_json, read_masks, write_text
-from tfx_compression.pruning.record import RECORD_FILE, Record
+from tfx_compression.pruning.record import RECORD_FILE, PruningRecord
 from tfx_compression.sparsity_fine_tuner import promises
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.sparsity_fine_tuner.training import Tuned, fine_tune
@@ -52,7 +52,7 @@ class Executor(base_executor.BaseExecutor):
         logs = artifacts.single(output_dict, "model_run")
         overrides = {name: exec_properties.get(name) for name in ("epochs", "learning_rate", "mode")}
         config = FineTuning.merged(exec_properties["config"], overrides)
-        record = Record(**read_json(_plan_file(input_dict, RECORD_FILE)))
+        record = PruningRecord(**read_json(_plan_file(input_dict, RECORD_FILE)))
         module = inputs.UserModule(exec_properties)
         objects = module.custom_objects()
         key = checkpoints.fingerprint(input_dict, exec_properties)

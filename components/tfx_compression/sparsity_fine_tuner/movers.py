@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from tfx_compression.errors import ConfigError
-from tfx_compression.pruning.criteria import Evidence
 from tfx_compression.pruning.masks import block_scores
 from tfx_compression.pruning.plan import PruningPlan
-from tfx_compression.pruning.zeroing import Zeroing
+from tfx_compression.pruning.statistics import Statistics
+from tfx_compression.pruning.weight_pruner import WeightPruner
 from tfx_compression.sparsity_fine_tuner.holds import Zeros
 
 _OF_THE_TRAINING = 0.75  # after which no mask moves, where the plan doesn't say
@@ -59,18 +59,18 @@ class Gradual:
       targets: the sparsity of each kernel in the end.
       zeros: the masks.
       schedule: when, and how far.
-      evidence: for criteria that look at data.
+      statistics: for criteria that look at data.
     """
 
     def __init__(
         self,
-        technique: Zeroing,
+        technique: WeightPruner,
         targets: Mapping[str, float],
         zeros: Zeros,
         schedule: Schedule,
-        evidence: Evidence | None,
+        statistics: Statistics | None,
     ):
-        self._technique, self._zeros, self._schedule, self._evidence = technique, zeros, schedule, evidence
+        self._technique, self._zeros, self._schedule, self._evidence = technique, zeros, schedule, statistics
         start = {name: 1 - float(mask.mean()) for name, mask in zeros.masks.items()}
         self._ways = {name: (min(start.get(name, 0.0), target), target) for name, target in targets.items()}
 
@@ -85,7 +85,7 @@ class Gradual:
             return False
         gone = self._schedule.gone(step)
         sparsities = {name: start + (target - start) * gone for name, (start, target) in self._ways.items()}
-        self._technique.rate(self._evidence)
+        self._technique.score(self._evidence)
         masks, present = self._technique.masks(sparsities), self._zeros.masks
         for name, mask in masks.items():
             if 1 - mask.mean() < sparsities[name] - 1 / mask.size:  # many tie: what is pruned already stays so

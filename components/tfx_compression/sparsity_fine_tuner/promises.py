@@ -11,7 +11,7 @@ from tfx_compression.errors import ModelError
 from tfx_compression.keras_models.model_size import ModelSize
 from tfx_compression.model_handle.compressed import require_zeros
 from tfx_compression.pruning.masks import check_pattern
-from tfx_compression.pruning.record import Record
+from tfx_compression.pruning.record import PruningRecord
 from tfx_compression.saved_models import saved_model, signatures
 from tfx_compression.sparsity_fine_tuner import quantization
 from tfx_compression.sparsity_fine_tuner.training import Tuned
@@ -21,7 +21,9 @@ _log = logging.getLogger(__name__)
 _ROUNDING = 1e-3  # of a sparsity, beside one weight of the kernel
 
 
-def check(path: str, tuned: Tuned, record: Record, original: str, custom_objects: Mapping[str, object]) -> ModelSize:
+def check(
+    path: str, tuned: Tuned, record: PruningRecord, original: str, custom_objects: Mapping[str, object]
+) -> ModelSize:
     """Checks a fine-tuned model as it was written; its size.
 
     What was pruned is zero, also after conversion to int8 where it is quantization-aware; each kernel is as sparse as
@@ -58,7 +60,7 @@ def check(path: str, tuned: Tuned, record: Record, original: str, custom_objects
     return size
 
 
-def _require_sparsity(written: model_handle.ModelHandle, tuned: Tuned, record: Record) -> None:
+def _require_sparsity(written: model_handle.ModelHandle, tuned: Tuned, record: PruningRecord) -> None:
     """Each kernel is as sparse as its mask, in whole patterns, and as what Pruner left of it or planned for the end.
 
     Rounds share out the sparsity anew: there the last one's masks are the plan.

@@ -19,11 +19,11 @@ from tfx_compression.kernels import Kernel
 from tfx_compression.model_handle import ModelHandle, wrap
 from tfx_compression.model_handle.compressed import Compressed, Masks, Summary, require_zeros
 from tfx_compression.pruning import criteria
+from tfx_compression.pruning.keras_statistics import KerasStatistics
 from tfx_compression.pruning.plan import PruningPlan
-from tfx_compression.pruning.probe import KerasProbe
-from tfx_compression.pruning.prune import Pruned, shared
-from tfx_compression.pruning.record import Record
-from tfx_compression.pruning.zeroing import Zeroing
+from tfx_compression.pruning.prune import PrunedModel, allocate_sparsity
+from tfx_compression.pruning.record import PruningRecord
+from tfx_compression.pruning.weight_pruner import WeightPruner
 from tfx_compression.sparsity_fine_tuner import clustering, iterative, lessons, loop, quantization, state, trainee
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.sparsity_fine_tuner.holds import Clusters, Hold, Zeros
@@ -79,7 +79,7 @@ def fine_tune(
     data: tf.data.Dataset | Batches,
     config: FineTuning,
     teacher: Any = None,
-    plan: PruningPlan | Record | None = None,
+    plan: PruningPlan | PruningRecord | None = None,
     *,
     masks: Masks | None = None,
     validation_data: tf.data.Dataset | None = None,
@@ -104,8 +104,8 @@ def fine_tune(
       config: how to train.
       teacher: the dense model, or several, to learn from (`config.distillation`) and to be compared with
         (`config.guard`): as `model`.
-      plan: what is to be pruned, for the modes `gradual` and `iterative`; of a Record, which `prune` returns, the
-        sparsity of each kernel is taken.
+      plan: what is to be pruned, for the modes `gradual` and `iterative`; of a PruningRecord, which `prune` returns,
+        the sparsity of each kernel is taken.
       masks: what was pruned, as `prune` returns it; by default every weight of a kernel that is zero now.
       validation_data: as `data`, evaluated after each epoch; the guard's too. `config.class_weights` are of the
         training alone, as in Keras.
@@ -125,10 +125,10 @@ def fine_tune(
         can't be written.
     """
     origin = None
-    if isinstance(model, Pruned):
+    if isinstance(model, PrunedModel):
         masks, plan = model.masks if masks is None else masks, plan or model.record
         origin, model = model.trained, model.trained if model.model is model.trained.model else model.model
-    record, plan = (plan, plan.plan) if isinstance(plan, Record) else (None, plan)
+    record, plan = (plan, plan.plan) if isinstance(plan, PruningRecord) else (None, plan)
     _require_mode(config, plan)
     _require_monitored(config, validation_data)
     tf_keras.utils.set_random_seed(config.seed)
@@ -303,15 +303,17 @@ class Session:
             by_batch = plan.model_copy(update={"batch_size": self.config.batch_size})
             probe = _Probe(model, self.data(0), work.kernels, by_batch)
             return [Dynamic(work.kernels, zeros, schedule, plan, self.config.drop_fraction, _gradients(probe))]
-        technique = Zeroing(work, work.measure(), plan)
-        evidence = None
+        technique = WeightPruner(work, work.measure(), plan)
+        statistics = None
         if plan.criterion != "scores" and criteria.get(plan.criterion).needs != "nothing":
-            evidence = _Probe(model, self.data(0), work.kernels, plan)
-        technique.rate(evidence)
-        targets = self.targets or {name: value for name, value in shared(technique, plan.sparsity).items() if value}
+            statistics = _Probe(model, self.data(0), work.kernels, plan)
+        technique.score(statistics)
+        targets = self.targets or {
+            name: value for name, value in allocate_sparsity(technique, plan.sparsity).items() if value
+        }
         if lacking := [name for name in targets if name not in zeros.masks]:
             zeros.add(work.kernels, {name: np.ones(work.kernels[name].shape, bool) for name in lacking})
-        return [Gradual(technique, targets, zeros, schedule, evidence)]
+        return [Gradual(technique, targets, zeros, schedule, statistics)]
 
 
 def _layered(view: ModelHandle) -> Any:
@@ -334,7 +336,7 @@ def _layered(view: ModelHandle) -> Any:
     return view.network
 
 
-class _Probe(KerasProbe):
+class _Probe(KerasStatistics):
     """A look at a model between two steps, which leaves the epoch's metrics as they are.
 
     Keras 2 adds each loss that it computes to them.

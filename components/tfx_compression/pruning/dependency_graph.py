@@ -9,7 +9,7 @@ import numpy as np
 from tfx_compression import kernels
 from tfx_compression.errors import ModelError
 from tfx_compression.keras_models import graph
-from tfx_compression.pruning.channels import FIXED, Atoms, Channels, Flow, Kept, Unsupported
+from tfx_compression.pruning.channel_map import FIXED, ChannelIds, ChannelMap, ChannelRegistry, KeepFn, Unsupported
 from tfx_compression.pruning.rules import rule_of
 
 # The parameters of layers with weights that carry channels.
@@ -17,7 +17,7 @@ _CHANNEL_ARGUMENTS = frozenset(["inputs", "x", "query", "value", "key", "sequenc
 
 
 @dataclasses.dataclass(frozen=True)
-class Maker:
+class Producer:
     """The slices of a kernel that belong to a group's units, along one axis.
 
     Attributes:
@@ -34,7 +34,7 @@ class Maker:
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class ChannelGroup:
     """Channels that the same layers make: units, each of which is removed as a whole or stays.
 
     Attributes:
@@ -44,17 +44,17 @@ class Group:
       roots: [units] the atom that stands for each unit.
       width: channels of one layer that a unit takes (more than one where they are coupled, as in grouped convolutions).
       blocked: why nothing of it can be removed, or empty.
-      makers: the kernels that make them.
+      producers: the kernels that make them.
       scales: the scales of normalisations behind them: the layer's name, and each channel's unit or -1.
     """
 
     name: str
     kind: str
     layers: tuple[str, ...]
-    roots: Atoms
+    roots: ChannelIds
     width: int
     blocked: str
-    makers: tuple[Maker, ...]
+    producers: tuple[Producer, ...]
     scales: tuple[tuple[str, np.ndarray], ...]
 
     @property
@@ -63,7 +63,7 @@ class Group:
         return int(self.roots.size)
 
 
-class Structure:
+class DependencyGraph:
     """What can be removed from a functional Keras 2 or Keras 3 model.
 
     Attributes:
@@ -88,18 +88,18 @@ class Structure:
         self.names = {id(layer): name for name, layer in leaves.items()}
         self._scales = {id(weight): name for name, layer in leaves.items() for weight in kernels.own_weights(layer)}
         self._weights = {id(kernel.variable): name for name, kernel in kernels.of_keras(model).items()}
-        self.channels = Channels()
+        self.channels = ChannelRegistry()
         self.unsupported: dict[str, str] = {}
         self._left_alone: dict[int, str] = {}
         self.firsts: list[str] = []
         inputs = [self._fixed(tensor) for tensor in model.inputs]
         outputs, behind = self._trace(model, inputs, [frozenset()] * len(inputs), "")
         for flow in outputs:
-            self.channels.block(flow.atoms, "is an output of the network")
-        used = {key: each.atoms for key, each in self.channels.slices.items()} | self.channels.tied
-        for (user, _), atoms in used.items():
+            self.channels.block(flow.channel_ids, "is an output of the network")
+        used = {key: each.channel_ids for key, each in self.channels.slices.items()} | self.channels.tied
+        for (user, _), channel_ids in used.items():
             if user in self._left_alone:
-                self.channels.block(atoms, self._left_alone[user])
+                self.channels.block(channel_ids, self._left_alone[user])
         self.lasts = sorted({name for names in behind for name in names})
         self.groups = self._groups()
 
@@ -112,20 +112,20 @@ class Structure:
                 + ". Remedy: strict=False leaves what they touch alone, or replace these layers."
             )
 
-    def kept(self, choices: Mapping[str, np.ndarray]) -> Kept:
-        """Which atoms stay, where `choices` says of some groups which units do ([units] of bool)."""
+    def kept(self, choices: Mapping[str, np.ndarray]) -> KeepFn:
+        """Which channel_ids stay, where `choices` says of some groups which units do ([units] of bool)."""
         stays = np.ones(self.channels.size, bool)
         for name, choice in choices.items():
             stays[self.groups[name].roots[~np.asarray(choice, bool)]] = False
-        return lambda atoms: stays[self.channels.roots(atoms)]
+        return lambda channel_ids: stays[self.channels.roots(channel_ids)]
 
-    def _fixed(self, tensor: Any) -> Flow:
+    def _fixed(self, tensor: Any) -> ChannelMap:
         shape = tuple(tensor.shape)[1:]
-        return Flow(np.zeros([1] * len(shape), np.int64), shape)
+        return ChannelMap(np.zeros([1] * len(shape), np.int64), shape)
 
     def _trace(
-        self, model: Any, inputs: Sequence[Flow], behind: Sequence[frozenset[str]], scope: str
-    ) -> tuple[list[Flow], list[frozenset[str]]]:
+        self, model: Any, inputs: Sequence[ChannelMap], behind: Sequence[frozenset[str]], scope: str
+    ) -> tuple[list[ChannelMap], list[frozenset[str]]]:
         """Sends flows through a model: what comes out, and the layers with kernels that it came from."""
         flows = dict(zip(map(id, model.inputs), inputs, strict=True))
         sources = dict(zip(map(id, model.inputs), behind, strict=True))
@@ -136,7 +136,7 @@ class Structure:
                 given = graph.flat_tensors(next(iter(call.arguments.values())))  # Keras 3 adds masks
                 arrived = [flows[id(tensor)] for tensor in given]
                 for place, flow in enumerate(arrived):
-                    self.channels.tie(call.layer, f"input {place}", flow.atoms)
+                    self.channels.tie(call.layer, f"input {place}", flow.channel_ids)
                 each = [sources[id(tensor)] for tensor in given]
                 outputs, lasts = self._trace(call.layer, arrived, each, f"{name}/")
             else:
@@ -151,32 +151,32 @@ class Structure:
         results = graph.flat_tensors(model.outputs)
         return [flows[id(tensor)] for tensor in results], [sources[id(tensor)] for tensor in results]
 
-    def _call(self, call: graph.Call, flows: Mapping[int, Flow], name: str) -> list[Flow]:
+    def _call(self, call: graph.Call, flows: Mapping[int, ChannelMap], name: str) -> list[ChannelMap]:
         shapes = [tuple(tensor.shape)[1:] for tensor in call.outputs]
         try:
-            atoms = rule_of(call.layer)(self.channels, call.layer, _carriers(call, flows), shapes)
+            channel_ids = rule_of(call.layer)(self.channels, call.layer, _carriers(call, flows), shapes)
         except Unsupported as why:
             self._leave_alone(call, [flows[id(tensor)] for tensor in call.inputs], name, str(why))
             return [self._fixed(tensor) for tensor in call.outputs]
-        return [Flow(each, shape) for each, shape in zip(atoms, shapes, strict=True)]
+        return [ChannelMap(each, shape) for each, shape in zip(channel_ids, shapes, strict=True)]
 
-    def _leave_alone(self, call: graph.Call, inputs: Sequence[Flow], name: str, why: str) -> None:
+    def _leave_alone(self, call: graph.Call, inputs: Sequence[ChannelMap], name: str, why: str) -> None:
         """Blocks what goes into a layer, here and at other calls, and all that uses its weights."""
         weights: list[Any] = getattr(call.layer, "weights", [])
         makes_channels = any(np.ndim(weight) > 1 for weight in weights)
         if makes_channels or not all(flow.fixed for flow in inputs):
             self.unsupported[name] = why
         for flow in inputs:
-            self.channels.block(flow.atoms, f"goes into layer {name!r}, which {why}")
+            self.channels.block(flow.channel_ids, f"goes into layer {name!r}, which {why}")
         for used in (call.layer, *weights):
             self._left_alone[id(used)] = f"belongs to layer {name!r}, which {why}"
 
-    def _groups(self) -> dict[str, Group]:
+    def _groups(self) -> dict[str, ChannelGroup]:
         """Units by the layers that make them."""
         channels = self.channels
         made_by: dict[int, list[int]] = {}
         for number, source in enumerate(channels.sources):
-            for root in np.unique(channels.roots(source.atoms)):
+            for root in np.unique(channels.roots(source.channel_ids)):
                 if root != FIXED:
                     made_by.setdefault(int(root), []).append(number)
         reasons: dict[int, str] = {}
@@ -185,26 +185,26 @@ class Structure:
         members: dict[tuple[int, ...], list[int]] = {}
         for root in sorted(made_by):
             members.setdefault(tuple(made_by[root]), []).append(root)
-        groups: dict[str, Group] = {}
+        groups: dict[str, ChannelGroup] = {}
         for numbers, roots in members.items():
             group = self._group([channels.sources[number] for number in numbers], np.array(roots), reasons, groups)
             groups[group.name] = group
         return groups
 
     def _group(
-        self, sources: Sequence[Any], roots: Atoms, reasons: Mapping[int, str], others: Mapping[str, Group]
-    ) -> Group:
+        self, sources: Sequence[Any], roots: ChannelIds, reasons: Mapping[int, str], others: Mapping[str, ChannelGroup]
+    ) -> ChannelGroup:
         unit_of = np.full(self.channels.size, -1)
         unit_of[roots] = np.arange(roots.size)
 
-        def units(atoms: Atoms) -> np.ndarray:
-            return unit_of[self.channels.roots(atoms)]
+        def units(channel_ids: ChannelIds) -> np.ndarray:
+            return unit_of[self.channels.roots(channel_ids)]
 
-        makers = tuple(
-            Maker(
+        producers = tuple(
+            Producer(
                 self._weights[id(source.variable)],
                 source.axis,
-                units(source.atoms),
+                units(source.channel_ids),
                 None if source.outputs is None else units(source.outputs),
             )
             for source in sources
@@ -217,15 +217,15 @@ class Structure:
         while name in others:
             number += 1
             name = f"{base}#{number}"
-        channels = [maker.units if maker.outputs is None else maker.outputs for maker in makers]
+        channels = [producer.units if producer.outputs is None else producer.outputs for producer in producers]
         width = max(int(np.bincount(each[each >= 0]).max()) for each in channels)
         scales = tuple(
-            (self._scales[id(scale.variable)], units(scale.atoms))
+            (self._scales[id(scale.variable)], units(scale.channel_ids))
             for scale in self.channels.scales
-            if (units(scale.atoms) >= 0).any()
+            if (units(scale.channel_ids) >= 0).any()
         )
         blocked = next((reasons[root] for root in roots.tolist() if root in reasons), "")
-        return Group(name, kind, layers, roots, width, blocked, makers, scales)
+        return ChannelGroup(name, kind, layers, roots, width, blocked, producers, scales)
 
     def name_of(self, layer: Any) -> str:
         """The path of a layer; of one that only holds others (an LSTM its cell), its own."""
@@ -235,7 +235,7 @@ class Structure:
         return inner.rpartition("/")[0]
 
 
-def _carriers(call: graph.Call, flows: Mapping[int, Flow]) -> list[Flow]:
+def _carriers(call: graph.Call, flows: Mapping[int, ChannelMap]) -> list[ChannelMap]:
     """The flows that go into a layer, without masks.
 
     Raises:

@@ -6,7 +6,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class PruningGroup:
     """What gets one sparsity.
 
     Attributes:

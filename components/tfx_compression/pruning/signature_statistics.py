@@ -8,16 +8,16 @@ import tensorflow as tf
 
 from tfx_compression.errors import ModelError
 from tfx_compression.kernels import Kernel
+from tfx_compression.pruning.keras_statistics import Sample
 from tfx_compression.pruning.plan import PruningPlan
-from tfx_compression.pruning.probe import Sample
 from tfx_compression.saved_models.saved_model import SavedModel
 
 # The labels and what the signature answers, by name, to the mean loss of the batch, or one of each row.
 Loss = Callable[[Any, Mapping[str, tf.Tensor]], tf.Tensor]
 
 
-class SignatureProbe(Sample):
-    """A SavedModel, a loss and a sample of data: `criteria.Evidence` of it.
+class SignatureStatistics(Sample):
+    """A SavedModel, a loss and a sample of data: `criteria.Statistics` of it.
 
     Args:
       saved: the SavedModel; its first signature (`serving_default`) is called.

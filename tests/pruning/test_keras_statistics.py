@@ -8,8 +8,8 @@ import tf_keras
 from tfx_compression.errors import ModelError
 from tfx_compression.kernels import of_keras
 from tfx_compression.pruning import criteria
+from tfx_compression.pruning.keras_statistics import KerasStatistics
 from tfx_compression.pruning.plan import PruningPlan
-from tfx_compression.pruning.probe import KerasProbe
 
 from tests.support import helpers
 
@@ -24,7 +24,7 @@ def seeded():
 
 
 def probe(model, data, **plan):
-    return KerasProbe(model, data, of_keras(model), PruningPlan(**{"batch_size": 5, **plan}))
+    return KerasStatistics(model, data, of_keras(model), PruningPlan(**{"batch_size": 5, **plan}))
 
 
 def rows(shape, outputs, seed=0):
@@ -42,7 +42,7 @@ def data_of(*arrays):
 def scored(model, data, criterion, technique="filter", **plan):
     plan = PruningPlan(criterion=criterion, technique=technique, batch_size=5, **plan)
     kernels = of_keras(model)
-    return criteria.score(kernels, list(kernels), plan, KerasProbe(model, data, kernels, plan))
+    return criteria.score(kernels, list(kernels), plan, KerasStatistics(model, data, kernels, plan))
 
 
 def linear(library, units=2):
@@ -112,7 +112,7 @@ def test_taylor_foretells_the_loss_without_a_channel(library):
         kernel.variable.assign(whole)
     plan = PruningPlan(criterion="taylor", technique="filter", batch_size=ROWS)
     kernels = of_keras(model)
-    found = criteria.score(kernels, ["conv"], plan, KerasProbe(model, data_of(x, y), kernels, plan))["conv"]
+    found = criteria.score(kernels, ["conv"], plan, KerasStatistics(model, data_of(x, y), kernels, plan))["conv"]
     np.testing.assert_allclose(np.sqrt(found), np.abs(changes), atol=0.1 * np.abs(changes).max())
 
 
@@ -138,7 +138,7 @@ def test_taylor_foretells_the_loss_without_a_channel_that_is_normalised(library)
             weight.assign(values)
     plan = PruningPlan(criterion="taylor", technique="filter", batch_size=ROWS)
     kernels = of_keras(model)
-    found = criteria.score(kernels, ["conv"], plan, KerasProbe(model, data_of(x, y), kernels, plan))["conv"]
+    found = criteria.score(kernels, ["conv"], plan, KerasStatistics(model, data_of(x, y), kernels, plan))["conv"]
     np.testing.assert_allclose(np.sqrt(found), np.abs(changes), atol=0.1 * np.abs(changes).max())
 
 

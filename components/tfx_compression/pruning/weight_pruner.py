@@ -12,15 +12,15 @@ from tfx_compression.keras_models.model_size import ModelSize
 from tfx_compression.kernels import Kernel
 from tfx_compression.model_handle import ModelHandle
 from tfx_compression.pruning import criteria
-from tfx_compression.pruning.criteria import Evidence
+from tfx_compression.pruning.dependency_graph import DependencyGraph
 from tfx_compression.pruning.masks import block_scores, carries, mask
-from tfx_compression.pruning.parts import Part
 from tfx_compression.pruning.plan import PruningPlan
-from tfx_compression.pruning.structure import Structure
+from tfx_compression.pruning.pruning_group import PruningGroup
+from tfx_compression.pruning.statistics import Statistics
 from tfx_compression.pruning.technique import Technique, assigned
 
 
-class Zeroing(Technique):
+class WeightPruner(Technique):
     """The technique `weight`: the parts are kernels.
 
     Raises:
@@ -47,19 +47,19 @@ class Zeroing(Technique):
         self._scores: dict[str, np.ndarray] = {}
         self._macs = {layer.name: layer.macs or 0 for layer in whole.layers}
 
-    def rate(self, evidence: Evidence | None) -> None:
+    def score(self, statistics: Statistics | None) -> None:
         """See the base class."""
-        scores = criteria.score(self.kernels, self.names, self.plan, evidence)
+        scores = criteria.score(self.kernels, self.names, self.plan, statistics)
         for name in self.names:
             if name not in scores:
                 raise criteria.unscored(self.plan, name)
             kernel, of = self.kernels[name], scores.pop(name)
             if self.plan.allocation == "global":
-                of = criteria.normalise(of)
+                of = criteria.normalize(of)
             self._scores[name] = of
             if self.plan.block != (1, 1):
                 of = block_scores(kernel, of, self.plan.block)
-            self.parts[name] = Part(name, of, sum(kernel.shape) / math.prod(kernel.shape))
+            self.parts[name] = PruningGroup(name, of, sum(kernel.shape) / math.prod(kernel.shape))
 
     def masks(self, sparsities: Mapping[str, float]) -> dict[str, np.ndarray]:
         """Which weights stay, of the kernels of which some go."""
@@ -69,7 +69,7 @@ class Zeroing(Technique):
             if sparsities[name]
         }
 
-    def carry_out(self, masks: Mapping[str, np.ndarray]) -> None:
+    def apply(self, masks: Mapping[str, np.ndarray]) -> None:
         """Sets the weights to zero."""
         for name, stays in masks.items():
             _assign(self.kernels[name], stays)
@@ -88,7 +88,7 @@ class Zeroing(Technique):
         items = {name: self.kernels[name].itemsize for name in gone}
         return sum(weights * items[name] - self.size(name) / 8 for name, weights in gone.items()) / self.whole.bytes
 
-    def without(self, name: str, sparsity: float) -> contextlib.AbstractContextManager[None]:
+    def ablated(self, name: str, sparsity: float) -> contextlib.AbstractContextManager[None]:
         """See the base class."""
         kernel = self.kernels[name]
         stays = mask(kernel, self._scores[name], sparsity, self.plan)
@@ -121,7 +121,7 @@ def _ends(trained: ModelHandle) -> tuple[list[str], list[str]]:
     names = list(trained.kernels)
     if trained.network is None or not graph.is_functional(trained.network):
         return names[:1], names[-1:]
-    structure = Structure(trained.network)
+    structure = DependencyGraph(trained.network)
 
     def of(layers: list[str]) -> list[str]:
         return [name for name in names if any(name == layer or name.startswith(f"{layer}/") for layer in layers)]

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from tfx_compression.errors import ModelError
-from tfx_compression.pruning.structure import Group, Structure
+from tfx_compression.pruning.dependency_graph import ChannelGroup, DependencyGraph
 from tfx_compression.pruning.surgery import remove
 
 from tests.support import exactness
@@ -19,10 +19,10 @@ both_keras = pytest.mark.parametrize("K", KERAS, ids=["keras2", "keras3"])
 
 
 def _structure(graph, K):
-    return Structure(GRAPHS[graph](K))
+    return DependencyGraph(GRAPHS[graph](K))
 
 
-def _free(structure) -> dict[str, Group]:
+def _free(structure) -> dict[str, ChannelGroup]:
     return {name: group for name, group in structure.groups.items() if not group.blocked}
 
 
@@ -88,7 +88,7 @@ def test_heads_and_the_width_of_a_transformer_are_groups(K):
 @both_keras
 def test_a_group_knows_the_kernels_and_scales_of_its_units(K):
     group = _structure("concatenation", K).groups["b"]
-    kernels = {maker.kernel: (maker.axis, maker.units.tolist()) for maker in group.makers}
+    kernels = {producer.kernel: (producer.axis, producer.units.tolist()) for producer in group.producers}
     assert kernels == {"b": (3, [0, 1, 2]), "depthwise": (2, [-1] * 7 + [0, 1, 2])}
     ((name, units),) = group.scales
     assert (name, units.tolist()) == ("norm", [-1] * 7 + [0, 1, 2])
@@ -97,9 +97,9 @@ def test_a_group_knows_the_kernels_and_scales_of_its_units(K):
 @both_keras
 def test_a_recurrent_unit_is_a_column_of_each_gate(K):
     group = _structure("repeated", K).groups["gru"]
-    (maker,) = group.makers
-    assert maker.units.tolist() == [0, 1, 2, 3] * 3
-    assert maker.outputs.tolist() == [0, 1, 2, 3]
+    (producer,) = group.producers
+    assert producer.units.tolist() == [0, 1, 2, 3] * 3
+    assert producer.outputs.tolist() == [0, 1, 2, 3]
 
 
 @both_keras
@@ -160,7 +160,7 @@ UNSUPPORTED = {
 def test_an_unsupported_layer_leaves_what_it_touches_alone(case, K):
     make, reason = UNSUPPORTED[case]
     model = exactness.trained(_between(K, make(K)))
-    structure = Structure(model)
+    structure = DependencyGraph(model)
     assert reason in structure.unsupported["custom"]
     assert reason in structure.groups["before"].blocked
     assert list(_free(structure)) == ["behind"]
@@ -177,14 +177,14 @@ def test_an_unsupported_layer_leaves_what_it_touches_alone(case, K):
 def test_a_convolution_with_channels_first_is_left_alone(K):
     image = K.Input((3, 4, 4))
     x = K.layers.Conv2D(4, 1, data_format="channels_first", name="first")(image)
-    structure = Structure(K.Model(image, K.layers.Dense(2, name="out")(K.layers.Flatten()(x))))
+    structure = DependencyGraph(K.Model(image, K.layers.Dense(2, name="out")(K.layers.Flatten()(x))))
     assert structure.unsupported == {"first": "has its channels first; only channels_last is supported"}
     assert not _free(structure)
 
 
 @both_keras
 def test_a_sum_with_an_array_is_left_alone(K):
-    structure = Structure(_between(K, lambda x: x * np.array([1.0, 2.0, 3.0, 4.0], np.float32)))
+    structure = DependencyGraph(_between(K, lambda x: x * np.array([1.0, 2.0, 3.0, 4.0], np.float32)))
     assert "array of its own" in structure.groups["before"].blocked
     assert list(_free(structure)) == ["behind"]
 
@@ -198,7 +198,7 @@ def test_the_layers_of_an_unsupported_call_are_left_alone_at_their_other_calls(K
     other = reshape(K.layers.Dense(8, name="other")(x))
     pooled = [K.layers.GlobalAveragePooling1D()(each) for each in (one, other)]
     model = exactness.trained(K.Model(x, K.layers.Dense(2, name="out")(K.layers.Concatenate()(pooled))))
-    structure = Structure(model)
+    structure = DependencyGraph(model)
     assert not _free(structure)
     assert "not fixed" in structure.groups["one"].blocked
 
@@ -221,7 +221,7 @@ def test_weights_that_a_layer_without_a_rule_shares_are_left_alone(K):
     x = K.layers.GlobalAveragePooling1D()(embedding(words))
     x = K.layers.Dense(6, activation="relu", name="hidden")(x)
     x = K.layers.Dense(4, name="back")(x)
-    structure = Structure(K.Model(words, Tied(embedding, name="tied")(x)))
+    structure = DependencyGraph(K.Model(words, Tied(embedding, name="tied")(x)))
     assert list(_free(structure)) == ["hidden"]
     assert "belongs to layer 'tied'" in structure.groups["embedding"].blocked
 
@@ -237,13 +237,13 @@ def test_a_model_without_a_graph_of_layers_is_refused(K):
             return self.dense(x)
 
     with pytest.raises(ModelError, match="no graph of layers.*functional"):
-        Structure(Subclassed())
+        DependencyGraph(Subclassed())
 
 
 def test_a_mask_of_each_head_blocks_the_heads():
     x, mask = tf_keras.Input((5, 4)), tf_keras.Input((2, 5, 5), dtype="bool")
     attended = tf_keras.layers.MultiHeadAttention(2, 3, name="attention")(x, x, attention_mask=mask)
     model = tf_keras.Model([x, mask], tf_keras.layers.Dense(2, name="out")(attended))
-    structure = Structure(model)
+    structure = DependencyGraph(model)
     assert "differs by channel or head" in structure.unsupported["attention"]
     assert not _free(structure)

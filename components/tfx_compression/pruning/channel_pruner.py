@@ -12,16 +12,16 @@ from tfx_compression.keras_models import graph
 from tfx_compression.keras_models.model_size import ModelSize
 from tfx_compression.model_handle import ModelHandle
 from tfx_compression.pruning import criteria, surgery
-from tfx_compression.pruning.criteria import Evidence
-from tfx_compression.pruning.parts import Part
+from tfx_compression.pruning.dependency_graph import ChannelGroup, DependencyGraph
 from tfx_compression.pruning.plan import PruningPlan
-from tfx_compression.pruning.structure import Group, Structure
+from tfx_compression.pruning.pruning_group import PruningGroup
+from tfx_compression.pruning.statistics import Statistics
 from tfx_compression.pruning.technique import Technique, assigned
 
 _KINDS = {"filter": ("filter",), "neuron": ("neuron", "head")}
 
 
-class Removal(Technique):
+class ChannelPruner(Technique):
     """The techniques `filter` and `neuron`: the parts are groups of coupled channels.
 
     Raises:
@@ -41,7 +41,7 @@ class Removal(Technique):
                 "with model.save(os.path.join(fn_args.serving_model_dir, 'model.keras')); or use technique 'weight'."
             )
         _require_no_loss_inside(trained.model)
-        self.structure = Structure(trained.network)
+        self.structure = DependencyGraph(trained.network)
         if plan.strict:
             self.structure.require_supported()
         groups = {name: group for name, group in self.structure.groups.items() if group.kind in _KINDS[plan.technique]}
@@ -55,17 +55,17 @@ class Removal(Technique):
         self.follow_rules(locked)
         self._size = _Size(self.structure, trained, whole)
 
-    def rate(self, evidence: Evidence | None) -> None:
+    def score(self, statistics: Statistics | None) -> None:
         """See the base class. A unit's score is the mean of what the kernels that make it say, each of mean 1."""
-        makers = [maker for name in self.names for maker in self.structure.groups[name].makers]
-        axes = {maker.kernel: (maker.axis,) for maker in makers}
-        scores = criteria.score(self.trained.kernels, list(axes), self.plan, evidence, axes)
+        producers = [producer for name in self.names for producer in self.structure.groups[name].producers]
+        axes = {producer.kernel: (producer.axis,) for producer in producers}
+        scores = criteria.score(self.trained.kernels, list(axes), self.plan, statistics, axes)
         for name in self.names:
             group = self.structure.groups[name]
-            shapes = [self.trained.kernels[maker.kernel].shape for maker in group.makers]
+            shapes = [self.trained.kernels[producer.kernel].shape for producer in group.producers]
             density = sum(map(sum, shapes)) / sum(map(math.prod, shapes))
             multiple = self.plan.round_to // math.gcd(self.plan.round_to, group.width)
-            self.parts[name] = Part(name, self._scores(group, scores), density, min(multiple, group.size))
+            self.parts[name] = PruningGroup(name, self._scores(group, scores), density, min(multiple, group.size))
 
     def choices(self, sparsities: Mapping[str, float]) -> dict[str, np.ndarray]:
         """Which units stay, of the groups of which some go."""
@@ -78,7 +78,7 @@ class Removal(Technique):
                 chosen[name][np.argsort(-part.scores, kind="stable")[:kept]] = True
         return chosen
 
-    def carry_out(self, choices: Mapping[str, np.ndarray]) -> Any:
+    def apply(self, choices: Mapping[str, np.ndarray]) -> Any:
         """A new network without what goes."""
         return surgery.remove(self.structure, choices)
 
@@ -90,12 +90,12 @@ class Removal(Technique):
         """See the base class. Exact for what layers' configurations say: weights, and the MACs that they take."""
         return self._size.saved(self.plan.target, self.choices(sparsities))
 
-    def without(self, name: str, sparsity: float) -> contextlib.AbstractContextManager[None]:
+    def ablated(self, name: str, sparsity: float) -> contextlib.AbstractContextManager[None]:
         """See the base class: what goes is zero wherever it is made or used, which is the same as its removal."""
         kept = self.structure.kept(self.choices({name: sparsity}))
         values: dict[int, tuple[Any, np.ndarray]] = {}
         for each in self.structure.channels.slices.values():
-            stays = kept(each.atoms)
+            stays = kept(each.channel_ids)
             if not stays.all():
                 variable, value = values.get(id(each.variable), (each.variable, None))
                 value = np.asarray(variable.numpy()) if value is None else value
@@ -103,24 +103,26 @@ class Removal(Technique):
                 values[id(variable)] = (variable, value * stays.reshape(shape).astype(value.dtype))
         return assigned(list(values.values()))
 
-    def _scores(self, group: Group, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _scores(self, group: ChannelGroup, scores: Mapping[str, np.ndarray]) -> np.ndarray:
         found = []
-        for maker in group.makers:
-            if maker.kernel in scores:
-                of = scores[maker.kernel]
-                units = maker.units if maker.outputs is None or of.size == maker.units.size else maker.outputs
+        for producer in group.producers:
+            if producer.kernel in scores:
+                of = scores[producer.kernel]
+                units = (
+                    producer.units if producer.outputs is None or of.size == producer.units.size else producer.outputs
+                )
                 summed = np.bincount(units[units >= 0], of[units >= 0], group.size)
-                found.append(criteria.normalise(summed))
+                found.append(criteria.normalize(summed))
         if not found:
             raise criteria.unscored(self.plan, group.name)
         return np.mean(found, axis=0)
 
-    def _left_alone(self, group: Group, trained: ModelHandle, plan: PruningPlan) -> str:
+    def _left_alone(self, group: ChannelGroup, trained: ModelHandle, plan: PruningPlan) -> str:
         """Why the plan, or the user, leaves a group alone; empty where they don't."""
         first = [layer for layer in group.layers if layer in self.structure.firsts]
         if first and "first" in plan.protect:
             return f"first layer ({first[0]}), protected by default"
-        if frozen := [maker.kernel for maker in group.makers if maker.kernel in trained.frozen]:
+        if frozen := [producer.kernel for producer in group.producers if producer.kernel in trained.frozen]:
             return f"frozen ({frozen[0]}): fine-tuning could not make up for it"
         return ""
 
@@ -150,7 +152,7 @@ def _require_no_loss_inside(model: Any) -> None:
 class _Size:
     """What removal saves, worked out without building anything."""
 
-    def __init__(self, structure: Structure, trained: ModelHandle, measured: ModelSize):
+    def __init__(self, structure: DependencyGraph, trained: ModelHandle, measured: ModelSize):
         self._structure = structure
         self._slices: dict[int, list[Any]] = {}
         for (variable, _), each in structure.channels.slices.items():
@@ -165,7 +167,7 @@ class _Size:
         gone = 0.0
         for key, slices in self._slices.items():
             variable = slices[0].variable
-            share = 1 - math.prod(float(kept(each.atoms).mean()) for each in slices)
+            share = 1 - math.prod(float(kept(each.channel_ids).mean()) for each in slices)
             size = math.prod(int(size) for size in variable.shape)
             if target == "macs":
                 gone += share * self._macs.get(key, 0)
@@ -178,12 +180,12 @@ def _dtype(variable: Any) -> str:
     return getattr(variable.dtype, "name", variable.dtype)
 
 
-def _tied(groups: Mapping[str, Group], trained: ModelHandle) -> dict[str, str]:
+def _tied(groups: Mapping[str, ChannelGroup], trained: ModelHandle) -> dict[str, str]:
     """The groups that touch a variable which two layers share: they could not be built anew with one."""
     shared = {*trained.tied, *trained.tied.values()}
     return {
-        name: f"shares the weights of {maker.kernel!r} between layers"
+        name: f"shares the weights of {producer.kernel!r} between layers"
         for name, group in groups.items()
-        for maker in group.makers
-        if maker.kernel in shared
+        for producer in group.producers
+        if producer.kernel in shared
     }

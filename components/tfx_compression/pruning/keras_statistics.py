@@ -75,8 +75,8 @@ class Sample:
             yield from tf.data.Dataset.from_tensors(batch).unbatch().batch(1)
 
 
-class KerasProbe(Sample):
-    """A compiled Keras model and a sample of data: `criteria.Evidence` of it, in inference mode.
+class KerasStatistics(Sample):
+    """A compiled Keras model and a sample of data: `criteria.Statistics` of it, in inference mode.
 
     Args:
       model: of Keras 2 or Keras 3. Gradients and metrics need it compiled, activations and scales functional.
