@@ -10,6 +10,8 @@ class CompressionError(ValueError):
       code: Short identifier of the problem, such as "unreachable-sparsity", which callers and tests can rely on.
     """
 
+    ag_pass_through = True  # AutoGraph wraps errors of traced code, except those with this attribute.
+
     def __init__(self, message: str, *, field: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.field = field
