@@ -31,7 +31,7 @@ _HOME = {
     "PruningPlanArtifact": "tfx_support.artifacts",
     "EvaluationReport": "tfx_support.artifacts",
     "Compressed": "model_handle.compressed",
-    "Evaluation": "compressed_evaluator.record",
+    "Evaluation": "compressed_evaluator.evaluation",
     "CompressionError": "errors",
     "ConfigError": "errors",
     "ModelError": "errors",
@@ -42,7 +42,7 @@ _HOME = {
     "prune": "pruning.prune",
     "fine_tune": "sparsity_fine_tuner.training",
     "quantize": "tflite_quantizer.quantize",
-    "evaluate": "compressed_evaluator.evaluation",
+    "evaluate": "compressed_evaluator.evaluate",
 }
 
 __all__ = ["__version__", *_HOME]
@@ -50,8 +50,8 @@ __all__ = ["__version__", *_HOME]
 if TYPE_CHECKING:
     from tfx_compression.compressed_evaluator.budget import Budget
     from tfx_compression.compressed_evaluator.component import CompressedEvaluator
-    from tfx_compression.compressed_evaluator.evaluation import evaluate
-    from tfx_compression.compressed_evaluator.record import Evaluation
+    from tfx_compression.compressed_evaluator.evaluate import evaluate
+    from tfx_compression.compressed_evaluator.evaluation import Evaluation
     from tfx_compression.errors import (
         CompressionError,
         ConfigError,

@@ -128,15 +128,16 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     log = output / "log.txt"
     with output_to(log) as console, working(console, f"Evaluating {', '.join(named)} …"):
-        from tfx_compression.compressed_evaluator import evaluation, report
+        from tfx_compression.compressed_evaluator import evaluate as evaluating
+        from tfx_compression.compressed_evaluator import proto_files, report
 
-        found = evaluation.evaluate(
+        found = evaluating.evaluate(
             named,
             examples,
             label,
             baseline=str(baseline) if baseline else None,
-            schema=evaluation.read_schema(str(schema)) if schema else None,
-            eval_config=evaluation.read_config(str(eval_config)) if eval_config else None,
+            schema=proto_files.read_schema(str(schema)) if schema else None,
+            eval_config=proto_files.read_eval_config(str(eval_config)) if eval_config else None,
             budget=limits,
             output_path=str(output),
             reference_kernels=reference_kernels,

@@ -14,7 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from tfx_compression.compressed_evaluator.record import Evaluation
+    from tfx_compression.compressed_evaluator.evaluation import Evaluation
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from tensorflow_model_analysis.metrics import metric_specs, metric_types
 from tensorflow_model_analysis.proto import config_pb2
 from tensorflow_model_analysis.slicer import slicer_lib
 from tensorflow_model_analysis.utils import util
-from tfx_compression.compressed_evaluator import combiners, metrics, results
+from tfx_compression.compressed_evaluator import batch_evaluator, combiners, tfma_results
 from tfx_compression.compressed_evaluator.batches import Batch, Rows, Samples, Slice
 
 _NAN = float("nan")
@@ -530,7 +530,7 @@ def _sampled(rows: int, batches: int, same: bool = False) -> list[Batch]:
 
 def _computed(samples: Samples, parts: Sequence[Rows], workers: int = 1) -> tuple[int, list[dict]]:
     """What the combiner makes of these rows on some workers."""
-    compute = metrics._Compute(computations(_SAMPLED), samples)
+    compute = batch_evaluator._Compute(computations(_SAMPLED), samples)
     held = [compute.create_accumulator() for _ in range(workers)]
     for number, rows in enumerate(parts):
         held[number % workers] = compute.add_input(held[number % workers], rows)
@@ -557,7 +557,7 @@ def test_the_jackknife_leaves_out_one_part_at_a_time(workers):
 def test_leaving_out_changes_no_other_sample():
     samples = Samples("jackknife", 4)
     rows = Rows(_sampled(20, 1)[0], np.arange(20))
-    compute = metrics._Compute(computations(_SAMPLED), samples)
+    compute = batch_evaluator._Compute(computations(_SAMPLED), samples)
     held = compute.add_input(compute.create_accumulator(), rows)
     first = plain(compute.extract_output(copy.deepcopy(held))[1])
     assert plain(compute.extract_output(held)[1]) == first
@@ -584,7 +584,7 @@ def test_the_bootstraps_samples_are_of_the_rows_drawn_and_the_same_for_both_mode
 # Intervals
 
 
-def _interval(values: Sequence[float]) -> results.Value:
+def _interval(values: Sequence[float]) -> tfma_results.Value:
     """By TFMA's formula: of all rows, then of all but each part."""
     key = metric_types.MetricKey("drop")
     combine = jackknife._JackknifeSampleCombineFn(len(values) - 1)
@@ -592,10 +592,10 @@ def _interval(values: Sequence[float]) -> results.Value:
     for number, value in enumerate(values):
         held = combine.add_input(held, jackknife.confidence_intervals_util.SampleMetrics({key: value}, number - 1))
     found = combine.extract_output(held)[key]
-    return results.Value(found.unsampled_value, found.sample_standard_deviation, found.sample_degrees_of_freedom)
+    return tfma_results.Value(found.unsampled_value, found.sample_standard_deviation, found.sample_degrees_of_freedom)
 
 
-def _mean(values: np.ndarray, name: str) -> results.Value:
+def _mean(values: np.ndarray, name: str) -> tfma_results.Value:
     """A mean over rows and its interval by our samples."""
     columns = extracts(values, values)
     columns[tfma.INPUT_KEY] = np.array([f"{name} {row}".encode() for row in range(len(values))], object)

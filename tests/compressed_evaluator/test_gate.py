@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tfx_compression.compressed_evaluator import budget as budgets
 from tfx_compression.compressed_evaluator import gate
 from tfx_compression.compressed_evaluator.budget import Verdict, metric_drop
-from tfx_compression.compressed_evaluator.record import Evaluation, Measured
+from tfx_compression.compressed_evaluator.evaluation import Evaluation, Measured
 
 _NAN = float("nan")
 

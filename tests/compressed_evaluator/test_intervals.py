@@ -12,7 +12,7 @@ import pytest
 import tensorflow_model_analysis as tfma
 from google.protobuf import text_format
 from tensorflow_model_analysis.proto import config_pb2
-from tfx_compression.compressed_evaluator import metrics, results
+from tfx_compression.compressed_evaluator import batch_evaluator, tfma_results
 from tfx_compression.errors import ConfigError
 
 pytestmark = pytest.mark.slow  # runs Beam
@@ -56,18 +56,19 @@ def batches(seed: int, sizes: Sequence[int]) -> list[tfma.Extracts]:
 def run(found: Sequence[tfma.Extracts], config: config_pb2.EvalConfig, path) -> None:
     """TFMA's files of these batches."""
     made = tfma.extractors.Extractor("Made", beam.Map(lambda batch: batch))
+    evaluators = [batch_evaluator.batch_evaluator(config, None, made.stage_name)]
     with beam.Pipeline() as pipeline:
         (
             pipeline
             | beam.Create(found, reshuffle=False)
-            | "Evaluate" >> tfma.ExtractAndEvaluate([made], [metrics.batch_evaluator(config, None, made.stage_name)])
+            | "Evaluate" >> tfma.ExtractAndEvaluate([made], evaluators)
             | "Write" >> tfma.WriteResults(tfma.default_writers(str(path), eval_config=config))
         )
 
 
 def evaluated(
     path, method: str, names: Sequence[str] = _METRICS, seed: int = 0, sizes: Sequence[int] = (512, 512, 512)
-) -> results.Results:
+) -> tfma_results.Results:
     """What is read back from a run of Beam."""
     models = " ".join(
         f'model_specs {{ name: "{name}" label_key: "label" {"is_baseline: true" if name == "baseline" else ""} }}'
@@ -90,11 +91,11 @@ def evaluated(
         has_baseline=True,
     )
     run(batches(seed, sizes), config, path)
-    return results.read(str(path), MODELS)
+    return tfma_results.read(str(path), MODELS)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> dict[str, results.Results]:
+def found(tmp_path_factory) -> dict[str, tfma_results.Results]:
     folder = tmp_path_factory.mktemp("intervals")
     return {name: evaluated(folder / name, method) for name, method in _METHODS.items()}
 
@@ -165,7 +166,7 @@ def test_intervals_are_as_wide_of_batches_of_few_rows(tmp_path):
 # What is read
 
 
-def read(path, config: str, labels, predictions, weights=None) -> results.Results:
+def read(path, config: str, labels, predictions, weights=None) -> tfma_results.Results:
     """What is read back of a run of one model, called `only`."""
     batch = {
         tfma.INPUT_KEY: np.array([b"a", b"b", b"c"], object),
@@ -176,7 +177,7 @@ def read(path, config: str, labels, predictions, weights=None) -> results.Result
     }
     parsed = text_format.Parse(config, config_pb2.EvalConfig())
     run([batch], tfma.utils.update_eval_config_with_defaults(parsed, has_baseline=False, rubber_stamp=True), path)
-    return results.read(str(path), ["only"])
+    return tfma_results.read(str(path), ["only"])
 
 
 _LABELS, _SCORES = np.array([[1], [1], [0]]), np.array([[0.9], [0.1], [0.1]], np.float32)
@@ -255,7 +256,7 @@ def test_a_candidate_with_nan_predictions_does_not_stop_the_evaluation_of_the_ot
         tfma.utils.update_eval_config_with_defaults(config, has_baseline=True),
         tmp_path,
     )
-    found = results.read(str(tmp_path), ["broken", "baseline"])
+    found = tfma_results.read(str(tmp_path), ["broken", "baseline"])
     assert math.isnan(found.metrics("broken")["binary_crossentropy"])
     assert 0.5 < found.metrics("broken")["auc"] < found.metrics("baseline")["auc"]
     assert math.isfinite(found.metrics("baseline")["binary_crossentropy"])

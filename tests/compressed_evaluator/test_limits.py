@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tfx_compression.compressed_evaluator import gate
 from tfx_compression.compressed_evaluator.budget import Budget, Verdict
-from tfx_compression.compressed_evaluator.record import (
+from tfx_compression.compressed_evaluator.evaluation import (
     Behaviour,
     Change,
     Comparison,

@@ -18,7 +18,7 @@ from ai_edge_litert import interpreter as litert
 from apache_beam.options.pipeline_options import PipelineOptions
 from google.protobuf import text_format
 from tensorflow_model_analysis.proto import config_pb2
-from tfx_compression.compressed_evaluator import evaluation
+from tfx_compression.compressed_evaluator import evaluate
 from tfx_compression.errors import ConfigError, DataError, ModelError
 
 from tests.support.helpers import write_examples
@@ -279,9 +279,9 @@ def test_the_first_release_needs_a_word_and_says_so(made):
 def test_several_workers_find_the_same(made, tmp_path, mode):
     def run(folder: str, *options: str) -> tfc.Evaluation:
         config = config_pb2.EvalConfig()
-        config.CopyFrom(evaluation._accuracy())
+        config.CopyFrom(evaluate._accuracy())
         config.model_specs.add().label_key = "label"
-        return evaluation.run(
+        return evaluate.run(
             {"int8": made["int8"]},
             made["examples"],
             [made["rows"]],

@@ -11,7 +11,7 @@ import tensorflow_model_analysis as tfma
 import tfx_compression as tfc
 from google.protobuf import text_format
 from tensorflow_model_analysis.proto import config_pb2
-from tfx_compression.compressed_evaluator import evaluation
+from tfx_compression.compressed_evaluator import evaluate
 from tfx_compression.compressed_evaluator.budget import Budget
 from tfx_compression.errors import ConfigError, DataError
 
@@ -131,7 +131,7 @@ def test_a_loss_by_a_name_that_does_not_say_so():
         'class_name: "SparseCategoricalCrossentropy" config: \'"name": "nll"\' } }'
     )
     with pytest.raises(ConfigError, match=r"called 'nll', which doesn't say that it is better when smaller.*'loss'"):
-        evaluation.config_for(["a"], renamed, Budget(), has_baseline=False)
+        evaluate.config_for(["a"], renamed, Budget(), has_baseline=False)
 
 
 def test_one_metric_under_two_names():

@@ -11,7 +11,7 @@ from tfx_compression.pruner import report
 from tfx_compression.pruning.plan import LayerRule, PruningPlan
 from tfx_compression.pruning.record import GroupResult, PruningRecord, SensitivityCurve
 
-from tests.compressed_evaluator.test_report import Page
+from tests.support.report_page import Page
 
 
 def layer(name: str, parameters: int, **changes: Any) -> LayerSize:

@@ -22,7 +22,7 @@ from tfx_compression.tflite_quantizer.record import (
     TrialRecord,
 )
 
-from tests.compressed_evaluator.test_report import Page
+from tests.support.report_page import Page
 
 _LAYERS = (
     LayerError(layer="net/conv", op="CONV_2D", precision="int8", snr_db=41.25, max_error=0.0125, cosine=0.9999),

@@ -11,7 +11,7 @@ from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 from tfx.utils import json_utils, proto_utils
 
-from tfx_compression.compressed_evaluator import evaluation, executor
+from tfx_compression.compressed_evaluator import evaluate, executor
 from tfx_compression.compressed_evaluator.budget import Budget
 from tfx_compression.errors import ConfigError
 from tfx_compression.tfx_support import artifacts, declaration
@@ -114,8 +114,8 @@ class CompressedEvaluator(base_beam_component.BaseBeamComponent):
                 "CompressedEvaluator blesses nothing without a baseline_model. Remedy: baseline_model="
                 "trainer.outputs['model'], or Budget(allow_first=True) for the first release."
             )
-        models = names if baseline_model is None else [*names, evaluation.BASELINE]
-        evaluation.config_for(models, eval_config, budget, has_baseline=baseline_model is not None)
+        models = names if baseline_model is None else [*names, evaluate.BASELINE]
+        evaluate.config_for(models, eval_config, budget, has_baseline=baseline_model is not None)
         if max_metric_drop is not None and not budget.max_metric_drop:
             raise ConfigError(
                 "max_metric_drop overrides the budget's drops, and it has none. Remedy: Budget(max_metric_drop={…})."

@@ -12,9 +12,9 @@ from tfx.components.evaluator import constants
 from tfx.components.evaluator import executor as evaluator_executor
 from tfx.utils import io_utils
 
-from tfx_compression.compressed_evaluator import evaluation, report
+from tfx_compression.compressed_evaluator import evaluate, report
 from tfx_compression.compressed_evaluator.budget import Budget
-from tfx_compression.compressed_evaluator.record import Evaluation
+from tfx_compression.compressed_evaluator.evaluation import Evaluation
 from tfx_compression.model_handle.compressed import write_text
 from tfx_compression.tfx_support import artifacts, inputs
 
@@ -43,7 +43,7 @@ class Executor(evaluator_executor.Executor):
         budget = Budget.merged(exec_properties["budget"], {})
         if (drop := exec_properties.get("max_metric_drop")) is not None:
             budget = Budget.merged(budget.to_json(), {"max_metric_drop": dict.fromkeys(budget.max_metric_drop, drop)})
-        found = evaluation.run(
+        found = evaluate.run(
             candidates={name: artifacts.model_path(model) for name, model in candidates.items()},
             baseline=artifacts.model_path(baseline) if baseline is not None else None,
             patterns=[inputs.example_pattern(examples, exec_properties["example_split"])],
@@ -55,7 +55,7 @@ class Executor(evaluator_executor.Executor):
             reference_kernels=bool(exec_properties.get("reference_kernels")),
         )
         chosen = candidates[found.chosen] if found.chosen else None
-        models = {**candidates, **({evaluation.BASELINE: baseline} if baseline is not None else {})}
+        models = {**candidates, **({evaluate.BASELINE: baseline} if baseline is not None else {})}
         page = report.render({"": found}, origins={"": {name: _origin(model) for name, model in models.items()}})
         write_text(os.path.join(artifacts.single(output_dict, "report").uri, artifacts.REPORT_FILE), page)
         self._copy(found, chosen, artifacts.single(output_dict, "best_model"))

@@ -12,7 +12,7 @@ from tfx_compression.compressed_evaluator.budget import (
     counts_examples,
     metric_drop,
 )
-from tfx_compression.compressed_evaluator.record import Comparison, Drop, Evaluation, Measured
+from tfx_compression.compressed_evaluator.evaluation import Comparison, Drop, Evaluation, Measured
 from tfx_compression.keras_models.metric_names import smaller_is_better
 
 _LEAST_ROWS = 20  # one in each part of the jackknife

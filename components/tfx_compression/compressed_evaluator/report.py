@@ -8,7 +8,15 @@ from typing import Any
 
 from tfx_compression.compressed_evaluator import gate, latency, plots
 from tfx_compression.compressed_evaluator.budget import Verdict
-from tfx_compression.compressed_evaluator.record import Behaviour, Change, Comparison, Drop, Evaluation, Layer, Measured
+from tfx_compression.compressed_evaluator.evaluation import (
+    Behaviour,
+    Change,
+    Comparison,
+    Drop,
+    Evaluation,
+    Layer,
+    Measured,
+)
 from tfx_compression.page import numbers, tables, template
 from tfx_compression.page.tables import Cell, Column
 

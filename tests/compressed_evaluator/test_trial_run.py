@@ -5,8 +5,8 @@ import time
 import numpy as np
 import pytest
 from tensorflow.lite.python import schema_py_generated as schema
-from tfx_compression.compressed_evaluator import trial
-from tfx_compression.compressed_evaluator.trial import failures
+from tfx_compression.compressed_evaluator import trial_run
+from tfx_compression.compressed_evaluator.trial_run import failures
 from tfx_compression.tflite import flatbuffer
 
 from tests.support import by_hand
@@ -126,7 +126,7 @@ def test_what_the_interpreter_refuses_is_told_in_its_words():
 
 
 def test_a_model_that_never_ends_is_given_up_and_the_others_are_still_tried(monkeypatch):
-    monkeypatch.setattr(trial, "_SECONDS", 3.0)
+    monkeypatch.setattr(trial_run, "_SECONDS", 3.0)
     started = time.monotonic()
     problems = failures({"before": good(), "loop": never_done(), "behind": good()})
     assert problems.keys() == {"loop"}
@@ -135,7 +135,7 @@ def test_a_model_that_never_ends_is_given_up_and_the_others_are_still_tried(monk
 
 
 def test_none_pays_for_those_that_took_long_or_crashed_beside_it(monkeypatch):
-    monkeypatch.setattr(trial, "_SECONDS", 3.0)
+    monkeypatch.setattr(trial_run, "_SECONDS", 3.0)
     problems = failures({"loop": never_done(), "good": good(), "crash": calling_itself()})
     assert problems.keys() == {"loop", "crash"}
     assert problems["loop"].startswith("The interpreter hung: no result in 3 s")

@@ -12,8 +12,8 @@ import pytest
 import tensorflow_model_analysis as tfma
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tfx_compression.compressed_evaluator.behaviour import SECONDS, Observe, Observed
-from tfx_compression.compressed_evaluator.record import Behaviour, Change
+from tfx_compression.compressed_evaluator.behavior import SECONDS, Observe, Observed
+from tfx_compression.compressed_evaluator.evaluation import Behaviour, Change
 
 _NAN, _INF = float("nan"), float("inf")
 

@@ -9,7 +9,7 @@ import apache_beam as beam
 import numpy as np
 import tensorflow_model_analysis as tfma
 
-from tfx_compression.compressed_evaluator.record import Behaviour, Change
+from tfx_compression.compressed_evaluator.evaluation import Behaviour, Change
 
 SECONDS = "tfx_compression.seconds"  # where the extracts say how long each model took
 _CHANGES, _KEPT = 50, 10_000

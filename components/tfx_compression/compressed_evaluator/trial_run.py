@@ -30,7 +30,7 @@ def failures(models: Mapping[str, bytes], reference_kernels: bool = False) -> di
 def _problem(content: bytes, reference_kernels: bool) -> str:
     """What was wrong, empty for nothing."""
     request = {"reference_kernels": reference_kernels}
-    module = "tfx_compression.compressed_evaluator.trial_worker"
+    module = "tfx_compression.compressed_evaluator.trial_run_worker"
     try:
         return str(worker.run(module, request, task="The interpreter", timeout=_SECONDS, input=content))
     except WorkerError as error:

@@ -9,7 +9,7 @@ import scipy.stats
 import tensorflow_model_analysis as tfma
 
 from tfx_compression.compressed_evaluator.budget import Verdict, counts_examples, metric_drop
-from tfx_compression.compressed_evaluator.record import Drop
+from tfx_compression.compressed_evaluator.evaluation import Drop
 from tfx_compression.errors import ConfigError
 
 COUNT = "example_count"

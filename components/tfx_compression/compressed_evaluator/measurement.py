@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfx_compression import files
 from tfx_compression.compressed_evaluator import latency, predictors
-from tfx_compression.compressed_evaluator.record import Layer, Measured
+from tfx_compression.compressed_evaluator.evaluation import Layer, Measured
 from tfx_compression.errors import ModelError
 from tfx_compression.model_handle import model_files
 from tfx_compression.tflite import conversion, flatbuffer

@@ -25,8 +25,8 @@ from tensorflow_model_analysis.utils import util
 from tfx_bsl.coders import example_coder
 from tfx_bsl.tfxio import tf_example_record
 
-from tfx_compression.compressed_evaluator import metrics, predictors
-from tfx_compression.compressed_evaluator.behaviour import SECONDS, Observe, Observed, part_of
+from tfx_compression.compressed_evaluator import batch_evaluator, predictors
+from tfx_compression.compressed_evaluator.behavior import SECONDS, Observe, Observed, part_of
 from tfx_compression.data import examples
 from tfx_compression.errors import ModelError
 
@@ -52,7 +52,7 @@ class Planned:
     arena_bytes: int = 0
 
 
-def analyse(
+def run_models(
     models: Mapping[str, Planned],
     files: Sequence[str],
     schema: schema_pb2.Schema | None,
@@ -87,14 +87,14 @@ def analyse(
                 tfma.extractors.Extractor("Predict", beam.ParDo(predict)),
                 tfma.extractors.Extractor("Observe", _Observe(models, observed)),
             ]
-            if metrics.needs_rows(config):
+            if batch_evaluator.needs_rows(config):
                 extractors += [
                     unbatch_extractor.UnbatchExtractor(),
                     slice_key_extractor.SliceKeyExtractor(eval_config=config),
                 ]
                 evaluators = tfma.default_evaluators(eval_shared_model=whole, eval_config=config, schema=schema)
             else:
-                evaluators = [metrics.batch_evaluator(config, schema, extractors[-1].stage_name)]
+                evaluators = [batch_evaluator.batch_evaluator(config, schema, extractors[-1].stage_name)]
             (
                 pipeline
                 | "Files" >> beam.Create(list(files))
