@@ -1,7 +1,8 @@
-"""Files and folders on any file system that TensorFlow knows."""
+"""Files and folders on any file system that TensorFlow supports, such as local disks, GCS and S3."""
 
+import json
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -9,7 +10,12 @@ from tfx_compression.compressed_size import gzipped
 
 
 class FileSize(NamedTuple):
-    """Bytes of a file, or of all files in a folder, raw and gzipped."""
+    """Size of a file, or of all files in a folder.
+
+    Attributes:
+      raw: Bytes.
+      gzip: Bytes when each file is gzipped.
+    """
 
     raw: int
     gzip: int
@@ -24,6 +30,35 @@ def size(path: str) -> FileSize:
         raw += len(content)
         packed += gzipped(content)
     return FileSize(raw, packed)
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a text file. Makes its folder if there is none."""
+    tf.io.gfile.makedirs(os.path.dirname(path))
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write(text)
+
+
+def read_json(path: str) -> Any:
+    """Returns the value in a JSON file.
+
+    Raises:
+      tf.errors.OpError: The file can't be read.
+      ValueError: The file is not JSON.
+    """
+    with tf.io.gfile.GFile(path) as file:
+        return json.load(file)
+
+
+def write_json(path: str, value: Any) -> None:
+    """Writes a JSON file in one step: readers see the old file or all of the new one.
+
+    Raises:
+      OSError, tf.errors.OpError: The file can't be written.
+    """
+    partial = f"{path}.part"
+    write_text(partial, json.dumps(value, indent=1))
+    tf.io.gfile.rename(partial, path, overwrite=True)
 
 
 def _files(path: str) -> list[str]:

@@ -22,9 +22,9 @@ from tfx_compression.compressed_evaluator.budget import Budget, Verdict
 from tfx_compression.compressed_evaluator.evaluation import FILE, Comparison, Evaluation, Measured
 from tfx_compression.data import examples
 from tfx_compression.errors import ConfigError, ModelError
+from tfx_compression.files import write_text
 from tfx_compression.keras_models.metric_names import smaller_is_better
 from tfx_compression.model_handle import model_files
-from tfx_compression.model_handle.compressed import write_text
 from tfx_compression.tflite import flatbuffer
 
 BASELINE = "baseline"

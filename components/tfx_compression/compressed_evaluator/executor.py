@@ -12,10 +12,10 @@ from tfx.components.evaluator import constants
 from tfx.components.evaluator import executor as evaluator_executor
 from tfx.utils import io_utils
 
+from tfx_compression import files
 from tfx_compression.compressed_evaluator import evaluate, report
 from tfx_compression.compressed_evaluator.budget import Budget
 from tfx_compression.compressed_evaluator.evaluation import Evaluation
-from tfx_compression.model_handle.compressed import write_text
 from tfx_compression.tfx_support import artifacts, inputs
 
 
@@ -57,7 +57,7 @@ class Executor(evaluator_executor.Executor):
         chosen = candidates[found.chosen] if found.chosen else None
         models = {**candidates, **({evaluate.BASELINE: baseline} if baseline is not None else {})}
         page = report.render({"": found}, origins={"": {name: _origin(model) for name, model in models.items()}})
-        write_text(os.path.join(artifacts.single(output_dict, "report").uri, artifacts.REPORT_FILE), page)
+        files.write_text(os.path.join(artifacts.single(output_dict, "report").uri, artifacts.REPORT_FILE), page)
         self._copy(found, chosen, artifacts.single(output_dict, "best_model"))
         self._bless(found, chosen, baseline, artifacts.single(output_dict, "blessing"))
 
@@ -90,7 +90,7 @@ class Executor(evaluator_executor.Executor):
         """Pusher's convention; but a TFLite model is not named as the current one, or it would become a baseline."""
         blessed = chosen is not None
         name = constants.BLESSED_FILE_NAME if blessed else constants.NOT_BLESSED_FILE_NAME
-        write_text(os.path.join(blessing.uri, name), "")
+        files.write_text(os.path.join(blessing.uri, name), "")
         artifacts.set_properties(
             blessing,
             reason=found.reason,

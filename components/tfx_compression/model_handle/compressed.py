@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -46,19 +45,6 @@ class Compressed:
     def save(self, path: str) -> None:
         """Writes a SavedModel that answers the same signatures."""
         model_handle.wrap(self.model).save(path)
-
-
-def write_text(path: str, text: str) -> None:
-    """Writes a side file, here or on any file system that TensorFlow knows; its folder is made."""
-    tf.io.gfile.makedirs(os.path.dirname(path))
-    with tf.io.gfile.GFile(path, "w") as file:
-        file.write(text)
-
-
-def read_json(path: str) -> dict:
-    """A side file's JSON object."""
-    with tf.io.gfile.GFile(path, "r") as file:
-        return dict(json.load(file))
 
 
 def write_masks(path: str, masks: Masks) -> None:

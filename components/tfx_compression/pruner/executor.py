@@ -8,9 +8,9 @@ import tensorflow as tf
 from tfx import types
 from tfx.dsl.components.base import base_executor
 
-from tfx_compression import model_handle
+from tfx_compression import files, model_handle
 from tfx_compression.errors import ModelError
-from tfx_compression.model_handle.compressed import SUMMARY_FILE, write_masks, write_text
+from tfx_compression.model_handle.compressed import SUMMARY_FILE, write_masks
 from tfx_compression.pruner import report
 from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.prune import SensitivityOptions, prune, requires_data
@@ -67,10 +67,10 @@ class Executor(base_executor.BaseExecutor):
         compressed.save(
             artifacts.model_path(pruned), module.function("signatures_fn"), None if graph is None else graph.uri
         )
-        write_text(os.path.join(pruned.uri, SUMMARY_FILE), compressed.summary.model_dump_json(indent=1))
-        write_text(os.path.join(plan_output.uri, artifacts.PLAN_FILE), plan.model_dump_json(indent=1))
-        write_text(os.path.join(plan_output.uri, RECORD_FILE), compressed.record.model_dump_json(indent=1))
-        write_text(os.path.join(plan_output.uri, artifacts.REPORT_FILE), page)
+        files.write_text(os.path.join(pruned.uri, SUMMARY_FILE), compressed.summary.model_dump_json(indent=1))
+        files.write_text(os.path.join(plan_output.uri, artifacts.PLAN_FILE), plan.model_dump_json(indent=1))
+        files.write_text(os.path.join(plan_output.uri, RECORD_FILE), compressed.record.model_dump_json(indent=1))
+        files.write_text(os.path.join(plan_output.uri, artifacts.REPORT_FILE), page)
         write_masks(os.path.join(plan_output.uri, artifacts.MASKS_FILE), compressed.masks)
         before, after = compressed.summary.before, compressed.summary.after
         artifacts.describe_model(

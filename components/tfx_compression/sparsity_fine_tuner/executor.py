@@ -11,9 +11,9 @@ import tensorflow as tf
 from tfx import types
 from tfx.dsl.components.base import base_executor
 
-from tfx_compression import model_handle
+from tfx_compression import files, model_handle
 from tfx_compression.errors import ModelError
-from tfx_compression.model_handle.compressed import SUMMARY_FILE, Summary, read_json, read_masks, write_text
+from tfx_compression.model_handle.compressed import SUMMARY_FILE, Summary, read_masks
 from tfx_compression.pruning.record import RECORD_FILE, PruningRecord
 from tfx_compression.sparsity_fine_tuner import promises
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
@@ -52,7 +52,7 @@ class Executor(base_executor.BaseExecutor):
         logs = artifacts.single(output_dict, "model_run")
         overrides = {name: exec_properties.get(name) for name in ("epochs", "learning_rate", "mode")}
         config = FineTuning.merged(exec_properties["config"], overrides)
-        record = PruningRecord(**read_json(_plan_file(input_dict, RECORD_FILE)))
+        record = PruningRecord(**files.read_json(_plan_file(input_dict, RECORD_FILE)))
         module = inputs.UserModule(exec_properties)
         objects = module.custom_objects()
         key = checkpoints.fingerprint(input_dict, exec_properties)
@@ -101,8 +101,8 @@ class Executor(base_executor.BaseExecutor):
             tuned.save(path, module.function("signatures_fn"), None if graph is None else graph.uri)
             size = promises.check(path, tuned, record, artifacts.model_path(model), objects)
             summary = Summary(before=tuned.summary.before, after=size)
-            write_text(os.path.join(output.uri, SUMMARY_FILE), summary.model_dump_json(indent=1))
-            write_text(os.path.join(output.uri, TUNING_FILE), _described(tuned, config))
+            files.write_text(os.path.join(output.uri, SUMMARY_FILE), summary.model_dump_json(indent=1))
+            files.write_text(os.path.join(output.uri, TUNING_FILE), _described(tuned, config))
         artifacts.describe_model(
             output,
             model,

@@ -11,9 +11,9 @@ import tensorflow as tf
 from tfx import types
 from tfx.dsl.components.base import base_beam_executor
 
+from tfx_compression import files
 from tfx_compression.data import examples
 from tfx_compression.errors import ModelError
-from tfx_compression.model_handle.compressed import write_text
 from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite_quantizer import report, sampling, self_test
 from tfx_compression.tflite_quantizer.config import Quantization
@@ -71,8 +71,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
     def _write_proof(self, folder: str, quantized: Quantized, page: str) -> None:
         record = quantized.record
-        write_text(os.path.join(folder, RECORD_FILE), record.model_dump_json(indent=1))
-        write_text(os.path.join(folder, artifacts.REPORT_FILE), page)
+        files.write_text(os.path.join(folder, RECORD_FILE), record.model_dump_json(indent=1))
+        files.write_text(os.path.join(folder, artifacts.REPORT_FILE), page)
         details = {
             "inputs": [tensor.describe() for tensor in quantized.inputs.values()],
             "outputs": [tensor.describe() for tensor in quantized.outputs.values()],
@@ -83,12 +83,12 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             "target": record.config.target,
             "tensorflow": record.versions["tensorflow"],
         }
-        write_text(os.path.join(folder, "tflite.json"), json.dumps(details, indent=1))
+        files.write_text(os.path.join(folder, "tflite.json"), json.dumps(details, indent=1))
         if quantized.self_test:
             self_test.write(os.path.join(folder, self_test.FILE), quantized.self_test)
         if record.config.target == "microcontroller":
             for name, text in c_array.sources(quantized.content).items():
-                write_text(os.path.join(folder, name), text)
+                files.write_text(os.path.join(folder, name), text)
 
     def _describe(self, output: types.Artifact, model: types.Artifact, quantized: Quantized) -> None:
         record = quantized.record

@@ -10,8 +10,8 @@ from tfx import types
 from tfx.components.util import model_utils
 from tfx.dsl.components.base import base_executor
 
+from tfx_compression import files
 from tfx_compression.errors import ModelError
-from tfx_compression.model_handle.compressed import read_json, write_text
 from tfx_compression.store import StoreTarget
 from tfx_compression.store import open as open_store
 from tfx_compression.tflite import flatbuffer
@@ -56,7 +56,7 @@ class Executor(base_executor.BaseExecutor):
         version = store.publish(target.name, content, self._manifest(model, blessing))
         store.promote(target.name, version, target.channel)
         manifest = store.manifest(target.name, version)
-        write_text(os.path.join(pushed.uri, "manifest.json"), json.dumps(manifest, indent=1, sort_keys=True))
+        files.write_text(os.path.join(pushed.uri, "manifest.json"), json.dumps(manifest, indent=1, sort_keys=True))
         artifacts.set_properties(
             pushed,
             pushed=1,
@@ -72,7 +72,7 @@ class Executor(base_executor.BaseExecutor):
         properties = artifacts.custom_properties(model)
         described = os.path.join(model.uri, "tflite.json")
         return {
-            **(read_json(described) if tf.io.gfile.exists(described) else {}),
+            **(files.read_json(described) if tf.io.gfile.exists(described) else {}),
             "properties": {name: value for name, value in properties.items() if isinstance(value, str | int | float)},
             "model_uri": model.uri,
             "blessing_uri": blessing.uri if blessing else None,

@@ -14,6 +14,7 @@ from tfx_compression.config import Config
 from tfx_compression.version import __version__
 
 CODE_VERSION = "code_version"
+_COMMAND_LINE = frozenset(["cli", "lineage.py"])  # Only people see what this code computes.
 
 MODULE_PARAMETERS = {
     "module_file": ExecutionParameter(type=str, optional=True),
@@ -46,17 +47,22 @@ def config_properties(
 
 
 def code_version(component_module: str) -> str:
-    """A digest of the package's version and of the code that a component runs.
+    """Returns a digest of the package's version and of the code that a component runs.
 
-    TFX's cache key knows an executor's class path, not its code: without this, an upgrade would serve old results.
+    TFX's cache key has an executor's class path, but not its code: without this digest in the exec properties, an
+    upgraded component would reuse results of the old code. The digest covers every folder and module of the package
+    but other components and the command line.
+
+    Args:
+      component_module: `__name__` of the component's module.
     """
     package = Path(__file__).parents[1]
-    own = component_module.split(".")[1]
+    component = component_module.split(".")[1]
     digest = hashlib.sha256(__version__.encode())
     for path in sorted(package.rglob("*")):
         folder = path.relative_to(package).parts[0]
-        is_other_component = folder != own and (package / folder / "component.py").exists()
-        if path.suffix in (".py", ".jinja") and not is_other_component:
+        is_other_component = folder != component and (package / folder / "component.py").exists()
+        if path.suffix in (".py", ".jinja") and not is_other_component and folder not in _COMMAND_LINE:
             digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return f"{__version__}+{digest.hexdigest()[:12]}"
 
