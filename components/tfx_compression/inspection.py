@@ -20,10 +20,10 @@ def describe(path: str) -> dict[str, Any]:
     """
     path = model_files.locate(path)
     size = files.size(path)
-    found: dict[str, Any] = {"kind": model_files.kind(path), "bytes": size.raw, "bytes_gzip": size.gzip}
+    found: dict[str, Any] = {"kind": model_files.model_format(path), "bytes": size.raw, "bytes_gzip": size.gzip}
     if found["kind"] == "tflite":
         with tf.io.gfile.GFile(path, "rb") as file:
-            contents = flatbuffer.contents(file.read())
+            contents = flatbuffer.read_contents(file.read())
         found |= {"sparsity": contents.sparsity, "ops": contents.ops, "float_ops": contents.float_ops}
         kernels = contents.weights
     else:

@@ -67,7 +67,7 @@ def test_no_models_have_no_failures():
 @pytest.mark.parametrize("reference_kernels", [False, True], ids=["XNNPACK", "reference kernels"])
 def test_a_crash_is_told_by_its_signal_and_the_others_are_still_tried(reference_kernels):
     content = calling_itself()
-    flatbuffer.contents(content)  # is read without complaint, and would be run
+    flatbuffer.read_contents(content)  # is read without complaint, and would be run
     models = {"before": good(), "crash": content, "behind": good(), "again": content, "last": good()}
     problems = failures(models, reference_kernels=reference_kernels)
     assert problems.keys() == {"crash", "again"}

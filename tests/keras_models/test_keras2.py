@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from tfx_compression.errors import ModelError
-from tfx_compression.keras_models import keras2
+from tfx_compression.keras_models import graph, keras2
 
 from tests.support import helpers
 
@@ -98,7 +98,7 @@ def test_a_subclassed_model_has_no_network_and_the_error_says_what_to_build_inst
         model.save(tmp_path / "model", save_format="tf")
         model = keras2.load(str(tmp_path / "model"))
     with pytest.raises(ModelError, match=r"subclassed.*functional API"):
-        keras2.network(model)
+        graph.extract_network(model)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def trained(tmp_path_factory):
 
 def test_the_network_shares_the_models_weights_and_leaves_transforms_layer_out(trained):
     loaded = keras2.load(trained)
-    network = keras2.network(loaded)
+    network = graph.extract_network(loaded)
     assert "transform_features_layer" in [layer.name for layer in loaded.layers]
     assert "transform_features_layer" not in [layer.name for layer in network.layers]
     assert [id(weight) for weight in network.weights] == [id(weight) for weight in loaded.weights]

@@ -240,7 +240,7 @@ def test_custom_layers_of_keras_3_load_where_they_are_named(tmp_path, x):
     made.save(tmp_path / "model.keras")
     model = model_handle.load(str(tmp_path / "model.keras"), {"Doubled": Doubled})
     np.testing.assert_allclose(model.network(x), made(x), rtol=1e-6)
-    assert list(kernels.of_keras(model.network)) == ["doubled"]
+    assert list(kernels.find_kernels(model.network)) == ["doubled"]
     with pytest.raises(ModelError, match="custom_objects"):
         model_handle.load(str(tmp_path / "model.keras"))
 
@@ -307,7 +307,7 @@ def test_losses_and_metrics_of_the_users_own_go_over_to_a_keras_3_network(x):
     made.compile(Descent(0.5), Own(), loss_weights=[2.0], metrics=[metric, "mae"])
     y = np.ones((len(x), 2), np.float32)
     made.fit(x, y, verbose=0)
-    model_handle.compile_as(made, network)
+    model_handle.copy_compilation(made, network)
     assert (type(network.optimizer), float(network.optimizer.learning_rate)) == (Descent, 0.5)
     expected = 2 * 2 * np.mean((np.asarray(network(x)) - y) ** 2)
     found = network.evaluate(x, y, verbose=0, return_dict=True)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from tfx_compression.errors import ModelError
-from tfx_compression.kernels import of_keras
+from tfx_compression.kernels import find_kernels
 from tfx_compression.pruning import criteria
 from tfx_compression.pruning.keras_statistics import KerasStatistics
 from tfx_compression.pruning.plan import PruningPlan
@@ -24,7 +24,7 @@ def seeded():
 
 
 def probe(model, data, **plan):
-    return KerasStatistics(model, data, of_keras(model), PruningPlan(**{"batch_size": 5, **plan}))
+    return KerasStatistics(model, data, find_kernels(model), PruningPlan(**{"batch_size": 5, **plan}))
 
 
 def rows(shape, outputs, seed=0):
@@ -41,7 +41,7 @@ def data_of(*arrays):
 
 def scored(model, data, criterion, technique="filter", **plan):
     plan = PruningPlan(criterion=criterion, technique=technique, batch_size=5, **plan)
-    kernels = of_keras(model)
+    kernels = find_kernels(model)
     return criteria.score(kernels, list(kernels), plan, KerasStatistics(model, data, kernels, plan))
 
 
@@ -54,7 +54,7 @@ def linear(library, units=2):
 @BOTH
 def test_fisher_of_a_linear_model_is_the_analytic_one(library):
     (x, y), model = rows((3,), 2), linear(library)
-    w = of_keras(model)["y"].values
+    w = find_kernels(model)["y"].values
     gradients = np.einsum("ni,no->nio", x, x @ w - y)  # of mean over two outputs of (xw - y)^2, row by row
     expected = 0.5 * w**2 * (gradients**2).mean(axis=0)
     np.testing.assert_allclose(scored(model, data_of(x, y), "fisher", "weight")["y"], expected, rtol=1e-4)
@@ -68,7 +68,7 @@ def test_fisher_of_a_logistic_model_is_the_analytic_one(library):
     model = library.Sequential([layers.Input((3,)), layers.Dense(1, activation="sigmoid", name="y")])
     model.compile(loss="binary_crossentropy")
     labels = (y > 0).astype(np.float32)
-    w = of_keras(model)["y"].values
+    w = find_kernels(model)["y"].values
     residuals = 1 / (1 + np.exp(-x @ w)) - labels
     expected = 0.5 * w**2 * np.square(x * residuals).mean(axis=0)[:, None]
     np.testing.assert_allclose(scored(model, data_of(x, labels), "fisher", "weight")["y"], expected, rtol=1e-3)
@@ -78,7 +78,7 @@ def test_fisher_of_a_logistic_model_is_the_analytic_one(library):
 def test_gradients_count_the_rows_by_their_weights(library):
     (x, y), model = rows((3,), 2), linear(library)
     weights = np.arange(ROWS, dtype=np.float32)
-    w = of_keras(model)["y"].values
+    w = find_kernels(model)["y"].values
     made = probe(model, data_of(x, y, weights), batch_size=ROWS)
     (batch,) = made.batches()
     expected = (np.einsum("ni,no->nio", x, x @ w - y) * weights[:, None, None]).mean(axis=0)
@@ -98,7 +98,7 @@ def test_taylor_foretells_the_loss_without_a_channel(library):
         ]
     )
     model.compile(loss="mse")
-    kernel = of_keras(model)["conv"]
+    kernel = find_kernels(model)["conv"]
     whole = kernel.values * 1e-2
     kernel.variable.assign(whole)
     loss = lambda: float(np.mean((model(x).numpy() - y) ** 2, dtype=np.float64))  # noqa: E731
@@ -111,7 +111,7 @@ def test_taylor_foretells_the_loss_without_a_channel(library):
         changes.append(loss() - base)
         kernel.variable.assign(whole)
     plan = PruningPlan(criterion="taylor", technique="filter", batch_size=ROWS)
-    kernels = of_keras(model)
+    kernels = find_kernels(model)
     found = criteria.score(kernels, ["conv"], plan, KerasStatistics(model, data_of(x, y), kernels, plan))["conv"]
     np.testing.assert_allclose(np.sqrt(found), np.abs(changes), atol=0.1 * np.abs(changes).max())
 
@@ -137,7 +137,7 @@ def test_taylor_foretells_the_loss_without_a_channel_that_is_normalised(library)
         for weight, values in zip((normalisation.gamma, normalisation.beta), before, strict=True):
             weight.assign(values)
     plan = PruningPlan(criterion="taylor", technique="filter", batch_size=ROWS)
-    kernels = of_keras(model)
+    kernels = find_kernels(model)
     found = criteria.score(kernels, ["conv"], plan, KerasStatistics(model, data_of(x, y), kernels, plan))["conv"]
     np.testing.assert_allclose(np.sqrt(found), np.abs(changes), atol=0.1 * np.abs(changes).max())
 
@@ -200,7 +200,7 @@ def test_a_shared_layer_shows_all_of_its_calls(library):
     model.compile(loss="mse")
     (x, y), (z, _) = rows((4,), 1), rows((4,), 1, seed=1)
     data = tf.data.Dataset.from_tensor_slices(({"left": x, "right": z}, y)).batch(7)
-    weights = of_keras(model)["shared"].values
+    weights = find_kernels(model)["shared"].values
     expected = np.maximum(np.concatenate([x, z]) @ weights, 0).mean(axis=0)
     np.testing.assert_allclose(scored(model, data, "activation_mean")["shared"], expected, rtol=1e-4)
 
@@ -246,7 +246,7 @@ def test_metrics_are_those_of_the_weights_of_now(library):
     made = probe(model, data_of(x, y))
     first = made.metrics()
     assert first["mae"] == pytest.approx(np.abs(model(x).numpy() - y).mean(), rel=1e-5)
-    of_keras(model)["y"].variable.assign(np.zeros((3, 2)))
+    find_kernels(model)["y"].variable.assign(np.zeros((3, 2)))
     assert made.metrics()["loss"] == pytest.approx((y**2).mean(), rel=1e-5)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_utils
 from tfx_compression.errors import ConfigError
-from tfx_compression.kernels import Kernel, of_keras
+from tfx_compression.kernels import Kernel, find_kernels
 from tfx_compression.pruning import masks
 from tfx_compression.pruning.plan import PruningPlan
 
@@ -209,7 +209,7 @@ def test_every_kind_of_layer_is_masked_two_of_four():
     attended = layers.MultiHeadAttention(2, 4)(sequence, sequence)
     outputs = layers.GRU(8)(layers.Conv1DTranspose(8, 3)(layers.Conv1D(8, 3)(attended)))
     volume = tf_keras.Input((4, 4, 4, 4))
-    made = of_keras(tf_keras.Model([sequence, volume], [outputs, layers.Conv3D(8, 2)(volume)]))
+    made = find_kernels(tf_keras.Model([sequence, volume], [outputs, layers.Conv3D(8, 2)(volume)]))
     assert {kernel.kind for kernel in made.values()} == {"einsum", "dense", "recurrent", "convolution", "transposed"}
     for one in made.values():
         kept = masked(one, 0.5, TWO_OF_FOUR)

@@ -176,7 +176,7 @@ def test_what_is_frozen_stays_frozen(K):
     assert [len(each.trainable_weights) for each in structure.model.layers] == [
         len(each.trainable_weights) for each in pruned.layers
     ]
-    leaves = kernels.leaves(pruned)
+    leaves = kernels.leaf_layers(pruned)
     frozen = ["first", "nested/inner", "both/forward_lstm/lstm_cell", "attention/query"]
     trained = ["both/backward_lstm/lstm_cell", "attention/key", "out"]
     assert [leaves[name].trainable for name in frozen + trained] == [False] * 4 + [True] * 3

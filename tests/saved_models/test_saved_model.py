@@ -60,8 +60,8 @@ def conv3d(x, w):
 def test_a_variable_is_a_kernel_by_what_the_graph_does_with_it(tmp_path, function, shape, size, kind, inputs, macs):
     model = saved(tmp_path, function, shape, w=size)
     (kernel,) = model.kernels.values()
-    assert (kernel.name, kernel.inputs) == ("w", inputs)
-    assert sorted(kernel.inputs + kernel.outputs) == list(range(len(size)))
+    assert (kernel.name, kernel.input_axes) == ("w", inputs)
+    assert sorted(kernel.input_axes + kernel.output_axes) == list(range(len(size)))
     assert kind is None or kernel.kind == kind
     assert macs is None or model.measure().macs == macs
 
@@ -101,11 +101,11 @@ def test_the_graph_finds_the_kernels_that_the_layers_have(tmp_path):
     model.export(str(tmp_path / "model"), verbose=False)
     found = saved_model.load(str(tmp_path / "model")).kernels
     by_shape = {kernel.values.tobytes(): kernel for kernel in found.values()}
-    expected = kernels.of_keras(model)
+    expected = kernels.find_kernels(model)
     assert len(found) == len(expected)
     for kernel in expected.values():
         same = by_shape[kernel.values.tobytes()]
-        assert (same.inputs, same.outputs) == (kernel.inputs, kernel.outputs)
+        assert (same.input_axes, same.output_axes) == (kernel.input_axes, kernel.output_axes)
 
 
 def test_assets_tables_and_other_signatures_survive(tmp_path):

@@ -584,7 +584,7 @@ def test_an_attempt_that_fails_leaves_no_model_behind(tmp_path, monkeypatch, whe
 
         monkeypatch.setattr(training.Tuned, "save", half)
     else:
-        monkeypatch.setattr(training, "require_zeros", fail)
+        monkeypatch.setattr(training, "require_masked_zeros", fail)
     message = r"can't be written .*No space left.*goes on" if where == "saving" else "broken"
     with pytest.raises(ModelError, match=message):
         run.do()

@@ -207,7 +207,7 @@ def test_zeros_that_int8_would_not_keep(written, monkeypatch):
     written.network = quantization.aware(written.network).network
     written.save(written.path)
     written.check(network=written.network)
-    real = conversion.convert
+    real = conversion.convert_in_worker
 
     def dense(path: str, mode: str) -> bytes:
         """Of the network before it was pruned."""

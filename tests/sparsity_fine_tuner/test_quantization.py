@@ -90,9 +90,9 @@ def _words():
 def test_what_can_be_quantized_is_and_the_answers_are_close(make, features, floats):
     tf_keras.utils.set_random_seed(1)
     network = make()
-    before = {name: kernel.values for name, kernel in kernels.of_keras(network).items()}
+    before = {name: kernel.values for name, kernel in kernels.find_kernels(network).items()}
     made = aware(network)
-    after = kernels.of_keras(made.network)
+    after = kernels.find_kernels(made.network)
     for name, values in before.items():
         assert isinstance(after[name].variable, tf.Variable)
         np.testing.assert_array_equal(after[name].values, values)
@@ -108,7 +108,7 @@ def test_what_can_be_quantized_is_and_the_answers_are_close(make, features, floa
 
 def test_a_convolution_before_a_relu_layer_is_rounded_too():
     made = aware(_residual()).network
-    wrapped = {layer.name: layer for layer in made.layers if kernels.is_wrapper(layer)}
+    wrapped = {layer.name: layer for layer in made.layers if kernels.is_quantize_wrapper(layer)}
     for name in ("depthwise", "pointwise", "y"):
         assert len(wrapped[name]._weight_vars) == 1
 
@@ -157,21 +157,21 @@ def test_a_layer_that_tfmot_fails_on_stays_float(monkeypatch):
     y = L.Dense(2, name="y")(L.Dense(3, activation="elu", name="odd")(L.Dense(3, activation="relu", name="first")(x)))
     made = aware(tf_keras.Model(x, y))
     assert len(made.notes) == 1 and made.notes[0].startswith("odd: stays float, since tfmot fails: ")
-    assert {layer.name for layer in made.network.layers if kernels.is_wrapper(layer)} == {"first", "y"}
+    assert {layer.name for layer in made.network.layers if kernels.is_quantize_wrapper(layer)} == {"first", "y"}
 
 
 @pytest.mark.slow
 def test_it_is_loaded_again_and_its_zeros_are_zeros_in_tflite(tmp_path):
     made = aware(helpers.small_cnn()).network
     masks = {}
-    for name, kernel in kernels.of_keras(made).items():
+    for name, kernel in kernels.find_kernels(made).items():
         if kernel.prunable:
             masks[name] = abs(kernel.values) > np.quantile(abs(kernel.values), 0.7)
             masks[name][..., 0] = False  # a whole filter
             kernel.variable.assign(kernel.values * masks[name])
     made.compile("adam", "sparse_categorical_crossentropy")
     made.fit(IMAGES, np.zeros(len(IMAGES)), verbose=0)  # moves the ranges
-    for name, kernel in kernels.of_keras(made).items():
+    for name, kernel in kernels.find_kernels(made).items():
         if name in masks:
             kernel.variable.assign(kernel.values * masks[name])
     path = helpers.save_with_examples_signature(made, tmp_path / "model", scale=1.0)

@@ -15,10 +15,10 @@ Choices = Mapping[str, np.ndarray]
 def trained(model: Any, seed: int = 0) -> Any:
     """The model with weights as after training: biases and statistics that do something, outputs of moderate size."""
     generator = np.random.default_rng(seed)
-    for layer in kernels.leaves(model).values():
+    for layer in kernels.leaf_layers(model).values():
         if type(layer).__name__ in ("Normalization", "StringLookup"):
             continue
-        for weight in kernels.own_weights(layer):
+        for weight in kernels.direct_weights(layer):
             shape = tuple(weight.shape)
             if len(shape) >= 2:
                 values = generator.normal(size=shape) * np.sqrt(2.0 / max(1, np.prod(shape[:-1])))
@@ -45,7 +45,7 @@ def inputs_of(model: Any, seed: int = 0, rows: int = 3) -> Any:
 
     names = [tensor.name.split(":")[0] for tensor in model.inputs]
     arrays = dict(zip(names, map(values, model.inputs), strict=True))
-    if isinstance(graph.arguments(model)[0], dict):
+    if isinstance(graph.io_structures(model)[0], dict):
         return arrays
     return list(arrays.values()) if len(arrays) > 1 else arrays[names[0]]
 
@@ -88,7 +88,7 @@ def zero(structure: DependencyGraph, choices: Choices, own: bool = False) -> Non
 def normalise_over_what_stays(structure: DependencyGraph, choices: Choices) -> None:
     """Makes normalisations over all channels take their mean and variance over those that stay, as a reference."""
     kept = structure.kept(choices)
-    for layer in kernels.leaves(structure.model).values():
+    for layer in kernels.leaf_layers(structure.model).values():
         gamma = id(getattr(layer, "gamma", None)), 0
         over_channels = type(layer).__name__ == "LayerNormalization" or getattr(layer, "groups", None) == 1
         if over_channels and gamma in structure.channels.slices:

@@ -55,7 +55,7 @@ def laid_out(graph: Graph) -> int:
 
 
 def planned(graph: Graph) -> int:
-    return flatbuffer.contents(by_hand.model(graph)).arena_bytes
+    return flatbuffer.read_contents(by_hand.model(graph)).arena_bytes
 
 
 def test_a_chain_needs_its_input_and_two_tensors_at_a_time():

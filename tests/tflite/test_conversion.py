@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras
 from tfx_compression.errors import ModelError
 from tfx_compression.tflite import conversion, flatbuffer
-from tfx_compression.tflite.conversion import Options, to_tflite, with_ranges
+from tfx_compression.tflite.conversion import ConversionOptions, quantize_with_ranges, to_tflite
 from tfx_compression.tflite.interpreter import Interpreter
 
 from tests.support import helpers
@@ -58,7 +58,7 @@ def plain(path: str, mode: str, *, io: tf.DType = tf.float32, per_channel: bool 
 @pytest.fixture(scope="module")
 def made(saved) -> dict[str, bytes]:
     """By mode, floats in and out."""
-    return {mode: to_tflite(saved, Options(mode), {"image": ROWS}) for mode in MODES}
+    return {mode: to_tflite(saved, ConversionOptions(mode), {"image": ROWS}) for mode in MODES}
 
 
 def tensors(content: bytes) -> list[tuple]:
@@ -108,7 +108,7 @@ def test_each_mode_computes_as_float_within_its_precision_and_more_bits_are_near
     ],
 )
 def test_inputs_and_outputs_have_the_type_asked_for_and_the_numbers_of_a_plain_script(saved, mode, io, dtype):
-    found = to_tflite(saved, Options(mode, io), {"image": ROWS})
+    found = to_tflite(saved, ConversionOptions(mode, io), {"image": ROWS})
     interpreter = Interpreter(found)
     assert interpreter.inputs["image"].dtype == interpreter.outputs["probabilities"].dtype == dtype
     assert tensors(found) == tensors(plain(saved, mode, io=tf.dtypes.as_dtype(dtype)))
@@ -129,20 +129,20 @@ def test_per_tensor_is_one_scale_for_each_kernel(mode, tmp_path):
     image = tf_keras.Input(helpers.IMAGE, name="image")
     x = layers.Flatten()(layers.Conv2D(4, 3, activation="relu", name="conv")(image))
     path = save(tf_keras.Model(image, layers.Dense(3, name="y")(x)), tmp_path / "model")
-    assert max(kernel_scales(to_tflite(path, Options(mode), {"image": ROWS}))) > 1
-    found = to_tflite(path, Options(mode, per_channel=False), {"image": ROWS})
+    assert max(kernel_scales(to_tflite(path, ConversionOptions(mode), {"image": ROWS}))) > 1
+    found = to_tflite(path, ConversionOptions(mode, per_channel=False), {"image": ROWS})
     assert kernel_scales(found) == [1, 1]
     assert tensors(found) == tensors(plain(path, mode, per_channel=False))
 
 
 def test_one_scale_for_a_depthwise_kernel_in_int16x8_is_more_than_tensorflow_can(saved):
     with pytest.raises(conversion.ConversionError, match=r"'int16x8'.*depthwise.*Remedy: per_channel=True"):
-        to_tflite(saved, Options("int16x8", per_channel=False), {"image": ROWS})
+        to_tflite(saved, ConversionOptions("int16x8", per_channel=False), {"image": ROWS})
 
 
 def test_floats_are_what_models_of_the_other_modes_take(saved):
     with pytest.raises(ModelError, match="'dynamic' takes and returns floats: io is 'float32'"):
-        to_tflite(saved, Options("dynamic", "integer"))
+        to_tflite(saved, ConversionOptions("dynamic", "integer"))
 
 
 # Signatures
@@ -178,7 +178,7 @@ COLUMNS = {
 
 @pytest.mark.parametrize("mode", ["float32", "int8"])
 def test_several_signatures_are_in_one_file_each_calibrated_on_its_own_inputs(two, mode):
-    content = to_tflite(two, Options(mode, signatures=("one", "sum")), COLUMNS)
+    content = to_tflite(two, ConversionOptions(mode, signatures=("one", "sum")), COLUMNS)
     interpreter = tf.lite.Interpreter(model_content=content)
     assert interpreter.get_signature_list() == {
         "one": {"inputs": ["x"], "outputs": ["a"]},
@@ -194,7 +194,7 @@ def test_several_signatures_are_in_one_file_each_calibrated_on_its_own_inputs(tw
 
 def test_a_fixed_batch_is_calibrated_by_as_many_rows_and_all_of_them(two):
     columns = {"x": np.concatenate([COLUMNS["x"], [[50.0, 0.0, 0.0]]]).astype(np.float32)}  # 31 rows, in batches of 4
-    content = to_tflite(two, Options("int8", "integer", signatures=("four",)), columns)
+    content = to_tflite(two, ConversionOptions("int8", "integer", signatures=("four",)), columns)
     x = Interpreter(content).inputs["x"]
     assert x.shape == (4, 3)
     assert x.scale == pytest.approx((50 - columns["x"].min()) / 255, rel=1e-3)
@@ -202,16 +202,16 @@ def test_a_fixed_batch_is_calibrated_by_as_many_rows_and_all_of_them(two):
 
 def test_a_missing_signature_is_named_with_those_that_are_there(two):
     with pytest.raises(ModelError, match="no signature 'two', only: four, one, sum"):
-        to_tflite(two, Options("float32", signatures=("two",)))
+        to_tflite(two, ConversionOptions("float32", signatures=("two",)))
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ModelError, match="no SavedModel in"):
-        to_tflite(str(tmp_path), Options("float32"))
+        to_tflite(str(tmp_path), ConversionOptions("float32"))
 
 
 def test_rows_that_do_not_fit_are_refused(two):
-    options = Options("int8", signatures=("sum",))
+    options = ConversionOptions("int8", signatures=("sum",))
     for columns, words in [
         (None, "'int8' measures activation ranges on rows, and got none"),
         ({"x": COLUMNS["x"]}, "takes 'z', which is no feature"),
@@ -243,7 +243,7 @@ def aware(tmp_path_factory):
 @pytest.mark.parametrize("columns", [None, {"x": np.full([9, 2], 100.0, np.float32)}], ids=["no rows", "other rows"])
 def test_a_quantization_aware_model_keeps_its_ranges(aware, columns):
     assert conversion.is_quantization_aware(aware)
-    interpreter = Interpreter(to_tflite(aware, Options("int8", "integer"), columns))
+    interpreter = Interpreter(to_tflite(aware, ConversionOptions("int8", "integer"), columns))
     x, y = interpreter.inputs["x"], interpreter.outputs["y"]
     assert (x.dtype, y.dtype) == (np.int8, np.int8)
     assert x.scale == pytest.approx(4 / 255)  # nudged so that 0 is a step: 64 steps below it
@@ -256,13 +256,13 @@ def test_a_quantization_aware_model_keeps_its_ranges(aware, columns):
 
 
 def test_dynamic_leaves_a_quantization_aware_model_its_ranges_with_floats_in_and_out(aware):
-    content = to_tflite(aware, Options("dynamic"))
-    assert flatbuffer.contents(content).ops == {"QUANTIZE": 1, "FULLY_CONNECTED": 1, "DEQUANTIZE": 1}
+    content = to_tflite(aware, ConversionOptions("dynamic"))
+    assert flatbuffer.read_contents(content).ops == {"QUANTIZE": 1, "FULLY_CONNECTED": 1, "DEQUANTIZE": 1}
 
 
 def test_a_model_trained_in_eight_bits_is_none_of_sixteen(aware):
     with pytest.raises(ModelError, match="quantization-aware: its ranges are of 8 bits. Remedy: mode 'int8'"):
-        to_tflite(aware, Options("int16x8"), {"x": np.ones([3, 2], np.float32)})
+        to_tflite(aware, ConversionOptions("int16x8"), {"x": np.ones([3, 2], np.float32)})
 
 
 def test_a_model_is_not_aware_because_of_a_signature_that_is_not_converted(tmp_path):
@@ -310,8 +310,8 @@ def ranges(made):
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("io", ["integer", "uint8", "float32"])
 def test_the_ranges_that_the_converter_measures_make_the_model_that_it_makes(saved, made, ranges, io, per_channel):
-    options = Options("int8", io, per_channel=per_channel)
-    found = with_ranges(made["float32"], options, ranges)
+    options = ConversionOptions("int8", io, per_channel=per_channel)
+    found = quantize_with_ranges(made["float32"], options, ranges)
     script = plain(saved, "int8", io=options.io_type, per_channel=per_channel)
     # Names apart: there are more tensors that say the same than names.
     strip: Callable = lambda content: [tensor[1:] for tensor in tensors(content)]  # noqa: E731
@@ -321,20 +321,22 @@ def test_the_ranges_that_the_converter_measures_make_the_model_that_it_makes(sav
 
 def test_a_narrower_range_is_a_smaller_scale(made, ranges):
     inside = {**ranges, "serving_default_image:0": (0.0, 0.5)}
-    image = Interpreter(with_ranges(made["float32"], Options("int8", "integer"), inside)).inputs["image"]
+    image = Interpreter(quantize_with_ranges(made["float32"], ConversionOptions("int8", "integer"), inside)).inputs[
+        "image"
+    ]
     assert (image.scale, image.zero_point) == (pytest.approx(0.5 / 255), -128)
 
 
 def test_ranges_that_do_not_fit_the_graph_are_refused(made, ranges):
-    options = Options("int8")
+    options = ConversionOptions("int8")
     lacking = {name: found for name, found in ranges.items() if name != "serving_default_image:0"}
     with pytest.raises(ModelError, match=r"Without one: \['serving_default_image:0'\]; ranges of no tensor: none"):
-        with_ranges(made["float32"], options, lacking)
+        quantize_with_ranges(made["float32"], options, lacking)
     with pytest.raises(ModelError, match=r"Without one: none; ranges of no tensor: \['foo'\]"):
-        with_ranges(made["float32"], options, {**ranges, "foo": (0.0, 1.0)})
+        quantize_with_ranges(made["float32"], options, {**ranges, "foo": (0.0, 1.0)})
     for wrong in ((1.0, 0.0), (0.0, float("inf")), (float("nan"), 1.0)):
         with pytest.raises(ModelError, match="'serving_default_image:0' is .* must be finite, and in order"):
-            with_ranges(made["float32"], options, {**ranges, "serving_default_image:0": wrong})
+            quantize_with_ranges(made["float32"], options, {**ranges, "serving_default_image:0": wrong})
 
 
 # TensorFlow's own operators
@@ -351,11 +353,11 @@ def test_what_tflite_has_no_operator_for_is_named_with_the_remedy_and_its_price(
     with pytest.raises(
         conversion.ConversionError, match=r"'float32'.*MatrixInverse.*select_tf_ops=True.*Flex delegate"
     ):
-        to_tflite(inverse, Options("float32"))
+        to_tflite(inverse, ConversionOptions("float32"))
 
 
 def test_tensorflows_own_operators_are_used_where_allowed_and_told_with_their_layers(inverse, made):
-    content = to_tflite(inverse, Options("float32", select_tf_ops=True))
+    content = to_tflite(inverse, ConversionOptions("float32", select_tf_ops=True))
     ((name, layers),) = conversion.flex_operators(content).items()
     assert name == "FlexMatrixInverse"
     assert len(layers) == 1
@@ -366,11 +368,11 @@ def test_tensorflows_own_operators_are_used_where_allowed_and_told_with_their_la
 
 
 def test_a_path_is_converted_in_another_process_as_in_this_one(saved, made):
-    found = conversion.convert(saved, "float16")
+    found = conversion.convert_in_worker(saved, "float16")
     assert [row[1:4] for row in tensors(found)] == [row[1:4] for row in tensors(made["float16"])]
 
 
 def test_a_path_that_the_converter_refuses_is_an_error_in_clean_words(inverse):
     with pytest.raises(conversion.ConversionError, match=r"MatrixInverse.*Remedy") as caught:
-        conversion.convert(inverse, "float32")
+        conversion.convert_in_worker(inverse, "float32")
     assert "Traceback" not in str(caught.value)

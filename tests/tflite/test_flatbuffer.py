@@ -14,7 +14,7 @@ from hypothesis import strategies
 from tensorflow.lite.python import schema_py_generated as schema
 from tfx_compression.errors import ModelError
 from tfx_compression.tflite import flatbuffer
-from tfx_compression.tflite.interpreter import Interpreter, Tensor, dequantize, quantize
+from tfx_compression.tflite.interpreter import Interpreter, TensorDetails, dequantize, quantize
 
 from tests.support import helpers
 
@@ -22,8 +22,8 @@ DTYPES = {"float32": (np.float32, schema.TensorType.FLOAT32), "int8": (np.int8, 
 MODES = ["float32", "float16", "dynamic", "int8", "int8 with float io"]
 
 
-def int8_tensor(scale: float, zero_point: int) -> Tensor:
-    return Tensor("x", 0, np.dtype(np.int8), (-1,), float(np.float32(scale)), zero_point)
+def int8_tensor(scale: float, zero_point: int) -> TensorDetails:
+    return TensorDetails("x", 0, np.dtype(np.int8), (-1,), float(np.float32(scale)), zero_point)
 
 
 def operator_model(operator: int, inputs: str, outputs: str, shape, scale: float, zero_point: int) -> bytes:
@@ -115,7 +115,7 @@ def test_quantized_values_are_as_worked_out_by_hand(scale, zero_point, real, sto
 
 
 def test_values_of_a_tensor_that_is_not_quantized_are_cast_and_come_back_as_they_are():
-    tensor = Tensor("x", 0, np.dtype(np.int64), (-1,), 0.0, 0)
+    tensor = TensorDetails("x", 0, np.dtype(np.int64), (-1,), 0.0, 0)
     stored = quantize(np.array([3.0, -4.0]), tensor)
     assert stored.dtype == np.int64
     assert dequantize(stored, tensor).tolist() == [3, -4]
@@ -247,7 +247,7 @@ def test_a_feature_of_another_shape_is_refused_with_both_shapes(converted, mode)
 @pytest.mark.parametrize("mode", MODES)
 def test_contents_have_the_kernels_of_the_network_and_all_their_zeros(converted, pruned, mode):
     """TFLite keeps the output channel first (last in a depthwise kernel), and int8 rounds some more weights to zero."""
-    found = flatbuffer.contents(converted[mode])
+    found = flatbuffer.read_contents(converted[mode])
     kernels = {
         "conv": pruned.get_layer("conv").kernel.numpy().transpose(3, 0, 1, 2),
         "depthwise": pruned.get_layer("separable").depthwise_kernel.numpy().transpose(3, 0, 1, 2),
@@ -271,7 +271,7 @@ def test_contents_have_the_kernels_of_the_network_and_all_their_zeros(converted,
 
 def test_contents_count_operators_and_tell_those_that_compute_on_floats(converted):
     layers = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 1, "MAX_POOL_2D": 1, "FULLY_CONNECTED": 2, "SOFTMAX": 1}
-    found = {mode: flatbuffer.contents(content) for mode, content in converted.items()}
+    found = {mode: flatbuffer.read_contents(content) for mode, content in converted.items()}
     for mode in MODES:
         assert {name: found[mode].ops[name] for name in layers} == layers
     for mode in ("float32", "float16", "dynamic"):
@@ -283,14 +283,14 @@ def test_contents_count_operators_and_tell_those_that_compute_on_floats(converte
 
 
 def test_a_model_without_weights_has_no_sparsity():
-    found = flatbuffer.contents(quantize_model([1, 3], 0.5, 0))
+    found = flatbuffer.read_contents(quantize_model([1, 3], 0.5, 0))
     assert (found.ops, found.float_ops, found.weights, found.sparsity) == ({"QUANTIZE": 1}, {}, {}, 0.0)
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"PK\x03\x04" + bytes(100)], ids=["nothing", "text", "zip"])
 def test_what_is_no_tflite_model_is_refused(content):
     with pytest.raises(ModelError, match="Not a TFLite model"):
-        flatbuffer.contents(content)
+        flatbuffer.read_contents(content)
     with pytest.raises(ModelError, match="Not a TFLite model"):
         Interpreter(content)
 
@@ -299,7 +299,7 @@ def test_what_is_no_tflite_model_is_refused(content):
 def test_the_contents_of_a_file_that_was_cut_off_are_refused(converted, share):
     content = converted["int8"]
     with pytest.raises(ModelError, match="TFLite"):
-        flatbuffer.contents(content[: int(share * len(content))])
+        flatbuffer.read_contents(content[: int(share * len(content))])
 
 
 @pytest.mark.slow

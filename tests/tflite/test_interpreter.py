@@ -292,10 +292,10 @@ def test_sub_byte_weights_under_floats_give_the_product_but_for_the_rounding_of_
 @pytest.mark.parametrize("bits", [4, 2])
 def test_contents_unpack_sub_byte_weights_with_their_scales(bits, scales, columns):
     content, weights = sub_byte_layer(bits, scales, Type.INT8, columns)
-    found = flatbuffer.contents(content)
+    found = flatbuffer.read_contents(content)
     ((name, stored),) = found.weights.items()
     np.testing.assert_array_equal(stored, weights)
-    np.testing.assert_allclose(found.real(name), weights * np.float32(scales)[:, None])
+    np.testing.assert_allclose(found.real_weights(name), weights * np.float32(scales)[:, None])
     assert found.sparsity == (weights == 0).mean()
 
 

@@ -277,7 +277,7 @@ def test_kernels_of_a_microcontroller_are_needed_for_every_graph_of_the_file():
 @pytest.mark.parametrize("target", TARGETS)
 def test_an_arena_beyond_the_limit_is_a_problem(target):
     content = one(Op.RELU, Type.INT8, (1, 1000))
-    needed = flatbuffer.contents(content).arena_bytes
+    needed = flatbuffer.read_contents(content).arena_bytes
     assert needed >= 2000  # input and output live at once
     held, broken = judge(content, target, needed), judge(content, target, needed - 1)
     assert held.runs

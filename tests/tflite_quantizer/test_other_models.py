@@ -95,7 +95,7 @@ def test_tensorflows_own_operators_inside_of_loops_are_in_the_runtime(tmp_path):
         return {"y": tf.while_loop(lambda i, _: i < 2, lambda i, m: (i + 1, tf.linalg.inv(m)), (0, x))[1]}
 
     path = helpers.save_function(function, [tf.TensorSpec([1, 2, 2], tf.float32, "x")], tmp_path / "loop")
-    content = conversion.to_tflite(path, conversion.Options("float32", select_tf_ops=True))
+    content = conversion.to_tflite(path, conversion.ConversionOptions("float32", select_tf_ops=True))
     assert "Flex delegate" in devices.judge(content, "cpu").runtime
     assert conversion.flex_operators(content) == {"FlexMatrixInverse": ("while",)}
 
@@ -130,7 +130,7 @@ def test_scales_of_blocks_are_read_and_refused_by_the_reference_kernels_that_ret
     hidden = next(name for name, weight in found.contents.weights.items() if weight.shape == (32, 64))
     kernel = next(weight for weight in dense.contents.weights.values() if weight.shape == (32, 64))
     blocks = np.abs(kernel).reshape(32, 2, 32).max(axis=2).repeat(32, axis=1)
-    assert np.all(np.abs(found.contents.real(hidden) - kernel) <= 0.55 * blocks / 7)
+    assert np.all(np.abs(found.contents.real_weights(hidden) - kernel) <= 0.55 * blocks / 7)
     with pytest.raises(ModelError, match=r"scales of blocks.*zeros. Remedy: reference_kernels=False"):
         Interpreter(found.content, reference_kernels=True)
 

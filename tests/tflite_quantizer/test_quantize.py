@@ -136,7 +136,7 @@ def test_int8_inputs_are_scaled_by_the_range_of_the_rows_that_it_is_calibrated_o
 
 
 def test_an_int8_model_computes_on_integers_only(int8):
-    assert flatbuffer.contents(int8).float_ops == {}
+    assert flatbuffer.read_contents(int8).float_ops == {}
     probabilities = Interpreter(int8).outputs["probabilities"]
     assert (probabilities.dtype, probabilities.scale, probabilities.zero_point) == (np.int8, 1 / 256, -128)
 
@@ -244,7 +244,7 @@ def test_an_equalized_model_predicts_as_well_and_names_its_pairs(model, saved):
 def test_rules_give_layers_their_precision_and_the_others_stay_float(saved):
     rules = [tfc.PrecisionRule(layers="conv", precision="int8_weight_only")]
     content = quantize(saved, Quantization(mode="mixed", rules=rules))
-    kinds = {name: weight.dtype for name, weight in flatbuffer.contents(content).weights.items()}
+    kinds = {name: weight.dtype for name, weight in flatbuffer.read_contents(content).weights.items()}
     assert np.dtype(np.int8) in kinds.values()
     assert np.dtype(np.float32) in kinds.values()
 

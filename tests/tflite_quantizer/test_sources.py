@@ -23,7 +23,7 @@ ROWS = 6
 def converted(signature: feature_signatures.FeatureSignature) -> Interpreter:
     with tempfile.TemporaryDirectory() as folder:
         signature.save(folder)
-        return Interpreter(conversion.to_tflite(folder, conversion.Options("float32")))
+        return Interpreter(conversion.to_tflite(folder, conversion.ConversionOptions("float32")))
 
 
 def assert_same_answers(path: str, columns, batch_size: int | None = None, name: str = "serving_default") -> None:

@@ -191,20 +191,22 @@ def _located(candidates: Mapping[str, str], baseline: str | None) -> dict[str, s
     return paths if baseline is None else {**paths, BASELINE: model_files.locate(baseline)}
 
 
-def _tried(paths: Mapping[str, str], reference_kernels: bool) -> tuple[dict[str, flatbuffer.Contents], dict[str, str]]:
+def _tried(
+    paths: Mapping[str, str], reference_kernels: bool
+) -> tuple[dict[str, flatbuffer.ModelContents], dict[str, str]]:
     """What is in the TFLite models, and what is wrong with those that can't be read or run.
 
     Raises:
       ModelError: where the baseline is one of these.
     """
-    contents: dict[str, flatbuffer.Contents] = {}
+    contents: dict[str, flatbuffer.ModelContents] = {}
     failed: dict[str, str] = {}
     readable: dict[str, bytes] = {}
     for name, path in paths.items():
-        if model_files.kind(path) == "tflite":
+        if model_files.model_format(path) == "tflite":
             content = measurement.read(path)
             try:
-                contents[name], readable[name] = flatbuffer.contents(content), content
+                contents[name], readable[name] = flatbuffer.read_contents(content), content
             except ModelError as error:
                 failed[name] = str(error)
     failed |= trial_run.failures(readable, reference_kernels)

@@ -33,10 +33,10 @@ class Model:
 
     path: str
     predictor: predictors.Predictor
-    contents: flatbuffer.Contents | None
+    contents: flatbuffer.ModelContents | None
 
 
-def load(path: str, contents: flatbuffer.Contents | None, reference_kernels: bool = False) -> Model:
+def load(path: str, contents: flatbuffer.ModelContents | None, reference_kernels: bool = False) -> Model:
     """The model at `path`."""
     return Model(path, predictors.load(path, reference_kernels=reference_kernels), contents)
 
@@ -70,7 +70,7 @@ def unmeasured(path: str, failure: str = "") -> Measured:
     """A model of which only the size is known, and why it did not run."""
     size = files.size(path)
     return Measured(
-        kind=model_files.kind(path),
+        kind=model_files.model_format(path),
         uri=path,
         bytes=size.raw,
         bytes_gzip=size.gzip,
@@ -111,8 +111,8 @@ def _measured(
 def _kernels(model: Model) -> dict[str, np.ndarray]:
     """The kernels as real numbers."""
     if model.contents is not None:
-        return {name: model.contents.real(name) for name in model.contents.weights}
-    return model_files.kernels(model.path)
+        return {name: model.contents.real_weights(name) for name in model.contents.weights}
+    return model_files.read_kernels(model.path)
 
 
 def _snr(reference: np.ndarray | None, kernel: np.ndarray) -> float | None:
@@ -149,14 +149,14 @@ def float_twin(path: str | None, wanted: bool) -> Iterator[Callable[[], Model | 
             written = os.path.join(folder, "baseline.tflite")
             with open(written, "wb") as file:
                 file.write(content)
-            return load(written, flatbuffer.contents(content))
+            return load(written, flatbuffer.read_contents(content))
 
         yield twin
 
 
 def _convert(path: str) -> bytes | None:
     try:
-        return conversion.convert(path, "float32")
+        return conversion.convert_in_worker(path, "float32")
     except ModelError as error:
         tf.get_logger().warning("The baseline has no float TFLite twin, so speed-ups are unknown: %s", error)
         return None

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfx_compression.errors import ModelError
 from tfx_compression.saved_models import feature_signatures
-from tfx_compression.tflite.interpreter import Interpreter, fit
+from tfx_compression.tflite.interpreter import Interpreter, fit_feature
 
 Features = Mapping[str, np.ndarray]
 Shape = tuple[int, ...]
@@ -115,7 +115,7 @@ def _parses_examples(graph: tf.compat.v1.GraphDef) -> bool:
 def _fed(name: str, features: Features, spec: tf.TensorSpec) -> tf.Tensor:
     sizes = [-1 if size is None else size for size in spec.shape] if spec.shape.rank is not None else None
     shape = np.shape(features.get(name)) if sizes is None else sizes
-    values = fit(name, features, shape, spec.dtype == tf.string, "SavedModel")
+    values = fit_feature(name, features, shape, spec.dtype == tf.string, "SavedModel")
     return tf.constant(values) if spec.dtype == tf.string else tf.cast(values, spec.dtype)
 
 

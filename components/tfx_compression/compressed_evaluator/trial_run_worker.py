@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tfx_compression.errors import ModelError
-from tfx_compression.tflite.interpreter import Interpreter, Tensor
+from tfx_compression.tflite.interpreter import Interpreter, TensorDetails
 
 
 def main(request: Mapping[str, bool]) -> str:
@@ -22,6 +22,6 @@ def main(request: Mapping[str, bool]) -> str:
     return ""
 
 
-def _zeros(tensor: Tensor) -> np.ndarray:
+def _zeros(tensor: TensorDetails) -> np.ndarray:
     shape = [1 if size == -1 else size for size in tensor.shape]
     return np.full(shape, b"", object) if tensor.dtype.kind in "OSU" else np.zeros(shape, tensor.dtype)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tfx_compression import kernels
+from tfx_compression.keras_models.library import keras_library
 
 # What layers note of the shapes that they were built for.
 _SHAPES_SEEN = ("query_shape", "key_shape", "value_shape", "build_config")
@@ -28,7 +29,7 @@ def clone_layer(layer: Any, config: Mapping[str, Any]) -> Any:
         common = {name: config[name] for name in ("name", "trainable", "dtype") if name in config}
         new = kind(layer.function, layer._output_shape, layer.mask, layer.arguments, **common)
     else:
-        with keras_of(layer).utils.custom_object_scope(dict(_own_objects(layer))):
+        with keras_library(layer).utils.custom_object_scope(dict(_own_objects(layer))):
             new = kind.from_config(config)
     if hasattr(layer, "load_assets"):  # a vocabulary
         with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
@@ -51,32 +52,21 @@ def input_like(old: Any, shape: Any, name: str) -> Any:
     if spec is not None:
         kinds = {kind: type(spec).__name__ == f"{kind.title()}TensorSpec" for kind in kinds}
     kinds = {kind: True for kind, wanted in kinds.items() if wanted}
-    return keras_of(old).Input(batch_shape=tuple(shape), dtype=old.dtype, name=name, **kinds)
+    return keras_library(old).Input(batch_shape=tuple(shape), dtype=old.dtype, name=name, **kinds)
 
 
-def freeze_alike(old: Any, new: Any) -> None:
+def copy_trainable(old: Any, new: Any) -> None:
     """Makes what is frozen in a layer frozen in another of its class, inner layers too."""
     if new.trainable != old.trainable:
         new.trainable = old.trainable
-    for one, other in zip(kernels.children(old), kernels.children(new), strict=True):
-        freeze_alike(one, other)
+    for one, other in zip(kernels.sublayers(old), kernels.sublayers(new), strict=True):
+        copy_trainable(one, other)
 
 
-def finish(layer: Any) -> None:
+def finalize_state(layer: Any) -> None:
     """Derives what a preprocessing layer derives from its weights, once they are filled."""
     if hasattr(layer, "finalize_state"):
         layer.finalize_state()
-
-
-def keras_of(layer: Any) -> Any:
-    """The Keras that a layer or model belongs to."""
-    if any(kind.__module__.startswith("tf_keras.") for kind in type(layer).__mro__):
-        import tf_keras
-
-        return tf_keras
-    import keras
-
-    return keras
 
 
 def _own_objects(layer: Any) -> Iterator[tuple[str, Any]]:
@@ -85,7 +75,7 @@ def _own_objects(layer: Any) -> Iterator[tuple[str, Any]]:
         named = value if inspect.isfunction(value) or inspect.isclass(value) else type(value)
         if _is_own(named):
             yield named.__name__, named
-    for child in kernels.children(layer):
+    for child in kernels.sublayers(layer):
         yield from _own_objects(child)
 
 

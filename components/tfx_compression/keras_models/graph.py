@@ -5,6 +5,9 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tfx_compression.errors import ModelError
+from tfx_compression.keras_models.library import keras_library
+
 
 @dataclasses.dataclass(frozen=True)
 class Call:
@@ -51,12 +54,29 @@ def calls(model: Any) -> Iterator[Call]:
                 yield Call(layer, tuple(args), dict(kwargs), named, inputs, tuple(flat_tensors(node.outputs)))
 
 
-def arguments(model: Any) -> tuple[Any, Any]:
+def io_structures(model: Any) -> tuple[Any, Any]:
     """What a functional model takes and returns: symbolic tensors, in the structures that it was made with."""
     made = _graph_of(model)
     if hasattr(made, "_inputs_struct"):  # Keras 3
         return made._inputs_struct, made._outputs_struct
     return made._nested_inputs, made._nested_outputs
+
+
+def extract_network(model: Any) -> Any:
+    """Returns a model of only the layers between a model's inputs and outputs, with the same structures and weights.
+
+    Anything else that is attached to the model, such as the Transform layer of the serving signatures, is left out.
+
+    Raises:
+      ModelError: The model is subclassed, so it has no graph of layers.
+    """
+    library = keras_library(model)
+    if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
+        raise ModelError(
+            f"The model {model.name!r} is subclassed: it has no graph of layers. "
+            f"Remedy: build it with {library.__name__}.Sequential or the functional API."
+        )
+    return library.Model(*io_structures(model), name=model.name)
 
 
 def flat_tensors(structure: Any) -> list[Any]:
@@ -70,18 +90,18 @@ def flat_tensors(structure: Any) -> list[Any]:
     return []
 
 
-def replaced(structure: Any, replace: Callable[[Any], Any]) -> Any:
+def map_tensors(structure: Any, replace: Callable[[Any], Any]) -> Any:
     """`structure` with each symbolic tensor replaced."""
     if is_symbolic(structure):
         return replace(structure)
     if isinstance(structure, dict):
-        return {name: replaced(part, replace) for name, part in structure.items()}
+        return {name: map_tensors(part, replace) for name, part in structure.items()}
     if isinstance(structure, list | tuple) and not hasattr(structure, "_fields"):
-        return type(structure)(replaced(part, replace) for part in structure)
+        return type(structure)(map_tensors(part, replace) for part in structure)
     return structure
 
 
-def added_losses(model: Any) -> list[Any]:
+def add_loss_layers(model: Any) -> list[Any]:
     """The layers by which Keras 2 keeps losses of symbolic tensors (add_loss): they lead to no output."""
     return [layer for layer in model.layers if type(layer).__name__ == "AddLoss"]
 

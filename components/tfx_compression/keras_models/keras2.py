@@ -88,22 +88,6 @@ def _configuration(path: str) -> bytes:
         return b""
 
 
-def network(model: tf_keras.Model) -> tf_keras.Model:
-    """The layers between the model's inputs and outputs, in their structures (dicts, lists), sharing its weights.
-
-    What else hangs on the model, such as Transform's layer, which the serving signatures use, is left out.
-
-    Raises:
-      ModelError: for a subclassed model, which has no graph of layers.
-    """
-    if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
-        raise ModelError(
-            f"The model {model.name!r} is subclassed: it has no graph of layers. "
-            "Remedy: build it with tf_keras.Sequential or the functional API."
-        )
-    return tf_keras.Model(*graph.arguments(model), name=model.name)
-
-
 def compile_arguments(model: tf_keras.Model) -> dict[str, Any]:
     """What the model was compiled with, its optimizer a new one without state; empty where it never was."""
     if getattr(model, "optimizer", None) is None:
@@ -130,7 +114,7 @@ def _by_output(model: tf_keras.Model, metrics: Any) -> Any:
         return metrics
     if len(found) == 1:
         return found[0]
-    return tf.nest.pack_sequence_as(graph.arguments(model)[1], [tuple(each) for each in found])
+    return tf.nest.pack_sequence_as(graph.io_structures(model)[1], [tuple(each) for each in found])
 
 
 def fresh_optimizer(
@@ -155,7 +139,7 @@ def resolve_metrics(model: tf_keras.Model) -> None:
     """
     if getattr(model, "optimizer", None) is None or model.compiled_metrics.built:
         return
-    outputs = graph.arguments(model)[1]
+    outputs = graph.io_structures(model)[1]
     losses = tf.nest.flatten(model.compiled_loss._user_losses)
     flat = graph.flat_tensors(outputs)
     if len(losses) != len(flat):
@@ -167,7 +151,7 @@ def resolve_metrics(model: tf_keras.Model) -> None:
         answers.append(tf.zeros(shape, tensor.dtype))
         labels.append(tf.zeros([*shape[:-1], 1] if "sparse" in str(name).lower() else shape, tensor.dtype))
     places = iter(range(len(flat)))
-    order = graph.replaced(outputs, lambda _: next(places))
+    order = graph.map_tensors(outputs, lambda _: next(places))
     model.compiled_metrics.build(
         tf.nest.map_structure(lambda place: answers[place], order),
         tf.nest.map_structure(lambda place: labels[place], order),

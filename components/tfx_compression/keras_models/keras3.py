@@ -1,4 +1,4 @@
-"""Keras 3 models as a Trainer writes them: load, look at the network, save beside a SavedModel.
+"""Keras 3 models as a Trainer writes them: load them, save them beside a SavedModel.
 
 Keras 3 (`keras`) lives beside Keras 2 (`tf_keras`) in one process; it is imported where there is such a model only.
 """
@@ -14,7 +14,7 @@ import tensorflow as tf
 from google.protobuf import message
 
 from tfx_compression.errors import ModelError
-from tfx_compression.keras_models import graph
+from tfx_compression.keras_models.library import import_keras3
 
 # What libraries raise for a damaged file, or for a class that they don't know.
 LOADING_FAILURES = (
@@ -31,12 +31,7 @@ LOADING_FAILURES = (
 )
 
 
-def is_model(model: Any) -> bool:
-    """Whether an object is of Keras 3: a model, a layer, a variable."""
-    return any(base.__module__.split(".")[0] == "keras" for base in type(model).__mro__)
-
-
-def written_by(path: str) -> int:
+def keras_version(path: str) -> int:
     """The Keras, 2 or 3, that wrote a `.keras` or `.h5` file.
 
     Raises:
@@ -60,7 +55,7 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> Any:
     Raises:
       ModelError: where it can't be loaded.
     """
-    keras = _keras()
+    keras = import_keras3()
     try:
         with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
             local = os.path.join(folder, os.path.basename(path))
@@ -74,21 +69,7 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> Any:
         ) from error
 
 
-def network(model: Any) -> Any:
-    """The layers between the model's inputs and outputs, in their structures (dicts, lists), sharing its weights.
-
-    Raises:
-      ModelError: for a subclassed model, which has no graph of layers.
-    """
-    if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
-        raise ModelError(
-            f"The model {model.name!r} is subclassed: it has no graph of layers. "
-            "Remedy: build it with keras.Sequential or the functional API."
-        )
-    return _keras().Model(*graph.arguments(model), name=model.name)
-
-
-def compile_as(model: Any, network: Any) -> None:
+def copy_compilation(model: Any, network: Any) -> None:
     """Compiles a network as a model is, with the same loss and metrics, and a new optimizer without state.
 
     The objects themselves are passed on: one of the user's own has no registered name to make it from again.
@@ -115,17 +96,6 @@ def save(model: Any, path: str) -> None:
         model.save(local)
         tf.io.gfile.makedirs(os.path.dirname(path))
         tf.io.gfile.copy(local, path, overwrite=True)
-
-
-def _keras() -> Any:
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-        raise ModelError(
-            f"Keras runs on {keras.backend.backend()!r}, the components on TensorFlow. "
-            "Remedy: KERAS_BACKEND=tensorflow in the environment, before Keras is imported."
-        )
-    return keras
 
 
 def _zip_version(file: Any) -> str:

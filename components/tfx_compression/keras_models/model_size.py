@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfx_compression import kernels
 from tfx_compression.compressed_size import gzipped
-from tfx_compression.keras_models import graph, keras2, keras3
+from tfx_compression.keras_models import graph
 from tfx_compression.kernels import Kernel, variable_uses
 
 
@@ -67,27 +67,27 @@ def measure(model: Any) -> ModelSize:
     times or in a loop, all of them. Products of activations with each other are not counted.
     """
     macs = _macs(model)
-    ranges = {_key(weight) for weight in kernels.ranges(model)}
+    ranges = {_key(weight) for weight in kernels.quantization_variables(model)}
     by_layer: dict[int, list[Kernel]] = {}
-    for kernel in kernels.of_keras(model).values():
+    for kernel in kernels.find_kernels(model).values():
         by_layer.setdefault(id(kernel.layer), []).append(kernel)
     rows: list[LayerSize] = []
-    for leaf, layer in kernels.leaves(model).items():
+    for leaf, layer in kernels.leaf_layers(model).items():
         own = by_layer.get(id(layer), [])
-        rows += [row(kernel, type(layer).__name__, macs.pop(_key(kernel.variable), None)) for kernel in own]
-        weights = {_key(weight): weight for weight in kernels.own_weights(layer) if _is_numbers(weight)}
+        rows += [measure_kernel(kernel, type(layer).__name__, macs.pop(_key(kernel.variable), None)) for kernel in own]
+        weights = {_key(weight): weight for weight in kernels.direct_weights(layer) if _is_numbers(weight)}
         beside = set(weights) - {_key(kernel.variable) for kernel in own} - ranges
         others = sum(_size(weights[key]) for key in beside)
         if others > 0 and own:  # the bias is counted with the layer's last kernel
             rows[-1] = rows[-1].model_copy(update={"parameters": rows[-1].parameters + others})
         elif others > 0:
-            rows.append(other_row(leaf, type(layer).__name__, others))
+            rows.append(measure_other_weights(leaf, type(layer).__name__, others))
     size = sum(_size(kernel.variable) for own in by_layer.values() for kernel in own)
     counted = (weight for weight in model.weights if _is_numbers(weight) and _key(weight) not in ranges)
-    return whole(rows, size, (np.asarray(weight) for weight in counted))
+    return total_size(rows, size, (np.asarray(weight) for weight in counted))
 
 
-def row(kernel: Kernel, kind: str, macs: int | None) -> LayerSize:
+def measure_kernel(kernel: Kernel, kind: str, macs: int | None) -> LayerSize:
     """The entry of a kernel."""
     values = kernel.values
     zeros = int(values.size - np.count_nonzero(values))
@@ -97,12 +97,12 @@ def row(kernel: Kernel, kind: str, macs: int | None) -> LayerSize:
     )
 
 
-def other_row(name: str, kind: str, parameters: int) -> LayerSize:
+def measure_other_weights(name: str, kind: str, parameters: int) -> LayerSize:
     """The entry of weights that are no kernel."""
     return LayerSize(name=name, type=kind, parameters=parameters, zeros=0, sparsity=0.0, macs=None)
 
 
-def whole(rows: list[LayerSize], size: int, weights: Iterable[np.ndarray]) -> ModelSize:
+def total_size(rows: list[LayerSize], size: int, weights: Iterable[np.ndarray]) -> ModelSize:
     """The sums over a model's entries, its kernels of `size` numbers, and all its weights, of which one is held."""
     parameters = raw = packed = 0
     for weight in weights:
@@ -126,8 +126,8 @@ def _macs(model: Any) -> dict[int, int | None]:
         return {}
     rows = model.inputs[0].shape[0] or 1  # of a stateful model, the size of its batches
     specs = [tf.TensorSpec([rows, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
-    network = keras3.network(model) if keras3.is_model(model) else keras2.network(model)
-    taken = graph.arguments(network)[0]
+    network = graph.extract_network(model)
+    taken = graph.io_structures(network)[0]
 
     def call(*inputs: tf.Tensor) -> Any:
         return network(tf.nest.pack_sequence_as(taken, inputs), training=False)
@@ -137,19 +137,19 @@ def _macs(model: Any) -> dict[int, int | None]:
     except (ValueError, TypeError, tf.errors.OpError):  # of inputs that no such tensors are, or of layers of the user's
         return {}
     return {
-        key: variable_uses.total([_of_one_row(use, rows) for use in uses])
-        for key, uses in variable_uses.of_function(function).items()
+        key: variable_uses.total_macs([_of_one_row(use, rows) for use in uses])
+        for key, uses in variable_uses.find_uses(function).items()
     }
 
 
-def _of_one_row(use: variable_uses.Use, rows: int) -> variable_uses.Use:
+def _of_one_row(use: variable_uses.VariableUse, rows: int) -> variable_uses.VariableUse:
     if use.macs is None or use.kind == "recurrent":  # a loop's are those of one row
         return use
     return dataclasses.replace(use, macs=use.macs // rows)
 
 
 def _key(variable: Any) -> int:
-    return id(variable_uses.handle(variable))
+    return id(variable_uses.resource_handle(variable))
 
 
 def _is_numbers(weight: Any) -> bool:

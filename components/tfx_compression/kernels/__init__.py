@@ -1,15 +1,25 @@
 """Kernels: the weights of rank 2 or more that layers multiply with, and how graphs use them."""
 
 from tfx_compression.kernels.kernel import (
-    ATTRIBUTES,
+    KERNEL_ATTRIBUTES,
     Kernel,
-    Kind,
-    children,
-    is_wrapper,
-    leaves,
-    of_keras,
-    own_weights,
-    ranges,
+    KernelKind,
+    direct_weights,
+    find_kernels,
+    is_quantize_wrapper,
+    leaf_layers,
+    quantization_variables,
+    sublayers,
 )
 
-__all__ = ["ATTRIBUTES", "Kernel", "Kind", "children", "is_wrapper", "leaves", "of_keras", "own_weights", "ranges"]
+__all__ = [
+    "KERNEL_ATTRIBUTES",
+    "Kernel",
+    "KernelKind",
+    "direct_weights",
+    "find_kernels",
+    "is_quantize_wrapper",
+    "leaf_layers",
+    "quantization_variables",
+    "sublayers",
+]

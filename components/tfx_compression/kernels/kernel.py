@@ -8,9 +8,9 @@ import numpy as np
 
 # Attributes of Keras 2 and Keras 3 layers. The kernel of an inner layer (a cell of an RNN, the query projection of an
 # attention layer) belongs to that inner layer.
-ATTRIBUTES = ("kernel", "depthwise_kernel", "pointwise_kernel", "recurrent_kernel", "embeddings")
+KERNEL_ATTRIBUTES = ("kernel", "depthwise_kernel", "pointwise_kernel", "recurrent_kernel", "embeddings")
 
-Kind = Literal["dense", "convolution", "transposed", "depthwise", "einsum", "recurrent", "embedding"]
+KernelKind = Literal["dense", "convolution", "transposed", "depthwise", "einsum", "recurrent", "embedding"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,18 +22,18 @@ class Kernel:
         where a layer has several; of a SavedModel without layers, the variable's.
       variable: a tf.Variable or a Keras 3 Variable: `.numpy()`, `.assign(array)`, `.shape`.
       kind: what it multiplies.
-      inputs: the axes that the multiplication sums over, the one that lies closest together in the runtime's memory
+      input_axes: the axes that the multiplication sums over, the one that lies closest together in the runtime's memory
         last. Empty for an embedding.
-      outputs: the other axes.
+      output_axes: the other axes.
       layer: the Keras layer that it belongs to, or None.
       attribute: its name in the layer.
     """
 
     name: str
     variable: Any
-    kind: Kind
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
+    kind: KernelKind
+    input_axes: tuple[int, ...]
+    output_axes: tuple[int, ...]
     layer: Any = None
     attribute: str = ""
 
@@ -57,28 +57,28 @@ class Kernel:
         """Whether single weights of it are pruned: not of depthwise kernels, which have few and need them."""
         return self.kind != "depthwise"
 
-    def matrix(self, values: np.ndarray) -> np.ndarray:
+    def to_matrix(self, values: np.ndarray) -> np.ndarray:
         """`values`, in the kernel's shape, as [inputs, outputs], as the runtime lays the kernel out (transposed)."""
-        rows = math.prod(values.shape[axis] for axis in self.inputs)
-        return values.transpose(self.inputs + self.outputs).reshape(rows, -1)
+        rows = math.prod(values.shape[axis] for axis in self.input_axes)
+        return values.transpose(self.input_axes + self.output_axes).reshape(rows, -1)
 
     def from_matrix(self, matrix: np.ndarray) -> np.ndarray:
-        """The inverse of `matrix`."""
-        order = self.inputs + self.outputs
+        """The inverse of `to_matrix`."""
+        order = self.input_axes + self.output_axes
         return matrix.reshape([self.shape[axis] for axis in order]).transpose(np.argsort(order))
 
 
-def children(layer: Any) -> list[Any]:
+def sublayers(layer: Any) -> list[Any]:
     """The layers that a layer or model is made of, of Keras 2 or Keras 3."""
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
-def is_wrapper(layer: Any) -> bool:
+def is_quantize_wrapper(layer: Any) -> bool:
     """Whether a layer is tfmot's, around one that it makes quantization-aware: its weights are ranges only."""
     return any(kind.__name__ == "QuantizeWrapper" for kind in type(layer).__mro__)
 
 
-def leaves(model: Any) -> dict[str, Any]:
+def leaf_layers(model: Any) -> dict[str, Any]:
     """The layers of a Keras model that hold weights of their own or no other layers, each once, in the model's order.
 
     By name, behind the names of the models and layers that they are nested in: `encoder/dense`, `lstm/lstm_cell`. A
@@ -91,33 +91,33 @@ def leaves(model: Any) -> dict[str, Any]:
         if id(layer) in seen:
             return
         seen.add(id(layer))
-        if is_wrapper(layer):
+        if is_quantize_wrapper(layer):
             found[name] = layer.layer
             return
-        inner = children(layer)
-        if not inner or own_weights(layer):
+        inner = sublayers(layer)
+        if not inner or direct_weights(layer):
             found[name] = layer
         for child in inner:
             visit(child, f"{name}/{child.name}")
 
-    for layer in children(model):
+    for layer in sublayers(model):
         visit(layer, layer.name)
     return found
 
 
-def own_weights(layer: Any) -> list[Any]:
+def direct_weights(layer: Any) -> list[Any]:
     """The weights of a layer that are not of the layers inside it."""
-    inner = {id(weight) for child in children(layer) for weight in child.weights}
+    inner = {id(weight) for child in sublayers(layer) for weight in child.weights}
     return [weight for weight in layer.weights if id(weight) not in inner]
 
 
-def ranges(model: Any) -> list[Any]:
+def quantization_variables(model: Any) -> list[Any]:
     """What tfmot adds to the weights of a quantization-aware model: the ranges that it rounds in, counts of steps."""
     found: list[Any] = []
     for layer in model._flatten_layers(include_self=False):
         if type(layer).__name__ == "QuantizeLayer":
             found += layer.weights
-        elif is_wrapper(layer):
+        elif is_quantize_wrapper(layer):
             own = {id(weight) for weight in (*layer.layer.weights, *_unrounded(layer).values())}
             found += [weight for weight in layer.weights if id(weight) not in own]
     return found
@@ -128,14 +128,16 @@ def _unrounded(wrapper: Any) -> dict[str, Any]:
     return {wrapper._weight_name(weight.name): weight for weight, _, _ in wrapper._weight_vars}
 
 
-def of_keras(model: Any) -> dict[str, Kernel]:
+def find_kernels(model: Any) -> dict[str, Kernel]:
     """The kernels of rank 2 or more of a Keras 2 or Keras 3 model, by name, in the model's order."""
     unrounded = {
-        id(layer.layer): _unrounded(layer) for layer in model._flatten_layers(include_self=False) if is_wrapper(layer)
+        id(layer.layer): _unrounded(layer)
+        for layer in model._flatten_layers(include_self=False)
+        if is_quantize_wrapper(layer)
     }
     found = {}
-    for leaf, layer in leaves(model).items():
-        attributes = [name for name in ATTRIBUTES if len(getattr(getattr(layer, name, None), "shape", ())) >= 2]
+    for leaf, layer in leaf_layers(model).items():
+        attributes = [name for name in KERNEL_ATTRIBUTES if len(getattr(getattr(layer, name, None), "shape", ())) >= 2]
         for attribute in attributes:
             name = leaf if len(attributes) == 1 else f"{leaf}/{attribute}"
             kind, inputs, outputs = _axes(layer, attribute)
@@ -144,7 +146,7 @@ def of_keras(model: Any) -> dict[str, Kernel]:
     return found
 
 
-def _axes(layer: Any, attribute: str) -> tuple[Kind, tuple[int, ...], tuple[int, ...]]:
+def _axes(layer: Any, attribute: str) -> tuple[KernelKind, tuple[int, ...], tuple[int, ...]]:
     """What a layer's kernel multiplies, the axes that are summed over, and the others."""
     rank = len(getattr(layer, attribute).shape)
     kind = type(layer).__name__

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
 from tensorflow.python.grappler import tf_optimizer
 
-from tfx_compression.kernels import Kind
+from tfx_compression.kernels import KernelKind
 
 # What a variable passes on its way to a multiplication without being changed.
 _SAME = (
@@ -21,32 +21,32 @@ _KEEPS_CALLS = {"api_implements", "_XlaMustCompile"}  # attributes that keep a c
 _ADDING = ("Add", "AddV2", "Sub", "Mul", "RealDiv", "ClipByValue", "Maximum", "Minimum", "Mean")
 _REARRANGING = ("ConcatV2", "StridedSlice", "Transpose", "GatherV2", "Pack", "Unpack")
 _UNIMPORTANT = ("Shape", "NextIteration")
-UNKNOWN = "Unknown"  # the operation of a use that can't be seen
+UNKNOWN_OP = "Unknown"  # the operation of a use that can't be seen
 
 Axes = tuple[tuple[int, ...], ...]  # for each axis of a tensor, the variable's axes that it is made of
 
 
 @dataclasses.dataclass(frozen=True)
-class Use:
+class VariableUse:
     """An operation that takes a variable.
 
     Attributes:
       op: TensorFlow's name for it.
       kind: of the multiplication; None where it is none, or not one that is known.
-      inputs: the variable's axes that are summed over.
-      outputs: the others.
+      input_axes: the variable's axes that are summed over.
+      output_axes: the others.
       macs: multiply-accumulates for one row; None where a size is free.
     """
 
     op: str
-    kind: Kind | None = None
-    inputs: tuple[int, ...] = ()
-    outputs: tuple[int, ...] = ()
+    kind: KernelKind | None = None
+    input_axes: tuple[int, ...] = ()
+    output_axes: tuple[int, ...] = ()
     macs: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Flat:
+class InlinedGraph:
     """A function's graph with all that it calls in one piece.
 
     Attributes:
@@ -58,7 +58,7 @@ class Flat:
     handles: dict[int, tf.Tensor]
 
 
-def flatten(function: Any) -> Flat:
+def inline_calls(function: Any) -> InlinedGraph:
     """What a concrete function's or signature's outputs need, in one graph; of one row where the first size is free."""
     outputs = [tensor.op.name for tensor in function.outputs]
     definition = _needed(_inlined(function), outputs)
@@ -68,18 +68,18 @@ def flatten(function: Any) -> Flat:
         return _imported(function, definition, rows=None)
 
 
-def last_operation(function: Any) -> str:
+def output_op_type(function: Any) -> str:
     """The type of the operation that makes a function's or signature's first output: `Softmax`, `BiasAdd`.
 
     What scales, shifts, clips, averages or rearranges its result is passed over.
     """
-    op = flatten(function).graph.get_operation_by_name(function.outputs[0].op.name)
+    op = inline_calls(function).graph.get_operation_by_name(function.outputs[0].op.name)
     while op.inputs and op.type in (*_SAME, *_RESHAPING, *_ADDING, *_REARRANGING):
         op = op.inputs[0].op
     return str(op.type)
 
 
-def handle(variable: Any) -> Any:
+def resource_handle(variable: Any) -> Any:
     """The eager handle of a tf.Variable or a Keras 3 Variable; of a tensor, which has none, itself."""
     inner = getattr(variable, "_value", variable)
     if replicas := getattr(inner, "values", None):  # of a tf.distribute strategy
@@ -87,24 +87,24 @@ def handle(variable: Any) -> Any:
     return getattr(inner, "handle", inner)
 
 
-def of_function(function: Any) -> dict[int, list[Use]]:
+def find_uses(function: Any) -> dict[int, list[VariableUse]]:
     """What a concrete function uses its variables for, by the id of their handle; unknown where it can't be seen."""
     try:
-        flat = flatten(function)
+        flat = inline_calls(function)
     except (ValueError, tf.errors.OpError):  # a graph that Grappler takes apart in a way that can't be imported
         variables = [external for external, _ in function.graph.captures if _content(external) is not None]
-        return {id(external): [Use(UNKNOWN)] for external in variables}
+        return {id(external): [VariableUse(UNKNOWN_OP)] for external in variables}
     return {captured: [use for _, _, use in _uses(flat.graph, tensor)] for captured, tensor in flat.handles.items()}
 
 
-def ends(function: Any, kernels: set[int]) -> tuple[set[int], set[int]]:
+def first_and_last_kernels(function: Any, kernels: set[int]) -> tuple[set[int], set[int]]:
     """Which kernels, by the id of their handle, are first and last on the way from a function's inputs to its outputs.
 
     First are those that multiply what depends on no other kernel, last those from which an output comes without another
     kernel between. None are where the graph can't be seen.
     """
     try:
-        flat = flatten(function)
+        flat = inline_calls(function)
     except (ValueError, tf.errors.OpError):
         return set(), set()
     sites: dict[str, dict[int, set[int]]] = {}  # by operation, its kernels, and which of its inputs they are
@@ -140,7 +140,7 @@ def _behind(ops: list[tf.Operation], sites: Mapping[str, Mapping[int, set[int]]]
     return found
 
 
-def total(uses: list[Use]) -> int | None:
+def total_macs(uses: list[VariableUse]) -> int | None:
     """Multiply-accumulates of one row in all uses of a variable, or None where those of one are not known."""
     macs = [use.macs for use in uses]
     return None if None in macs or not macs else sum(count for count in macs if count is not None)
@@ -184,7 +184,7 @@ def _needed(definition: Any, outputs: list[str]) -> Any:
     return needed
 
 
-def _imported(function: Any, definition: Any, rows: int | None) -> Flat:
+def _imported(function: Any, definition: Any, rows: int | None) -> InlinedGraph:
     captured = {internal.name: external for external, internal in function.graph.captures}
     needed = {node.name for node in definition.node}
     handles: dict[int, tf.Tensor] = {}
@@ -201,7 +201,7 @@ def _imported(function: Any, definition: Any, rows: int | None) -> Flat:
                     dtype=content[0], shape=content[1], shared_name=f"captured_{place}", name=f"fed/{place}"
                 )
         tf.graph_util.import_graph_def(definition, input_map=fed, name="")
-    return Flat(graph, handles)
+    return InlinedGraph(graph, handles)
 
 
 def _sized(shape: tf.TensorShape, rows: int | None) -> tf.TensorShape:
@@ -218,7 +218,7 @@ def _content(captured: Any) -> tuple[tf.DType, tf.TensorShape] | None:
     return tf.dtypes.as_dtype(data.shape_and_type[0].dtype), tf.TensorShape(data.shape_and_type[0].shape)
 
 
-def _uses(graph: tf.Graph, variable: tf.Tensor) -> list[tuple[tf.Operation, int, Use]]:
+def _uses(graph: tf.Graph, variable: tf.Tensor) -> list[tuple[tf.Operation, int, VariableUse]]:
     """The operations that take a variable, as which of their inputs, and what for."""
     shape = tf.TensorShape(variable.op.get_attr("shape"))
     if shape.rank is None:
@@ -276,19 +276,19 @@ def _regrouped(axes: Axes, before: list[int], after: list[int]) -> Axes | None:
     return tuple(result)
 
 
-def _use(op: tf.Operation, index: int, axes: Axes | None, shape: tf.TensorShape) -> Use:
+def _use(op: tf.Operation, index: int, axes: Axes | None, shape: tf.TensorShape) -> VariableUse:
     if (op.type == "ResourceGather" and index == 0) or (op.type == "GatherV2" and index == 0 and axes is not None):
-        return Use(op.type, "embedding", (), tuple(range(shape.rank)), 0)
+        return VariableUse(op.type, "embedding", (), tuple(range(shape.rank)), 0)
     split = _split(op, index, axes) if axes is not None and shape.rank >= 2 else None
     if axes is None or split is None:
-        return Use(op.type)
+        return VariableUse(op.type)
     kind, summed = split
     inputs = tuple(axis for place in summed for axis in axes[place])
     outputs = tuple(axis for axis in range(shape.rank) if axis not in inputs)
-    return Use(op.type, kind, inputs, outputs, _macs(op, kind, [shape[axis] for axis in inputs], shape))
+    return VariableUse(op.type, kind, inputs, outputs, _macs(op, kind, [shape[axis] for axis in inputs], shape))
 
 
-def _split(op: tf.Operation, index: int, axes: Axes) -> tuple[Kind, tuple[int, ...]] | None:
+def _split(op: tf.Operation, index: int, axes: Axes) -> tuple[KernelKind, tuple[int, ...]] | None:
     """The kind of a multiplication, and the axes of the tensor at `index` that it sums over."""
     rank = len(axes)
     every = tuple(range(rank))
@@ -296,7 +296,7 @@ def _split(op: tf.Operation, index: int, axes: Axes) -> tuple[Kind, tuple[int, .
         case "MatMul", (0 | 1):
             return "dense", (_row(op.get_attr(("transpose_a", "transpose_b")[index]), index, rank),)
         case (("BatchMatMul" | "BatchMatMulV2" | "BatchMatMulV3"), (0 | 1)):
-            kind: Kind = "dense" if rank == 2 else "einsum"
+            kind: KernelKind = "dense" if rank == 2 else "einsum"
             return kind, (_row(op.get_attr(("adj_x", "adj_y")[index]), index, rank),)
         case (("Conv2D" | "Conv3D"), 1):
             return "convolution", every[:-1]
@@ -317,7 +317,7 @@ def _row(transposed: bool, index: int, rank: int) -> int:
     return rank - 1 if (index == 0) != transposed else rank - 2
 
 
-def _macs(op: tf.Operation, kind: Kind, summed: list[int], shape: tf.TensorShape) -> int | None:
+def _macs(op: tf.Operation, kind: KernelKind, summed: list[int], shape: tf.TensorShape) -> int | None:
     """Each number that comes out takes one multiplication per weight that it sums over; transposed: each that goes in
     takes one per weight that it is spread over.
     """
@@ -339,7 +339,7 @@ def _undilated(tensor: tf.Tensor) -> tf.Tensor:
     return tensor
 
 
-def _repeated(graph: tf.Graph, use: Use, shape: tf.TensorShape, loop: str) -> Use:
+def _repeated(graph: tf.Graph, use: VariableUse, shape: tf.TensorShape, loop: str) -> VariableUse:
     """A use inside a loop: once for each step of the sequence that the loop reads, where its length is fixed."""
     lengths = {
         enter.inputs[0].op.inputs[0].shape[0]

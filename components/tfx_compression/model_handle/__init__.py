@@ -5,9 +5,9 @@ from tfx_compression.model_handle.handle import (
     SERVING_FOLDER,
     ModelHandle,
     ModelKind,
-    compile_as,
+    copy_compilation,
     load,
     wrap,
 )
 
-__all__ = ["KERAS_FILE", "SERVING_FOLDER", "ModelHandle", "ModelKind", "compile_as", "load", "wrap"]
+__all__ = ["KERAS_FILE", "SERVING_FOLDER", "ModelHandle", "ModelKind", "copy_compilation", "load", "wrap"]

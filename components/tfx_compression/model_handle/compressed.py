@@ -62,7 +62,7 @@ def read_masks(path: str) -> dict[str, np.ndarray]:
         return {name.removeprefix("mask/"): stored[name] for name in stored.files}
 
 
-def require_zeros(model: Any, masks: Masks, place: str) -> None:
+def require_masked_zeros(model: Any, masks: Masks, place: str) -> None:
     """Checks that every weight of a model, or of what `model_handle.load` gave, that a mask prunes is zero.
 
     Raises:

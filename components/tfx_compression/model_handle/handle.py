@@ -10,10 +10,11 @@ import tensorflow as tf
 
 from tfx_compression import kernels
 from tfx_compression.errors import ModelError
-from tfx_compression.keras_models import keras2, keras3, model_size
+from tfx_compression.keras_models import graph, keras2, keras3, model_size
+from tfx_compression.keras_models.library import is_keras3
 from tfx_compression.keras_models.model_size import ModelSize
 from tfx_compression.kernels import Kernel, variable_uses
-from tfx_compression.model_handle.variable_matching import VariableMatching
+from tfx_compression.model_handle.variable_matching import VariableMatching, match_variables
 from tfx_compression.saved_models import saved_model, signatures
 from tfx_compression.saved_models.saved_model import SavedModel, same_place
 from tfx_compression.saved_models.signatures import Rebuilt, SignaturesFn
@@ -36,14 +37,14 @@ class ModelHandle:
       model: the Keras model, or the SavedModel.
       path: the SavedModel that it was loaded from or that lies beside it, if any.
       notes: how it was detected and what was found beside it.
-      beside: the SavedModel beside a Keras file, with the weights that its variables hold.
+      paired_saved_model: the SavedModel beside a Keras file, with the weights that its variables hold.
     """
 
     kind: ModelKind
     model: Any
     path: str | None = None
     notes: tuple[str, ...] = ()
-    beside: tuple[SavedModel, VariableMatching] | None = None
+    paired_saved_model: tuple[SavedModel, VariableMatching] | None = None
 
     @functools.cached_property
     def network(self) -> Any:
@@ -52,14 +53,31 @@ class ModelHandle:
         """
         if self.kind == "saved_model" or not _functional(self.model):
             return None
-        return keras2.network(self.model) if self.kind == "keras2" else keras3.network(self.model)
+        return graph.extract_network(self.model)
+
+    @property
+    def keras_model(self) -> Any:
+        """The Keras model that holds the weights: the network, or the model itself where it is subclassed.
+
+        None for a SavedModel without layers.
+        """
+        if self.kind == "saved_model":
+            return None
+        return self.network if self.network is not None else self.model
+
+    @property
+    def weights(self) -> list[Any]:
+        """The variables of the model: a Keras model's weights, or what a SavedModel's signatures read."""
+        if self.kind == "saved_model":
+            return list(self.model.variables.values())
+        return list(self.keras_model.weights)
 
     @functools.cached_property
     def kernels(self) -> dict[str, Kernel]:
         """The kernels of rank 2 or more, by name, in the model's order."""
         if self.kind == "saved_model":
             return dict(self.model.kernels)
-        return kernels.of_keras(self._layered)
+        return kernels.find_kernels(self.keras_model)
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -71,14 +89,14 @@ class ModelHandle:
         """The kernels that are the variable of an earlier one too, with that one's name."""
         first: dict[int, str] = {}
         earlier = {
-            name: first.setdefault(id(variable_uses.handle(kernel.variable)), name)
+            name: first.setdefault(id(variable_uses.resource_handle(kernel.variable)), name)
             for name, kernel in self.kernels.items()
         }
         return {name: other for name, other in earlier.items() if other != name}
 
     def measure(self) -> ModelSize:
         """Parameters, zeros and multiply-accumulates, per layer (or variable) and whole."""
-        return self.model.measure() if self.kind == "saved_model" else model_size.measure(self._layered)
+        return self.model.measure() if self.kind == "saved_model" else model_size.measure(self.keras_model)
 
     def save(
         self,
@@ -125,7 +143,7 @@ class ModelHandle:
             self._save_in_place(path)
         else:
             network = network if network is not None else self._required_network()
-            compile_as(self.model, network)
+            copy_compilation(self.model, network)
             if signatures_fn is not None:
                 rebuilt = signatures.made(signatures_fn, network, transform_graph_uri)
             else:
@@ -134,16 +152,12 @@ class ModelHandle:
 
     def _refuse_other_files(self, path: str, in_place: bool) -> None:
         """Refuses a folder with a `.keras` file that isn't written anew: loading would take it for the model's."""
-        written = self.kind == "keras3" or (in_place and self.beside is not None)
+        written = self.kind == "keras3" or (in_place and self.paired_saved_model is not None)
         own = os.path.join(path, KERAS_FILE)
         if others := [file for file in _keras_files(path) if not (written and same_place(file, own))]:
             raise ModelError(
                 f"{path} would be read together with another model's {', '.join(others)}. Remedy: an empty folder."
             )
-
-    @property
-    def _layered(self) -> Any:
-        return self.network if self.network is not None else self.model
 
     def _required_network(self) -> Any:
         if self.network is None:
@@ -154,8 +168,8 @@ class ModelHandle:
         return self.network
 
     def _save_in_place(self, path: str) -> None:
-        if self.beside is not None:
-            saved, twins = self.beside
+        if self.paired_saved_model is not None:
+            saved, twins = self.paired_saved_model
             twins.assign()
             saved.save(path)
             keras3.save(self.model, os.path.join(path, KERAS_FILE))
@@ -166,13 +180,13 @@ class ModelHandle:
 
     def _rebuilt(self, network: Any, transform_graph_uri: str | None) -> Rebuilt:
         before = self._required_network()
-        if self.beside is not None:
-            original, twins = self.beside
+        if self.paired_saved_model is not None:
+            original, twins = self.paired_saved_model
             twins.assign()
             own = twins.handles
         elif getattr(self.model, "signatures", None):
             original = SavedModel(self.path or self.model.name, self.model)
-            own = {id(variable_uses.handle(weight)) for weight in before.weights}
+            own = {id(variable_uses.resource_handle(weight)) for weight in before.weights}
         else:
             return Rebuilt(signatures.of_tensors(network), {})
         return signatures.rebuild(original, before, network, own, transform_graph_uri)
@@ -221,7 +235,7 @@ def wrap(model: Any) -> ModelHandle:
         return load(os.fspath(model))
     if isinstance(model, SavedModel):
         return ModelHandle("saved_model", model, model.path)
-    if keras3.is_model(model):
+    if is_keras3(model):
         return ModelHandle("keras3", model)
     if isinstance(model, tf.Module) and hasattr(model, "get_config") and hasattr(model, "layers"):
         return ModelHandle("keras2", model)
@@ -246,7 +260,7 @@ def _load_folder(path: str, file: str | None, custom_objects: Mapping[str, Any] 
         model, kind = _load_file(file, custom_objects)
         if _functional(model):
             notes.append(f"The layers are those of {file}, written by Keras {kind[-1]}.")
-            return ModelHandle(kind, model, path, tuple(notes), (saved, VariableMatching.of(model.weights, saved)))
+            return ModelHandle(kind, model, path, tuple(notes), (saved, match_variables(model.weights, saved)))
         notes.append(f"The Keras model in {file} is subclassed: its graph of layers can't be seen.")
     notes.append("Its kernels are the variables that its signatures multiply with.")
     if saved.left_alone:
@@ -258,7 +272,7 @@ def _load_folder(path: str, file: str | None, custom_objects: Mapping[str, Any] 
 def _load_file(path: str, custom_objects: Mapping[str, Any] | None) -> tuple[Any, ModelKind]:
     if not path.endswith(_ENDINGS):
         raise ModelError(f"{path} is no model. Remedy: the path of a SavedModel folder, a .keras or an .h5 file.")
-    if keras3.written_by(path) == 2:
+    if keras3.keras_version(path) == 2:
         return keras2.load(path, custom_objects), "keras2"
     return keras3.load(path, custom_objects), "keras3"
 
@@ -286,18 +300,18 @@ def _trainable(kernel: Kernel) -> bool:
     return bool(kernel.variable.trainable and (kernel.layer is None or kernel.layer.trainable))
 
 
-def compile_as(model: Any, network: Any) -> None:
+def copy_compilation(model: Any, network: Any) -> None:
     """Compiles a network that is not, as the model that it replaces."""
-    if keras3.is_model(model):
+    if is_keras3(model):
         if getattr(model, "compiled", False) and not network.compiled:
-            keras3.compile_as(model, network)
+            keras3.copy_compilation(model, network)
     elif getattr(network, "optimizer", None) is None and (compiled := keras2.compile_arguments(model)):
         network.compile(**compiled)
 
 
 def _write(network: Any, rebuilt: Rebuilt, path: str) -> None:
     """Writes a Keras 2 network with its metadata, a Keras 3 one as a SavedModel with the `.keras` file inside."""
-    if not keras3.is_model(network):
+    if not is_keras3(network):
         for name, thing in rebuilt.tracked.items():
             setattr(network, name, thing)
         keras2.resolve_metrics(network)

@@ -17,7 +17,7 @@ def locate(path: str) -> str:
     Raises:
       ModelError: where there is none.
     """
-    stored = os.path.join(path, flatbuffer.FILE)
+    stored = os.path.join(path, flatbuffer.MODEL_FILE)
     if tf.io.gfile.exists(stored):
         return stored
     if tf.io.gfile.exists(path) and (not tf.io.gfile.isdir(path) or tf.saved_model.contains_saved_model(path)):
@@ -25,19 +25,19 @@ def locate(path: str) -> str:
     raise ModelError(f"{path} is neither a SavedModel nor a model file.")
 
 
-def kind(path: str) -> str:
+def model_format(path: str) -> str:
     """`saved_model`, `keras` or `tflite`, by what `locate` found."""
     if tf.io.gfile.isdir(path):
         return "saved_model"
     return "keras" if path.endswith((".keras", ".h5")) else "tflite"
 
 
-def kernels(path: str) -> dict[str, np.ndarray]:
+def read_kernels(path: str) -> dict[str, np.ndarray]:
     """The kernels of a model that `locate` found: by layer; of a SavedModel without Keras metadata, by variable."""
-    if kind(path) == "tflite":
+    if model_format(path) == "tflite":
         with tf.io.gfile.GFile(path, "rb") as file:
-            return flatbuffer.contents(file.read()).weights
-    if kind(path) == "keras" or tf.io.gfile.exists(os.path.join(path, "keras_metadata.pb")):
+            return flatbuffer.read_contents(file.read()).weights
+    if model_format(path) == "keras" or tf.io.gfile.exists(os.path.join(path, "keras_metadata.pb")):
         found = model_handle.load(path).kernels
     else:
         found = saved_model.load(path).kernels

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tfx_compression.errors import ModelError
-from tfx_compression.kernels.variable_uses import handle
+from tfx_compression.kernels.variable_uses import resource_handle
 from tfx_compression.saved_models.saved_model import SavedModel
 
 _REMEDY = (
@@ -30,24 +30,10 @@ class VariableMatching:
     place: str
     contents: dict[str, str]
 
-    @classmethod
-    def of(cls, weights: list[Any], saved: SavedModel) -> "VariableMatching":
-        """Compares dtype, shape and bytes; of several variables with the same, the one that is called as the weight."""
-        by_content: dict[str, list[tuple[str, Any]]] = {}
-        for name, variable in saved.variables.items():
-            by_content.setdefault(_content(variable), []).append((name, variable))
-        found = {}
-        for weight in weights:
-            name = _name(weight)
-            same = by_content.get(_content(weight), [])
-            named = [variable for other, variable in same if other == name]
-            found[name] = (weight, tuple(named if len(named) == 1 else [variable for _, variable in same]))
-        return cls(found, saved.path, {_name(weight): _content(weight) for weight in weights})
-
     @property
     def handles(self) -> set[int]:
         """The ids of the handles of all variables that hold a weight."""
-        return {id(handle(variable)) for _, variables in self.weights.values() for variable in variables}
+        return {id(resource_handle(variable)) for _, variables in self.weights.values() for variable in variables}
 
     def assign(self) -> None:
         """Gives the SavedModel's variables the weights' values of now.
@@ -70,13 +56,27 @@ class VariableMatching:
         for name, (weight, variables) in self.weights.items():
             value = np.asarray(weight.numpy())
             for variable in variables:
-                other, taken = values.setdefault(id(handle(variable)), (name, value))
+                other, taken = values.setdefault(id(resource_handle(variable)), (name, value))
                 if taken.tobytes() != value.tobytes():
                     raise ModelError(
                         f"The weights {other!r} and {name!r} had the same values, so it can't be told which variables "
                         f"of the SavedModel in {self.place} hold them. {_REMEDY}"
                     )
                 variable.assign(value)
+
+
+def match_variables(weights: list[Any], saved: SavedModel) -> VariableMatching:
+    """Matches weights with the variables of the same dtype, shape and bytes, or the one of them with the same name."""
+    by_content: dict[str, list[tuple[str, Any]]] = {}
+    for name, variable in saved.variables.items():
+        by_content.setdefault(_content(variable), []).append((name, variable))
+    matched = {}
+    for weight in weights:
+        name = _name(weight)
+        same = by_content.get(_content(weight), [])
+        named = [variable for other, variable in same if other == name]
+        matched[name] = (weight, tuple(named if len(named) == 1 else [variable for _, variable in same]))
+    return VariableMatching(matched, saved.path, {_name(weight): _content(weight) for weight in weights})
 
 
 def _name(weight: Any) -> str:

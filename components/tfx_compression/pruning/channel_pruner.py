@@ -142,7 +142,7 @@ class ChannelPruner(Technique):
 
 def _require_no_loss_inside(model: Any) -> None:
     """Raises ModelError for a loss on symbolic tensors, which a network built anew would not have."""
-    if graph.added_losses(model):
+    if graph.add_loss_layers(model):
         raise ModelError(
             f"The model {model.name!r} has a loss of its own (add_loss on a tensor), which a narrower network would "
             "lose. Remedy: add it in a layer's call, or compile the model with it; or use technique 'weight'."

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tfx_compression.errors import ConfigError, ModelError
-from tfx_compression.kernels import ATTRIBUTES, Kernel
+from tfx_compression.kernels import KERNEL_ATTRIBUTES, Kernel
 from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.statistics import Statistics
 
@@ -169,7 +169,7 @@ def channel_axes(kernel: Kernel) -> tuple[int, ...]:
     The last one; of a transposed convolution the last but one; of a depthwise kernel input and multiplier; of an einsum
     all that are not summed over. A recurrent kernel's gates lie side by side in the last, one column each.
     """
-    return kernel.outputs if kernel.kind != "embedding" else kernel.outputs[-1:]
+    return kernel.output_axes if kernel.kind != "embedding" else kernel.output_axes[-1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,7 +291,7 @@ def _stored(plan: PruningPlan, kernels: Mapping[str, Kernel], layout: Mapping[st
 def _keys(kernels: Collection[str]) -> dict[str, str]:
     """What a kernel may be called in a file: its name, or that without `:0`, or the layer, where it is its only one."""
     stems = {name: name.split(":")[0] for name in kernels}
-    layers = [stem.rpartition("/")[0] for stem in stems.values() if stem.rpartition("/")[2] in ATTRIBUTES]
+    layers = [stem.rpartition("/")[0] for stem in stems.values() if stem.rpartition("/")[2] in KERNEL_ATTRIBUTES]
     short = {stem.rpartition("/")[0]: name for name, stem in stems.items()}
     keys = {layer: short[layer] for layer in layers if layer and layers.count(layer) == 1}
     return {**keys, **{stem: name for name, stem in stems.items()}, **{name: name for name in kernels}}

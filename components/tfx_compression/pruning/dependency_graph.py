@@ -84,10 +84,10 @@ class DependencyGraph:
                 "Remedy: build it with Sequential or the functional API; technique='weight' prunes any model."
             )
         self.model = model
-        leaves = kernels.leaves(model)
+        leaves = kernels.leaf_layers(model)
         self.names = {id(layer): name for name, layer in leaves.items()}
-        self._scales = {id(weight): name for name, layer in leaves.items() for weight in kernels.own_weights(layer)}
-        self._weights = {id(kernel.variable): name for name, kernel in kernels.of_keras(model).items()}
+        self._scales = {id(weight): name for name, layer in leaves.items() for weight in kernels.direct_weights(layer)}
+        self._weights = {id(kernel.variable): name for name, kernel in kernels.find_kernels(model).items()}
         self.channels = ChannelRegistry()
         self.unsupported: dict[str, str] = {}
         self._left_alone: dict[int, str] = {}
@@ -231,7 +231,7 @@ class DependencyGraph:
         """The path of a layer; of one that only holds others (an LSTM its cell), its own."""
         if id(layer) in self.names:
             return self.names[id(layer)]
-        inner = next(self.names[id(child)] for child in kernels.children(layer) if id(child) in self.names)
+        inner = next(self.names[id(child)] for child in kernels.sublayers(layer) if id(child) in self.names)
         return inner.rpartition("/")[0]
 
 

@@ -13,7 +13,7 @@ import tf_keras
 
 from tfx_compression.errors import ModelError
 from tfx_compression.keras_models import graph
-from tfx_compression.kernels import Kernel, children
+from tfx_compression.kernels import Kernel, sublayers
 from tfx_compression.pruning.plan import PruningPlan
 
 NORMALISATIONS = ("BatchNormalization", "SyncBatchNormalization", "LayerNormalization", "GroupNormalization")
@@ -131,7 +131,7 @@ class KerasStatistics(Sample):
                 kernel.kind in ("dense", "convolution", "transposed")
                 and getattr(kernel.layer, "bias", None) is not None
             ):
-                found[name] = [(kernel.variable, kernel.inputs), (kernel.layer.bias, ())]
+                found[name] = [(kernel.variable, kernel.input_axes), (kernel.layer.bias, ())]
         for name, layer in _normalisations(self._model, _by_layer(self._kernels.values())):
             beta = getattr(layer, "beta", None)
             found[name] = [(layer.gamma, ()), *([(beta, ())] if beta is not None else [])]
@@ -272,7 +272,7 @@ def _shown(layer: Any, wanted: Mapping[int, list[Kernel]]) -> list[tuple[Kernel,
     """The wanted kernels whose channels a layer's output shows, and how many columns each has for one of them."""
     shown = [(kernel, 1) for kernel in wanted.get(id(layer), ())]
     if gates := GATES.get(type(layer).__name__):
-        shown += [(kernel, gates) for cell in children(layer) for kernel in wanted.get(id(cell), ())]
+        shown += [(kernel, gates) for cell in sublayers(layer) for kernel in wanted.get(id(cell), ())]
     return shown
 
 

@@ -42,7 +42,7 @@ def mask(kernel: Kernel, scores: np.ndarray, sparsity: float, plan: PruningPlan)
     if plan.block == (1, 1):
         return _largest(scores, sparsity)
     kept = _largest(block_scores(kernel, scores, plan.block), sparsity)
-    rows, columns = kernel.matrix(scores).shape
+    rows, columns = kernel.to_matrix(scores).shape
     return kernel.from_matrix(kept.repeat(plan.block[0], 0).repeat(plan.block[1], 1)[:rows, :columns])
 
 
@@ -53,11 +53,11 @@ def carries(kernel: Kernel, plan: PruningPlan) -> bool:
     at N:M (nothing is summed over), or of a kernel of a single block.
     """
     if plan.n_of_m:
-        return bool(kernel.inputs) and kernel.shape[kernel.inputs[-1]] > plan.n_of_m[0]
+        return bool(kernel.input_axes) and kernel.shape[kernel.input_axes[-1]] > plan.n_of_m[0]
     if plan.block == (1, 1):
         return True
-    rows = math.prod(kernel.shape[axis] for axis in kernel.inputs)
-    columns = math.prod(kernel.shape[axis] for axis in kernel.outputs)
+    rows = math.prod(kernel.shape[axis] for axis in kernel.input_axes)
+    columns = math.prod(kernel.shape[axis] for axis in kernel.output_axes)
     return rows > plan.block[0] or columns > plan.block[1]
 
 
@@ -81,7 +81,7 @@ def block_scores(kernel: Kernel, scores: np.ndarray, block: tuple[int, int]) -> 
 
     What sticks out of the matrix at the last blocks counts for nothing.
     """
-    averages = kernel.matrix(scores)
+    averages = kernel.to_matrix(scores)
     for axis, size in enumerate(block):
         starts = np.arange(0, averages.shape[axis], size)
         counts = np.minimum(averages.shape[axis] - starts, size).reshape((-1, 1) if axis == 0 else (1, -1))
@@ -99,8 +99,8 @@ def _largest(scores: np.ndarray, sparsity: float) -> np.ndarray:
 
 def _groups(kernel: Kernel, values: np.ndarray, size: int) -> np.ndarray:
     """`values` as [runs, groups, size], each run along the input channels; the least fills up the last group."""
-    depth = kernel.shape[kernel.inputs[-1]]
-    runs = kernel.matrix(values).T.reshape(-1, depth)
+    depth = kernel.shape[kernel.input_axes[-1]]
+    runs = kernel.to_matrix(values).T.reshape(-1, depth)
     padded = np.pad(runs, ((0, 0), (0, -depth % size)), constant_values=False if values.dtype == bool else -np.inf)
     return padded.reshape(len(runs), -1, size)
 
@@ -110,6 +110,6 @@ def _n_of_m(groups: np.ndarray, n: int, kernel: Kernel) -> np.ndarray:
     chosen = np.argsort(-groups, axis=-1, kind="stable")[..., :n]
     kept = np.zeros(groups.shape, bool)
     np.put_along_axis(kept, chosen, True, axis=-1)
-    depth = kernel.shape[kernel.inputs[-1]]
-    outputs = math.prod(kernel.shape[axis] for axis in kernel.outputs)
+    depth = kernel.shape[kernel.input_axes[-1]]
+    outputs = math.prod(kernel.shape[axis] for axis in kernel.output_axes)
     return kept.reshape(len(groups), -1)[:, :depth].reshape(outputs, -1).T

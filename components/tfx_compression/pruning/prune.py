@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.keras_models import model_size
 from tfx_compression.keras_models.metric_names import smaller_is_better
-from tfx_compression.model_handle import ModelHandle, compile_as, wrap
+from tfx_compression.model_handle import ModelHandle, copy_compilation, wrap
 from tfx_compression.model_handle.compressed import Compressed, Summary
 from tfx_compression.pruning import criteria, sensitivity
 from tfx_compression.pruning.allocation import allocate
@@ -118,7 +118,7 @@ def prune(
         kept = {name: int(stays.sum()) for name, stays in choices.items()}
         left = channels_left(technique.structure, choices)
         result = technique.apply(choices)
-        compile_as(trained.model, result)
+        copy_compilation(trained.model, result)
         after = model_size.measure(result)
     else:
         masks = technique.masks(sparsities)

@@ -7,6 +7,7 @@ import numpy as np
 
 from tfx_compression.errors import ModelError
 from tfx_compression.keras_models import clone, graph
+from tfx_compression.keras_models.library import keras_library
 from tfx_compression.pruning.channel_map import KeepFn
 from tfx_compression.pruning.dependency_graph import DependencyGraph
 
@@ -68,11 +69,11 @@ class _Rebuilt:
         tensors = dict(zip(map(id, model.inputs), new_inputs, strict=True))
         for call in graph.calls(model):
             layer = self._layer(call, tensors)
-            args, kwargs = graph.replaced((call.args, call.kwargs), lambda tensor: tensors[id(tensor)])
+            args, kwargs = graph.map_tensors((call.args, call.kwargs), lambda tensor: tensors[id(tensor)])
             outputs = graph.flat_tensors(layer(*args, **kwargs))
             tensors.update(zip(map(id, call.outputs), outputs, strict=True))
-        built = clone.keras_of(model).Model(
-            *(graph.replaced(each, lambda tensor: tensors[id(tensor)]) for each in graph.arguments(model)),
+        built = keras_library(model).Model(
+            *(graph.map_tensors(each, lambda tensor: tensors[id(tensor)]) for each in graph.io_structures(model)),
             name=model.name,
         )
         for old in model.layers:
@@ -120,7 +121,7 @@ class _Rebuilt:
         """Copies what stays of a layer's weights, and its other state."""
         if graph.is_functional(old):
             return  # filled when it was built
-        clone.freeze_alike(old, new)  # Keras 2 has the weights that are trained first
+        clone.copy_trainable(old, new)  # Keras 2 has the weights that are trained first
         for before, after in zip(old.weights, new.weights, strict=True):
             if not hasattr(before, "numpy"):
                 continue  # a vocabulary
@@ -130,7 +131,7 @@ class _Rebuilt:
                 if not stays.all():
                     values = np.compress(stays, values, each.axis)
             after.assign(values)
-        clone.finish(new)
+        clone.finalize_state(new)
 
 
 def _input_names(model: Any) -> list[str]:

@@ -15,9 +15,15 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from tfx_compression.errors import ModelError
 from tfx_compression.keras_models.keras3 import LOADING_FAILURES
-from tfx_compression.keras_models.model_size import LayerSize, ModelSize, other_row, row, whole
+from tfx_compression.keras_models.model_size import (
+    LayerSize,
+    ModelSize,
+    measure_kernel,
+    measure_other_weights,
+    total_size,
+)
 from tfx_compression.kernels import Kernel, variable_uses
-from tfx_compression.kernels.variable_uses import Use
+from tfx_compression.kernels.variable_uses import VariableUse
 from tfx_compression.saved_models.feature_signatures import SIGNATURE
 
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -71,7 +77,7 @@ class SavedModel:
         found = {}
         for name, variable in self.variables.items():
             if (use := self._multiplication(variable)) is not None:
-                found[name] = Kernel(name, variable, use.kind, use.inputs, use.outputs)  # type: ignore[arg-type]
+                found[name] = Kernel(name, variable, use.kind, use.input_axes, use.output_axes)  # type: ignore[arg-type]
         return found
 
     @property
@@ -94,7 +100,7 @@ class SavedModel:
         another kernel between, whatever the order in which the graph reads them.
         """
         keys = {id(kernel.variable.handle): name for name, kernel in self.kernels.items()}
-        first, last = variable_uses.ends(next(iter(self.signatures.values())), set(keys))
+        first, last = variable_uses.first_and_last_kernels(next(iter(self.signatures.values())), set(keys))
         return tuple(keys[key] for key in keys if key in first), tuple(keys[key] for key in keys if key in last)
 
     def measure(self) -> ModelSize:
@@ -107,11 +113,13 @@ class SavedModel:
             uses = self._uses.get(id(variable.handle), [])
             if name in self.kernels:
                 use = self._multiplication(variable)
-                rows.append(row(self.kernels[name], use.op if use else "", variable_uses.total(uses)))
+                rows.append(measure_kernel(self.kernels[name], use.op if use else "", variable_uses.total_macs(uses)))
             else:
-                rows.append(other_row(name, uses[0].op if uses else "Variable", int(np.prod(variable.shape))))
+                rows.append(
+                    measure_other_weights(name, uses[0].op if uses else "Variable", int(np.prod(variable.shape)))
+                )
         size = sum(int(np.prod(kernel.shape)) for kernel in self.kernels.values())
-        return whole(rows, size, (np.asarray(variable.numpy()) for variable in self.variables.values()))
+        return total_size(rows, size, (np.asarray(variable.numpy()) for variable in self.variables.values()))
 
     def save(self, path: str) -> None:
         """Writes the SavedModel with the variables' values as they are now.
@@ -132,19 +140,19 @@ class SavedModel:
         _write_variables(os.path.join(self.path, *_VARIABLES), os.path.join(path, *_VARIABLES), keys)
 
     @functools.cached_property
-    def _uses(self) -> dict[int, list[Use]]:
-        found: dict[int, list[Use]] = {}
+    def _uses(self) -> dict[int, list[VariableUse]]:
+        found: dict[int, list[VariableUse]] = {}
         for signature in self.signatures.values():
-            for key, uses in variable_uses.of_function(signature).items():
+            for key, uses in variable_uses.find_uses(signature).items():
                 found.setdefault(key, uses)
         return found
 
-    def _multiplication(self, variable: tf.Variable) -> Use | None:
+    def _multiplication(self, variable: tf.Variable) -> VariableUse | None:
         """The use that makes a variable a kernel: one that sums over an axis, before a look-up."""
         if len(variable.shape) < 2 or not variable.dtype.is_floating:
             return None
         known = [use for use in self._uses.get(id(variable.handle), []) if use.kind is not None]
-        return max(known, key=lambda use: len(use.inputs) > 0, default=None)
+        return max(known, key=lambda use: len(use.input_axes) > 0, default=None)
 
 
 def load(path: str) -> SavedModel:
@@ -177,10 +185,10 @@ def same_place(path: str, other: str) -> bool:
     return os.path.realpath(path) == os.path.realpath(other)
 
 
-def _multiplies(use: Use, dtype: tf.DType) -> bool:
+def _multiplies(use: VariableUse, dtype: tf.DType) -> bool:
     if dtype.is_floating:
         return use.op not in _ADDING
-    return bool(use.inputs) or use.op in (*_ADDING, *_SCALING)  # whole numbers also look things up and count
+    return bool(use.input_axes) or use.op in (*_ADDING, *_SCALING)  # whole numbers also look things up and count
 
 
 def _unique(name: str, taken: Mapping[str, Any]) -> str:

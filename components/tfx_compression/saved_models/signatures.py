@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfx_compression.errors import ModelError
-from tfx_compression.keras_models import graph, keras3
+from tfx_compression.keras_models import graph
+from tfx_compression.keras_models.library import is_keras3
 from tfx_compression.kernels import variable_uses
 from tfx_compression.saved_models.saved_model import SavedModel
 
@@ -189,16 +190,16 @@ def _through(network: Any, features: Any) -> list[Any]:
 
 
 def _call(network: Any, inputs: list[Any]) -> list[Any]:
-    results = network(tf.nest.pack_sequence_as(graph.arguments(network)[0], inputs), training=False)
+    results = network(tf.nest.pack_sequence_as(graph.io_structures(network)[0], inputs), training=False)
     return list(tf.nest.flatten(results))
 
 
 def _input_names(network: Any) -> list[str]:
-    return [tensor.name for tensor in network.inputs] if keras3.is_model(network) else list(network.input_names)
+    return [tensor.name for tensor in network.inputs] if is_keras3(network) else list(network.input_names)
 
 
 def _output_names(network: Any) -> list[str]:
-    if not keras3.is_model(network):
+    if not is_keras3(network):
         return list(network.output_names)
     names = [operation.name for operation in (tensor._keras_history.operation for tensor in network.outputs)]
     return names if len(set(names)) == len(names) else [f"output_{index}" for index in range(len(names))]
@@ -242,7 +243,7 @@ def _arguments(place: str, signature: Any) -> dict[str, tf.TensorSpec]:
 def _parsed(place: str, signature: Any) -> dict[str, Any]:
     """What the signature's graph parses of tf.Examples, as tf.io.parse_example takes it; empty where it doesn't."""
     spec: dict[str, Any] = {}
-    for op in variable_uses.flatten(signature).graph.get_operations():
+    for op in variable_uses.inline_calls(signature).graph.get_operations():
         if not op.type.startswith("Parse"):
             continue
         if op.type != "ParseExampleV2" or len(signature.structured_input_signature[1]) != 1:

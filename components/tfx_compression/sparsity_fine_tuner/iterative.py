@@ -300,7 +300,7 @@ class _Rounds:
 
     def _stored(self, number: int) -> ModelHandle:
         view = model_handle.load(os.path.join(self._place(number), _NETWORK), self._session.custom_objects)
-        model_handle.compile_as(self._session.trained.model, view.model)
+        model_handle.copy_compilation(self._session.trained.model, view.model)
         return view
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfx_compression.errors import ConfigError
 from tfx_compression.keras_models import graph
-from tfx_compression.keras_models.clone import keras_of
+from tfx_compression.keras_models.library import keras_library
 from tfx_compression.model_handle import ModelHandle
 from tfx_compression.sparsity_fine_tuner.config import Distillation
 from tfx_compression.sparsity_fine_tuner.trainee import Lesson, layer_output
@@ -156,7 +156,7 @@ def _forms(config: Distillation, trained: ModelHandle, network: Any) -> list[str
             )
         return [_form(config.outputs, "", None, shape) for shape in _ends_of(trained, None)[1].shapes]
     loss = getattr(network, "loss", None) or getattr(trained.model, "loss", None)
-    tensors, outputs = graph.flat_tensors(graph.arguments(network)[1]), _ends_of(trained, network)[1]
+    tensors, outputs = graph.flat_tensors(graph.io_structures(network)[1]), _ends_of(trained, network)[1]
     return [
         _form(config.outputs, _activation(network, tensor), _cross_entropy(_loss_at(loss, name, place)), shape)
         for place, (tensor, name, shape) in enumerate(zip(tensors, outputs.names, outputs.shapes, strict=True))
@@ -201,7 +201,7 @@ def _activation(network: Any, tensor: Any) -> str:
             if output is not tensor:
                 continue
             if graph.is_functional(call.layer):
-                return _activation(call.layer, graph.flat_tensors(graph.arguments(call.layer)[1])[place])
+                return _activation(call.layer, graph.flat_tensors(graph.io_structures(call.layer)[1])[place])
             name = _activation_of(call.layer)
             if name == "linear" and type(call.layer).__name__ == "Activation":  # only changes the dtype
                 return _activation(network, call.inputs[0])
@@ -318,9 +318,9 @@ def _asked_network(teacher: ModelHandle, features: Sequence[str], inputs: _Ends,
     own_inputs, own_outputs = _ends_of(teacher, network)
     fed = _places("inputs", inputs, own_inputs, teacher)
     told = _places("outputs", outputs, own_outputs, teacher)
-    takes, gives = graph.arguments(network)
+    takes, gives = graph.io_structures(network)
     wanted = [*graph.flat_tensors(gives), *(layer_output(network, name) for name in features)]
-    seeing = keras_of(network).Model(takes, wanted)
+    seeing = keras_library(network).Model(takes, wanted)
 
     def ask(x: Any) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         values = inputs.flat(x)
@@ -346,7 +346,7 @@ def _asked_model(teacher: ModelHandle, outputs: _Ends) -> _Ask:
 def _ends_of(trained: ModelHandle, network: Any) -> tuple[_Ends, _Ends]:
     """The inputs and outputs of a network, or of the first signature of a SavedModel."""
     if network is not None:
-        takes, gives = graph.arguments(network)
+        takes, gives = graph.io_structures(network)
         names = getattr(network, "input_names", None) or [tensor.name for tensor in network.inputs]
         return _ends(takes, names), _ends(gives, network.output_names)
     if trained.kind != "saved_model":

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from tfx_compression.errors import ModelError
-from tfx_compression.keras_models.clone import keras_of
+from tfx_compression.keras_models.library import keras_library
 from tfx_compression.keras_models.metric_names import smaller_is_better
 from tfx_compression.sparsity_fine_tuner import trainee
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
@@ -169,7 +169,7 @@ class _Run:
         self._kept = Kept(os.path.join(folder, "best"), trainee.unique([*job.model.weights, *held]))
         self._source: Iterator[Any] | None = None
         self._checkpoints = Checkpoints(folder, trainee.of_replicas(own)) if job.folder else None
-        library = keras_of(job.model)
+        library = keras_library(job.model)
         self._callbacks = library.callbacks.CallbackList(
             [*job.callbacks], model=job.model, epochs=job.config.epochs, steps=steps // job.config.epochs, verbose=0
         )

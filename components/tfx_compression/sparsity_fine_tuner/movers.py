@@ -156,7 +156,7 @@ class Dynamic:
             found = np.abs(kernel.values), np.abs(gradients[name]), mask.astype(np.float32)
             weights, growth, active = (block_scores(kernel, values, block) for values in found)
             chosen = drop_and_grow(weights, growth, active > 0.5, share)
-            rows, columns = kernel.matrix(mask).shape
+            rows, columns = kernel.to_matrix(mask).shape
             moved[name] = kernel.from_matrix(chosen.repeat(block[0], 0).repeat(block[1], 1)[:rows, :columns])
         self._zeros.exchange(moved)
         return True

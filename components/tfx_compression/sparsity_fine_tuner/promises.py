@@ -9,7 +9,7 @@ import numpy as np
 from tfx_compression import model_handle
 from tfx_compression.errors import ModelError
 from tfx_compression.keras_models.model_size import ModelSize
-from tfx_compression.model_handle.compressed import require_zeros
+from tfx_compression.model_handle.compressed import require_masked_zeros
 from tfx_compression.pruning.masks import check_pattern
 from tfx_compression.pruning.record import PruningRecord
 from tfx_compression.saved_models import saved_model, signatures
@@ -41,7 +41,7 @@ def check(
     """
     written = model_handle.load(path, custom_objects)
     size = written.measure()
-    require_zeros(written, tuned.masks, "the fine-tuned model as written")
+    require_masked_zeros(written, tuned.masks, "the fine-tuned model as written")
     if not record.plan.structured:
         _require_sparsity(written, tuned, record)
     promised = tuned.summary.after

@@ -15,8 +15,9 @@ import tf_keras
 
 from tfx_compression import kernels
 from tfx_compression.errors import ModelError
-from tfx_compression.keras_models import graph, keras3
-from tfx_compression.keras_models.clone import clone_layer, finish, freeze_alike, input_like
+from tfx_compression.keras_models import graph
+from tfx_compression.keras_models.clone import clone_layer, copy_trainable, finalize_state, input_like
+from tfx_compression.keras_models.library import is_keras3
 from tfx_compression.kernels import Kernel
 from tfx_compression.model_handle.compressed import Masks
 from tfx_compression.tflite import conversion, flatbuffer
@@ -53,14 +54,14 @@ def aware(network: Any) -> Aware:
     Raises:
       ModelError: for a Keras 3 network, or one without a layer that tfmot can quantize.
     """
-    if keras3.is_model(network):
+    if is_keras3(network):
         raise ModelError(
             f"The model {network.name!r} is of Keras 3, and tfmot makes only Keras 2 models quantization-aware. "
             f"Remedy: a tf_keras model in Trainer, or {_OTHERWISE}."
         )
-    if any(kernels.is_wrapper(layer) for layer in network.layers):
+    if any(kernels.is_quantize_wrapper(layer) for layer in network.layers):
         return Aware(network, ())
-    inputs, outputs = graph.arguments(network)
+    inputs, outputs = graph.io_structures(network)
     flat = tf_keras.Model(network.inputs, network.outputs, name=network.name)  # tfmot loses dicts
     reasons = _reasons(flat)
     wanted = [layer.name for layer in _layers(flat) if layer.name not in reasons]
@@ -118,7 +119,7 @@ def _activation_quantizers(network: Any) -> Iterator[tuple[Any, str]]:
     for layer in network._flatten_layers(include_self=False):
         if type(layer).__name__ == "QuantizeLayer" and layer.quantizer is not None:
             yield layer, "quantizer"
-        elif kernels.is_wrapper(layer):
+        elif kernels.is_quantize_wrapper(layer):
             yield from ((activation, "quantizer") for activation in layer._quantize_activations)
             if layer._output_quantizers:
                 yield layer, "_output_quantizers"
@@ -139,8 +140,10 @@ def zeros_after_conversion(path: str, own: Mapping[str, Kernel], masks: Masks) -
     Raises:
       ModelError: where those are not all, or the model can't be converted.
     """
-    content = conversion.convert(path, "dynamic")  # without calibration, so by the ranges that the model brings
-    weights = list(flatbuffer.contents(content).weights.values())
+    content = conversion.convert_in_worker(
+        path, "dynamic"
+    )  # without calibration, so by the ranges that the model brings
+    weights = list(flatbuffer.read_contents(content).weights.values())
     zeros, apart = {}, {}
     for name, mask in masks.items():
         pruned = int(mask.size - np.count_nonzero(mask))
@@ -168,7 +171,7 @@ def _zeros(kernel: Kernel, mask: np.ndarray, weights: list[np.ndarray]) -> int |
 
     TFLite lays a kernel out with the axes that are summed over last, a depthwise one as Keras does.
     """
-    pruned = ~kernel.matrix(mask)
+    pruned = ~kernel.to_matrix(mask)
     counts = [
         int(np.count_nonzero(weight.ravel()[order.ravel()] == 0))
         for weight in weights
@@ -271,9 +274,9 @@ def _quantized(network: Any, names: set[str]) -> Any:
     draft = _with_layers(network, inputs, annotated)
     for layer in _layers(network):
         copy = copies[layer.name]
-        freeze_alike(layer, copy)
+        copy_trainable(layer, copy)
         copy.set_weights(layer.get_weights())
-        finish(copy)
+        finalize_state(copy)
     with tf_keras.utils.custom_object_scope({stand_in.__name__: stand_in}):
         made = quantization.quantize_apply(draft, quantized_layer_name_prefix="")
     return _with_layers(made, made.inputs, _settled)
@@ -284,7 +287,7 @@ def _with_layers(network: Any, inputs: list[Any], change: Callable[[Any], Any]) 
     layers = {layer.name: change(layer) for layer in _layers(network)}
     tensors = {id(old): new for old, new in zip(network.inputs, inputs, strict=True)}
     for call in graph.calls(network):
-        args, kwargs = graph.replaced((call.args, call.kwargs), lambda tensor: tensors[id(tensor)])
+        args, kwargs = graph.map_tensors((call.args, call.kwargs), lambda tensor: tensors[id(tensor)])
         answer = layers[call.layer.name](*args, **kwargs)
         tensors.update({id(old): new for old, new in zip(call.outputs, graph.flat_tensors(answer), strict=True)})
     return tf_keras.Model(inputs, [tensors[id(old)] for old in network.outputs], name=network.name)
@@ -331,7 +334,7 @@ def _settled(layer: Any) -> Any:
 
     if hasattr(layer, "stays"):
         return layer.stays
-    if not kernels.is_wrapper(layer):
+    if not kernels.is_quantize_wrapper(layer):
         return layer
     registry = tfmot.quantization.keras.default_8bit.Default8BitQuantizeRegistry()
     if type(layer.quantize_config).__name__ == "NoOpQuantizeConfig" and registry.supports(layer.layer):
@@ -348,7 +351,7 @@ def _round_weights(network: Any) -> None:
     tfmot starts the former at -6..6, and its wrapper trains whatever it wraps.
     """
     for layer in network._flatten_layers(include_self=False):
-        if not kernels.is_wrapper(layer):
+        if not kernels.is_quantize_wrapper(layer):
             continue
         for weight, quantizer, ranges in layer._weight_vars:
             quantizer(weight, True, ranges)

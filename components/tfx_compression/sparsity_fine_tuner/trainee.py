@@ -12,10 +12,11 @@ import tensorflow as tf
 import tf_keras
 
 from tfx_compression.errors import ConfigError, ModelError
-from tfx_compression.keras_models import graph, keras2, keras3
-from tfx_compression.keras_models.clone import clone_layer, keras_of
-from tfx_compression.kernels.variable_uses import last_operation
-from tfx_compression.model_handle import ModelHandle, compile_as
+from tfx_compression.keras_models import graph, keras2
+from tfx_compression.keras_models.clone import clone_layer
+from tfx_compression.keras_models.library import is_keras3, keras_library
+from tfx_compression.kernels.variable_uses import output_op_type
+from tfx_compression.model_handle import ModelHandle, copy_compilation
 from tfx_compression.saved_models.saved_model import SavedModel
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 
@@ -40,12 +41,12 @@ def of_network(trained: ModelHandle, network: Any, config: FineTuning, taps: tup
       ModelError: where there is no loss, or no such layer.
     """
     _require_own_loss_kept(trained.model, network is trained.network)
-    model = _class_of(network)(*graph.arguments(network), name=network.name)
-    for layer in graph.added_losses(trained.model):
+    model = _class_of(network)(*graph.io_structures(network), name=network.name)
+    for layer in graph.add_loss_layers(trained.model):
         model.add_loss(layer.input)
     if taps:
         model.see(_tap(network, taps))
-    compile_as(trained.model, model)
+    copy_compilation(trained.model, model)
     if getattr(model, "optimizer", None) is None or (model.loss is None and not model.losses):
         raise ModelError(
             "The model was saved without being compiled (or with include_optimizer=False), so there is no loss to "
@@ -54,14 +55,14 @@ def of_network(trained: ModelHandle, network: Any, config: FineTuning, taps: tup
         )
     # Set before the first step; a schedule of the Trainer's is replaced, which assigning a rate to it could not.
     model.optimizer = _optimizer(model, config)
-    if keras3.is_model(model):
+    if is_keras3(model):
         model.jit_compile = False  # the loop compiles the step
     return model
 
 
 def _require_own_loss_kept(model: Any, same_graph: bool) -> None:
     """Raises ModelError for a loss of symbolic tensors that a network of another graph would lose."""
-    if graph.added_losses(model) and not same_graph:
+    if graph.add_loss_layers(model) and not same_graph:
         raise ModelError(
             f"The model {model.name!r} has a loss of its own (add_loss on a tensor), which another network would lose. "
             "Remedy: add it in a layer's call, or mode 'fixed', 'gradual', 'dynamic' or 'cluster'."
@@ -70,7 +71,7 @@ def _require_own_loss_kept(model: Any, same_graph: bool) -> None:
 
 def require_known_step(model: Any) -> None:
     """Raises ModelError for a model of a class that trains in its own way, which would be replaced silently."""
-    base = keras_of(model).Model
+    base = keras_library(model).Model
     own = [name for name in ("train_step", "compute_loss") if getattr(type(model), name) is not getattr(base, name)]
     if own:
         raise ModelError(
@@ -112,7 +113,7 @@ def _loss_of(saved: SavedModel, name: str | None) -> Any:
     }
     if name not in classes:
         return name
-    made_by = last_operation(next(iter(saved.signatures.values())))
+    made_by = output_op_type(next(iter(saved.signatures.values())))
     if made_by not in (*_LINEAR, *_PROBABILITIES):
         raise ModelError(
             f"Whether the SavedModel in {saved.path} answers logits or probabilities can't be told: {made_by} makes "
@@ -134,7 +135,7 @@ def copied(network: Any, policy: str) -> Any:
         config = old.get_config()
         return clone_layer(old, config if id(old) in last or "dtype" not in config else {**config, "dtype": policy})
 
-    copy = keras_of(network).models.clone_model(network, clone_function=layer)
+    copy = keras_library(network).models.clone_model(network, clone_function=layer)
     copy.set_weights(network.get_weights())
     return copy
 
@@ -144,7 +145,7 @@ def variables(model: Any) -> list[tf.Variable]:
     found = [*getattr(model, "variables", model.weights)]
     for metric in getattr(model, "metrics", []):
         found += metric.variables
-    if not keras3.is_model(model):
+    if not is_keras3(model):
         for layer in model._flatten_layers():
             generator = getattr(getattr(layer, "_random_generator", None), "_generator", None)
             if generator is not None:
@@ -189,7 +190,7 @@ def of_replicas(values: Any) -> list[tf.Variable]:
 
 def seed_layers(model: Any, seed: int) -> None:
     """Has layers draw the seed's random numbers, by generators whose state is a variable, so that it can be kept."""
-    if keras3.is_model(model):
+    if is_keras3(model):
         generators = [each for layer in model._flatten_layers() for each in getattr(layer, "_seed_generators", ())]
         for place, generator in enumerate(generators):
             own = generator.get_config()["seed"]
@@ -219,7 +220,7 @@ def _is_method(value: Any) -> bool:
 
 def _optimizer(model: Any, config: FineTuning, default: str = "") -> Any:
     """The model's optimizer without its state, or the configuration's, at the configuration's rate."""
-    library = keras_of(model)
+    library = keras_library(model)
     name = config.optimizer or default
     try:
         made = library.optimizers.get(name) if name else model.optimizer
@@ -232,7 +233,7 @@ def _optimizer(model: Any, config: FineTuning, default: str = "") -> Any:
     scaled = config.mixed_precision == "mixed_float16" or (before is not None and _scales(before))
     if not scaled or _scales(fresh):
         return fresh
-    scaling = library.optimizers if keras3.is_model(model) else library.mixed_precision
+    scaling = library.optimizers if is_keras3(model) else library.mixed_precision
     return scaling.LossScaleOptimizer(fresh)  # small gradients would be zero in 16 bits
 
 
@@ -243,8 +244,8 @@ def _scales(optimizer: Any) -> bool:
 
 def _tap(network: Any, taps: tuple[str, ...]) -> Callable[[Any, Any], tuple[Any, dict[str, Any]]]:
     """The network as a function of (inputs, training) that also returns the outputs of some layers."""
-    inputs, outputs = graph.arguments(network)
-    tapped = keras_of(network).Model(inputs, [outputs, [layer_output(network, name) for name in taps]])
+    inputs, outputs = graph.io_structures(network)
+    tapped = keras_library(network).Model(inputs, [outputs, [layer_output(network, name) for name in taps]])
 
     def call(features: Any, training: Any) -> tuple[Any, dict[str, Any]]:
         answer, seen = tapped(features, training=training)
@@ -269,7 +270,7 @@ def layer_output(network: Any, name: str) -> Any:
 
 
 def _class_of(network: Any) -> Any:
-    return _trainee(keras_of(network).Model)
+    return _trainee(keras_library(network).Model)
 
 
 @functools.lru_cache

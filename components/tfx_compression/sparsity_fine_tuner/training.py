@@ -14,10 +14,10 @@ import tensorflow as tf
 import tf_keras
 
 from tfx_compression.errors import ConfigError, ModelError
-from tfx_compression.keras_models.clone import keras_of
+from tfx_compression.keras_models.library import keras_library
 from tfx_compression.kernels import Kernel
 from tfx_compression.model_handle import ModelHandle, wrap
-from tfx_compression.model_handle.compressed import Compressed, Masks, Summary, require_zeros
+from tfx_compression.model_handle.compressed import Compressed, Masks, Summary, require_masked_zeros
 from tfx_compression.pruning import criteria
 from tfx_compression.pruning.keras_statistics import KerasStatistics
 from tfx_compression.pruning.plan import PruningPlan
@@ -141,7 +141,7 @@ def fine_tune(
             "distribution 'none', or have Trainer save the Keras model."
         )
     masks = dict(masks) if masks is not None else _zeros_of(trained)
-    require_zeros(trained, masks, "the model before training")
+    require_masked_zeros(trained, masks, "the model before training")
     before = trained.measure()
     if checkpoints is not None:
         _require_same_training(checkpoints, config, plan)
@@ -175,7 +175,7 @@ def fine_tune(
     view = result.view
     if broken := trainee.finite(view.network if view.network is not None else _module(view)):
         raise ModelError(f"Weights of the trained model are not finite: {', '.join(broken)}.")
-    require_zeros(view, result.masks, "the model after training")
+    require_masked_zeros(view, result.masks, "the model after training")
     origin = origin or trained
     network = None if view is origin else view.network
     return Tuned(
@@ -434,7 +434,7 @@ def _require_same_training(folder: str, config: FineTuning, plan: PruningPlan | 
 def _compile(trained: ModelHandle, config: FineTuning, compile_fn: CompileFn | None) -> None:
     """Compiles the model as the user wants it, where they say so; everything else is compiled like it."""
     keras_model = trained.kind != "saved_model"
-    _require_known(config, keras_of(trained.model) if keras_model else tf_keras)
+    _require_known(config, keras_library(trained.model) if keras_model else tf_keras)
     if not keras_model:
         return
     if compile_fn is not None:

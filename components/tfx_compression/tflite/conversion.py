@@ -1,6 +1,6 @@
 """From a SavedModel to a TFLite model, by TensorFlow's converter, which can end the process that it runs in.
 
-`convert` gives it a process of its own; the other functions are for processes that are there for that.
+`convert_in_worker` gives it a process of its own; the other functions are for processes that are there for that.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ from tensorflow.lite.python import convert as lite_convert
 from tfx_compression import worker
 from tfx_compression.errors import DataError, ModelError, WorkerError
 from tfx_compression.tflite import flatbuffer
-from tfx_compression.tflite.interpreter import SIGNATURE, fit
+from tfx_compression.tflite.interpreter import SIGNATURE, fit_feature
 
 _WORKER = "tfx_compression.tflite.convert_worker"
-MODEL = "model.tflite"  # in the folder that the worker is given
+MODEL_FILE = "model.tflite"  # in the folder that the worker is given
 _INTEGERS = {"int8": tf.int8, "int16x8": tf.int16}
 _FAKE_QUANTIZATION = re.compile(r"FakeQuantWithMinMax\w+|QuantizeAndDequantizeV\d")
 _LOOPS = re.compile(r"(Stateless)?(While|If|Case)")
@@ -34,7 +34,7 @@ class ConversionError(ModelError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ConversionOptions:
     """What the converter is asked for.
 
     Attributes:
@@ -60,7 +60,7 @@ class Options:
         return _INTEGERS[self.mode] if self.io == "integer" else tf.dtypes.as_dtype(self.io)
 
 
-def to_tflite(saved_model: str, options: Options, columns: Mapping[str, np.ndarray] | None = None) -> bytes:
+def to_tflite(saved_model: str, options: ConversionOptions, columns: Mapping[str, np.ndarray] | None = None) -> bytes:
     """The TFLite model of a SavedModel's signatures, made in this process.
 
     A quantization-aware model (with TensorFlow's fake quantization) keeps the ranges that it was trained in: it is not
@@ -124,7 +124,9 @@ def has_loops(saved_model: str, signatures: Sequence[str] = (SIGNATURE,)) -> boo
     return _SavedModel(saved_model).has_operation(signatures, _LOOPS)
 
 
-def with_ranges(content: bytes, options: Options, ranges: Mapping[str, tuple[float, float]]) -> bytes:
+def quantize_with_ranges(
+    content: bytes, options: ConversionOptions, ranges: Mapping[str, tuple[float, float]]
+) -> bytes:
     """An int8 model, made of a float one and the ranges of its activations, by what the converter itself calls.
 
     Args:
@@ -158,7 +160,7 @@ def with_ranges(content: bytes, options: Options, ranges: Mapping[str, tuple[flo
         activations[name].quantization = quantization
     worker.step("quantizing by ranges")
     quantized = lite_convert.mlir_quantize(
-        flatbuffer.packed(model),
+        flatbuffer.serialize(model),
         disable_per_channel=not options.per_channel,
         input_data_type=options.io_type,
         output_data_type=options.io_type,
@@ -185,7 +187,7 @@ def flex_operators(content: bytes) -> dict[str, tuple[str, ...]]:
             if code.startswith(b"Flex"):
                 layers = found.setdefault(code.decode(), [])
                 layer = (
-                    flatbuffer.layer_of(graph.tensors[operator.outputs[0]].name.decode())
+                    flatbuffer.layer_name(graph.tensors[operator.outputs[0]].name.decode())
                     if len(operator.outputs)
                     else ""
                 )
@@ -194,7 +196,7 @@ def flex_operators(content: bytes) -> dict[str, tuple[str, ...]]:
     return {name: tuple(layers) for name, layers in found.items()}
 
 
-def convert(path: str, mode: Literal["float32", "float16", "dynamic"]) -> bytes:
+def convert_in_worker(path: str, mode: Literal["float32", "float16", "dynamic"]) -> bytes:
     """The TFLite model of the `serving_default` of the SavedModel in `path`, made in another process.
 
     Its inputs are called `serving_default_<feature>`. It is run there once, on zeros.
@@ -208,7 +210,7 @@ def convert(path: str, mode: Literal["float32", "float16", "dynamic"]) -> bytes:
             worker.run(_WORKER, {"source": path, "mode": mode, "folder": folder}, task=task)
         except (ModelError, DataError, WorkerError) as error:
             raise ConversionError(str(error)) from error
-        with open(os.path.join(folder, MODEL), "rb") as file:
+        with open(os.path.join(folder, MODEL_FILE), "rb") as file:
             return file.read()
 
 
@@ -219,7 +221,7 @@ def _told(rows: Iterator[Any]) -> Iterator[Any]:
 
 
 def _rows(
-    inputs: Mapping[str, Mapping[str, tf.TensorSpec]], columns: Mapping[str, np.ndarray], options: Options
+    inputs: Mapping[str, Mapping[str, tf.TensorSpec]], columns: Mapping[str, np.ndarray], options: ConversionOptions
 ) -> Iterator[Any]:
     """What the converter calibrates on: batches of one signature by input, of several with the signature's name."""
     if not columns:
@@ -248,7 +250,7 @@ def _fitted(name: str, columns: Mapping[str, np.ndarray], spec: tf.TensorSpec, m
             "model, or choose mode 'dynamic'."
         )
     shape = [-1 if size is None else size for size in spec.shape] if spec.shape.rank else [-1]
-    return fit(name, columns, shape, False, model).astype(spec.dtype.as_numpy_dtype)
+    return fit_feature(name, columns, shape, False, model).astype(spec.dtype.as_numpy_dtype)
 
 
 class _SavedModel:
@@ -295,7 +297,7 @@ class _SavedModel:
         return found[name]
 
 
-def _explained(saved_model: str, options: Options, words: str) -> ConversionError:
+def _explained(saved_model: str, options: ConversionOptions, words: str) -> ConversionError:
     """What the converter said, with the operators that it lacks in front."""
     lacks = f"The model in {saved_model} can't be converted in mode {options.mode!r}: "
     if "element_shape to be static" in words:

@@ -1,4 +1,4 @@
-"""The converting process, started by `conversion.convert`."""
+"""The converting process, started by `conversion.convert_in_worker`."""
 
 import os
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import numpy as np
 
 from tfx_compression import worker
 from tfx_compression.saved_models.feature_signatures import feature_signature
-from tfx_compression.tflite.conversion import MODEL, Options, to_tflite
+from tfx_compression.tflite.conversion import MODEL_FILE, ConversionOptions, to_tflite
 from tfx_compression.tflite.interpreter import Interpreter
 
 
@@ -21,7 +21,7 @@ def main(request: Mapping[str, Any]) -> None:
     worker.step("cutting the signature out of the SavedModel")
     saved_model = os.path.join(request["folder"], "saved_model")
     feature_signature(request["source"]).save(saved_model)
-    content = to_tflite(saved_model, Options(request["mode"]))
+    content = to_tflite(saved_model, ConversionOptions(request["mode"]))
     worker.step("running the TFLite model for the first time")
     interpreter = Interpreter(content)
     interpreter.predict(
@@ -30,5 +30,5 @@ def main(request: Mapping[str, Any]) -> None:
             for name, tensor in interpreter.inputs.items()
         }
     )
-    with open(os.path.join(request["folder"], MODEL), "wb") as file:
+    with open(os.path.join(request["folder"], MODEL_FILE), "wb") as file:
         file.write(content)

@@ -12,11 +12,11 @@ from ai_edge_litert.tools import flatbuffer_utils  # TensorFlow 2.16's drops wha
 
 from tfx_compression.errors import ModelError
 
-FILE = "tflite"  # the name under Format-Serving/ that TFMA reads
+MODEL_FILE = "tflite"  # the name under Format-Serving/ that TFMA reads
 
 
 @dataclasses.dataclass(frozen=True)
-class Contents:
+class ModelContents:
     """What a flatbuffer holds.
 
     Attributes:
@@ -34,7 +34,7 @@ class Contents:
     scales: dict[str, np.ndarray]
     arena_bytes: int
 
-    def real(self, name: str) -> np.ndarray:
+    def real_weights(self, name: str) -> np.ndarray:
         """The weights called `name` as real numbers, in float32."""
         return self.weights[name].astype(np.float32) * self.scales[name]
 
@@ -82,7 +82,7 @@ def operators(model: Any) -> list[Operator]:
     }
 
     def layer(place: int) -> str:
-        found = layer_of(graph.tensors[place].name.decode())
+        found = layer_name(graph.tensors[place].name.decode())
         return outputs.get(place, found) if "PartitionedCall" in found else found  # the converter renames the last
 
     return [
@@ -102,7 +102,7 @@ def _op_name(model: Any, opcode: int) -> str:
     return custom.decode() if custom else str(flatbuffer_utils.opcode_to_name(model, opcode))
 
 
-def layer_of(tensor: str) -> str:
+def layer_name(tensor: str) -> str:
     """The layer that returns a tensor: `digits/conv_1/Relu;digits/conv_1/BiasAdd;…` is of `digits/conv_1`.
 
     A tensor without scopes in its name is its own.
@@ -111,7 +111,7 @@ def layer_of(tensor: str) -> str:
     return "/".join(scopes[:-1]) or tensor
 
 
-def contents(content: bytes) -> Contents:
+def read_contents(content: bytes) -> ModelContents:
     """Reads the operators and weights of a TFLite model without running it.
 
     Raises:
@@ -134,23 +134,23 @@ def parse(content: bytes) -> Any:
         raise ModelError(f"A damaged TFLite model of {len(content)} bytes: {error}") from error
 
 
-def sub_byte(model: Any) -> list[str]:
+def sub_byte_tensors(model: Any) -> list[str]:
     """The names of the tensors whose numbers have less than a byte each, of a parsed flatbuffer."""
     return [tensor.name.decode() for graph in model.subgraphs for tensor in graph.tensors if tensor.type in _SUB_BYTE]
 
 
-def packed(model: Any) -> bytes:
+def serialize(model: Any) -> bytes:
     """The flatbuffer of what `parse` returned, changed or not; all data lies in it."""
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
-def _contents(model: Any) -> Contents:
+def _contents(model: Any) -> ModelContents:
     ops: collections.Counter[str] = collections.Counter()
     float_ops: collections.Counter[str] = collections.Counter()
     weights: dict[str, np.ndarray] = {}
     scales: dict[str, np.ndarray] = {}
     for graph in model.subgraphs:
-        beside = {details.scales for tensor in graph.tensors if (details := blocks(tensor)) is not None}
+        beside = {details.scales for tensor in graph.tensors if (details := blockwise_quantization(tensor)) is not None}
         for operator in graph.operators:
             name = flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex)
             ops[name] += 1
@@ -173,7 +173,7 @@ def _contents(model: Any) -> Contents:
             name = layer if layer not in weights else f"{layer}/{index}"
             zero_point, scales[name] = _affine(model, graph, tensor)
             weights[name] = values - zero_point if zero_point.any() else values
-    return Contents(dict(ops), dict(float_ops), weights, scales, _arena(model))
+    return ModelContents(dict(ops), dict(float_ops), weights, scales, _arena(model))
 
 
 def _values(data: bytes, tensor: Any) -> np.ndarray:
@@ -225,7 +225,7 @@ def _dense(values: np.ndarray, sparsity: Any, shape: Any) -> np.ndarray:
     return dense
 
 
-def blocks(tensor: Any) -> Any:
+def blockwise_quantization(tensor: Any) -> Any:
     """How the blocks of a constant are quantized, as the schema has it; None where it has none."""
     details = tensor.quantization.details if tensor.quantization is not None else None
     return details if isinstance(details, schema.BlockwiseQuantizationT) else None
@@ -234,7 +234,7 @@ def blocks(tensor: Any) -> Any:
 def _affine(model: Any, graph: Any, tensor: Any) -> tuple[np.ndarray, np.ndarray]:
     """Zero point and scale of a constant, shaped to broadcast against it; 0 and 1 where it is not quantized so."""
     quantization = tensor.quantization
-    if (found := blocks(tensor)) is not None:
+    if (found := blockwise_quantization(tensor)) is not None:
         stored = graph.tensors[found.scales]
         scales = _values(bytes(model.buffers[stored.buffer].data), stored).astype(np.float32)
         return np.zeros([1] * len(tensor.shape), np.int16), np.repeat(scales, found.blockSize, axis=-1)
@@ -321,5 +321,5 @@ def _layer(graph: Any, weight: int) -> str:
     if tensor == weight:
         return own
     name = graph.tensors[tensor].name.decode()
-    layer = layer_of(name)
+    layer = layer_name(name)
     return layer if layer != name else own

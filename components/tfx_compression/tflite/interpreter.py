@@ -16,7 +16,7 @@ SIGNATURE = "serving_default"
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
+class TensorDetails:
     """An input or output.
 
     Attributes:
@@ -45,7 +45,7 @@ class Tensor:
         }
 
 
-def quantize(values: np.ndarray, tensor: Tensor) -> np.ndarray:
+def quantize(values: np.ndarray, tensor: TensorDetails) -> np.ndarray:
     """Real values as `tensor` stores them: divided by the scale, rounded half away from zero, shifted, saturated.
 
     As TFLite's reference kernel does (`reference_ops::AffineQuantize`). Values of an unquantized tensor are cast.
@@ -64,7 +64,7 @@ def quantize(values: np.ndarray, tensor: Tensor) -> np.ndarray:
     return np.clip(rounded, limits.min, limits.max, out=rounded).astype(tensor.dtype)
 
 
-def dequantize(values: np.ndarray, tensor: Tensor) -> np.ndarray:
+def dequantize(values: np.ndarray, tensor: TensorDetails) -> np.ndarray:
     """Stored values as real ones, in float32; those of an unquantized tensor as they are."""
     if not tensor.scale:
         return values
@@ -148,7 +148,7 @@ class Interpreter:
             raise ModelError(f"The TFLite model's inputs have batches of different fixed sizes: {sorted(fixed)}.")
         (size,) = fixed
         parts = [
-            self._invoke({name: padded(feed[start : start + size], size) for name, feed in feeds.items()})
+            self._invoke({name: pad_rows(feed[start : start + size], size) for name, feed in feeds.items()})
             for start in range(0, rows, size)
         ]
         return {name: np.concatenate([part[name] for part in parts])[:rows] for name in self.outputs}
@@ -161,9 +161,9 @@ class Interpreter:
             return lambda: self._call(feeds)
         return self._interpreter.invoke
 
-    def _feed(self, tensor: Tensor, features: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _feed(self, tensor: TensorDetails, features: Mapping[str, np.ndarray]) -> np.ndarray:
         strings = tensor.dtype.kind in "OSU"
-        values = fit(tensor.name, features, tensor.shape, strings, "TFLite model")
+        values = fit_feature(tensor.name, features, tensor.shape, strings, "TFLite model")
         return values if strings else quantize(values, tensor)
 
     def _invoke(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -190,7 +190,9 @@ class Interpreter:
         return {name: self._interpreter.get_tensor(tensor.index) for name, tensor in self.outputs.items()}
 
 
-def fit(name: str, features: Mapping[str, np.ndarray], shape: Sequence[int], strings: bool, model: str) -> np.ndarray:
+def fit_feature(
+    name: str, features: Mapping[str, np.ndarray], shape: Sequence[int], strings: bool, model: str
+) -> np.ndarray:
     """A feature in the shape in which a model takes it.
 
     Args:
@@ -259,11 +261,11 @@ def _load(content: bytes, num_threads: int, reference_kernels: bool) -> tuple[An
 
 def _needs_tensorflow(content: bytes) -> bool:
     """Whether there are TensorFlow's own operators; an error beside sub-byte weights, which it gets wrong."""
-    from tfx_compression.tflite.flatbuffer import parse, sub_byte
+    from tfx_compression.tflite.flatbuffer import parse, sub_byte_tensors
 
     model = parse(content)
     flex = [code.customCode.decode() for code in model.operatorCodes if (code.customCode or b"").startswith(b"Flex")]
-    packed = sub_byte(model)
+    packed = sub_byte_tensors(model)
     if flex and packed:
         raise ModelError(
             f"The TFLite model has weights of less than a byte ({packed[0]!r}), which LiteRT runs, and "
@@ -279,10 +281,10 @@ def _has_free_sizes(interpreter: Any) -> bool:
 
 
 def _refuse_blocks(content: bytes) -> None:
-    from tfx_compression.tflite.flatbuffer import blocks, parse
+    from tfx_compression.tflite.flatbuffer import blockwise_quantization, parse
 
     for tensor in (tensor for graph in parse(content).subgraphs for tensor in graph.tensors):
-        if blocks(tensor) is not None:
+        if blockwise_quantization(tensor) is not None:
             raise ModelError(
                 f"The weights {tensor.name.decode()!r} have scales of blocks, with which LiteRT's reference kernels "
                 "compute zeros. Remedy: reference_kernels=False, or block_size=0."
@@ -308,7 +310,7 @@ def _by_plain_name(details: Sequence[Mapping]) -> dict[str, Mapping]:
     }
 
 
-def padded(rows: np.ndarray, size: int) -> np.ndarray:
+def pad_rows(rows: np.ndarray, size: int) -> np.ndarray:
     """`rows` with the last one repeated up to `size`."""
     return rows if len(rows) == size else np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
 
@@ -317,11 +319,13 @@ def _described(feeds: Mapping[str, np.ndarray]) -> str:
     return ", ".join(f"{name} {list(feed.shape)}" for name, feed in feeds.items())
 
 
-def _tensors(details: Mapping[str, Mapping]) -> dict[str, Tensor]:
+def _tensors(details: Mapping[str, Mapping]) -> dict[str, TensorDetails]:
     return {name: _tensor(name, detail) for name, detail in details.items()}
 
 
-def _tensor(name: str, detail: Mapping) -> Tensor:
+def _tensor(name: str, detail: Mapping) -> TensorDetails:
     scale, zero_point = detail["quantization"]
     signature = tuple(int(size) for size in detail.get("shape_signature", detail["shape"]))
-    return Tensor(name, int(detail["index"]), np.dtype(detail["dtype"]), signature, float(scale), int(zero_point))
+    return TensorDetails(
+        name, int(detail["index"]), np.dtype(detail["dtype"]), signature, float(scale), int(zero_point)
+    )

@@ -138,7 +138,7 @@ class _Model:
         found = {}
         for name, tensor in self._inputs.items():
             strings = tensor.dtype.kind in "OSU"
-            values = interpreter.fit(name, columns, tensor.shape, strings, "TFLite model")
+            values = interpreter.fit_feature(name, columns, tensor.shape, strings, "TFLite model")
             if not strings:
                 values = values.astype(tensor.dtype)
             require_finite(name, values)

@@ -120,7 +120,7 @@ class _Job:
             ranges = calibration.observe(content, self.rows, config.calibration)
             self.inputs = ranges.inputs
         if config.mode == "int8":
-            return conversion.with_ranges(content, self._options("int8"), ranges.tensors if ranges else {})
+            return conversion.quantize_with_ranges(content, self._options("int8"), ranges.tensors if ranges else {})
         from tfx_compression.tflite_quantizer import recipes
 
         worker.step("quantizing layer by layer")
@@ -143,8 +143,8 @@ class _Job:
         content, self.pairs = equalization.equalize(content)
         return content
 
-    def _options(self, mode: Any) -> conversion.Options:
-        return conversion.Options(
+    def _options(self, mode: Any) -> conversion.ConversionOptions:
+        return conversion.ConversionOptions(
             mode=mode,
             io=self.config.io if mode in ("int8", "int16x8") else "float32",
             per_channel=self.config.per_channel,
@@ -173,7 +173,7 @@ class _Job:
         calibrated = self._calibrated(content)
         notes, warnings = self._said(calibrated)
         layers, differences = self._compared(content, notes)
-        contents = flatbuffer.contents(content)
+        contents = flatbuffer.read_contents(content)
         warnings += _of_floats(config.mode, contents.float_ops) + _of_noise(layers)
         self._took("prove", started)
         return QuantizationRecord(

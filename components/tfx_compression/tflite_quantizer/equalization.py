@@ -76,7 +76,7 @@ def equalize(content: bytes) -> tuple[bytes, tuple[EqualizedPair, ...]]:
         )
         for pair, spread in zip(pairs, before, strict=True)
     )
-    return flatbuffer.packed(model), record
+    return flatbuffer.serialize(model), record
 
 
 def _spread(ranges: np.ndarray) -> float:

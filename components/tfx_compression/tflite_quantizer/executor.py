@@ -62,7 +62,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         page = report.render(quantized.record)
         folder = artifacts.model_path(output)
         tf.io.gfile.makedirs(folder)
-        with tf.io.gfile.GFile(os.path.join(folder, flatbuffer.FILE), "wb") as file:
+        with tf.io.gfile.GFile(os.path.join(folder, flatbuffer.MODEL_FILE), "wb") as file:
             file.write(quantized.content)
         self._write_proof(output.uri, quantized, page)
         self._describe(output, model, quantized)

@@ -11,7 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfx_compression.errors import ModelError
 from tfx_compression.tflite import flatbuffer
-from tfx_compression.tflite.interpreter import Tensor, dequantize, fit, padded, quantize
+from tfx_compression.tflite.interpreter import TensorDetails, dequantize, fit_feature, pad_rows, quantize
 from tfx_compression.tflite_quantizer.config import Precision
 from tfx_compression.tflite_quantizer.record import LayerError
 
@@ -100,10 +100,12 @@ class _Graph:
         return [operator for operator in self.operators if operator.op not in _COPIES]
 
     @staticmethod
-    def _tensor(name: str, detail: Mapping[str, Any]) -> Tensor:
+    def _tensor(name: str, detail: Mapping[str, Any]) -> TensorDetails:
         scale, zero_point = detail["quantization"]
         shape = tuple(int(size) for size in detail.get("shape_signature", detail["shape"]))
-        return Tensor(name, int(detail["index"]), np.dtype(detail["dtype"]), shape, float(scale), int(zero_point))
+        return TensorDetails(
+            name, int(detail["index"]), np.dtype(detail["dtype"]), shape, float(scale), int(zero_point)
+        )
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> None:
         """Runs it on real values."""
@@ -244,7 +246,7 @@ def _batches(
 ) -> Iterator[Mapping[str, np.ndarray]]:
     """The rows in batches that both models take."""
     feeds = {
-        name: fit(name, columns, tensor.shape, tensor.dtype.kind in "OSU", "TFLite model")
+        name: fit_feature(name, columns, tensor.shape, tensor.dtype.kind in "OSU", "TFLite model")
         for name, tensor in original.inputs.items()
     }
     tensors = (*original.inputs.values(), *quantized.inputs.values())
@@ -253,4 +255,4 @@ def _batches(
     rows = min(map(len, feeds.values()))
     for start in range(0, rows, size):
         batch = {name: feed[start : min(start + size, rows)] for name, feed in feeds.items()}
-        yield {name: padded(feed, size) if fixed > 0 else feed for name, feed in batch.items()}
+        yield {name: pad_rows(feed, size) if fixed > 0 else feed for name, feed in batch.items()}

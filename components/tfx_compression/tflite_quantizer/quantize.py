@@ -15,7 +15,7 @@ from tfx_compression.errors import ModelError, WorkerError
 from tfx_compression.saved_models import feature_signatures
 from tfx_compression.saved_models.feature_signatures import FeatureSignature
 from tfx_compression.tflite import conversion, flatbuffer
-from tfx_compression.tflite.interpreter import Interpreter, Tensor
+from tfx_compression.tflite.interpreter import Interpreter, TensorDetails
 from tfx_compression.tflite_quantizer import conversion_worker, self_test, sources
 from tfx_compression.tflite_quantizer.calibration import require_finite
 from tfx_compression.tflite_quantizer.config import Quantization
@@ -60,9 +60,9 @@ class Quantized:
     content: bytes
     record: QuantizationRecord
     self_test: Mapping[str, np.ndarray]
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-    contents: flatbuffer.Contents
+    inputs: dict[str, TensorDetails]
+    outputs: dict[str, TensorDetails]
+    contents: flatbuffer.ModelContents
 
     @property
     def calibration_rows(self) -> int:
@@ -146,7 +146,9 @@ def quantize_saved_model(
     record = record.model_copy(
         update={"notes": (*notes, *rows.notes, *record.notes), "seconds": {"cut": cut, **record.seconds}}
     )
-    return Quantized(content, record, arrays, interpreter.inputs, interpreter.outputs, flatbuffer.contents(content))
+    return Quantized(
+        content, record, arrays, interpreter.inputs, interpreter.outputs, flatbuffer.read_contents(content)
+    )
 
 
 def parsed(signatures: Signatures) -> dict[str, tf.TensorSpec]:

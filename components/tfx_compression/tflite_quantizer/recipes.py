@@ -265,7 +265,7 @@ def _clipped(content: bytes, graph: Graph, indices: Iterable[int], per_channel: 
             scales = ternary_scales(kernel if per_channel else kernel.reshape(1, -1))
             clipped = np.clip(kernel, -scales, scales) if per_channel else np.clip(kernel, -scales[0], scales[0])
             buffer.data = np.frombuffer(clipped.astype(np.float32).tobytes(), np.uint8)
-    return flatbuffer.packed(model)
+    return flatbuffer.serialize(model)
 
 
 def ternary_scales(rows: np.ndarray) -> np.ndarray:
@@ -322,7 +322,7 @@ def _plain(content: bytes) -> bytes:
             taken, returned = tensors[operator.inputs[0]], tensors[operator.outputs[0]]
             if returned.shapeSignature is None:
                 returned.shapeSignature = taken.shapeSignature
-    return flatbuffer.packed(model)
+    return flatbuffer.serialize(model)
 
 
 def _add_io(recipe: _Recipe, graph: Graph, bits: Mapping[int, int], io: Io) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tfx_compression.errors import ModelError
-from tfx_compression.tflite.interpreter import Interpreter, Tensor, dequantize, quantize
+from tfx_compression.tflite.interpreter import Interpreter, TensorDetails, dequantize, quantize
 
 FILE = "self_test.npz"
 _INPUT, _OUTPUT, _FLOAT = "input/", "output/", "float/"
@@ -120,12 +120,12 @@ def _outputs(interpreter: Interpreter, arrays: Mapping[str, np.ndarray]) -> dict
     return {name: quantize(real, interpreter.outputs[name]) for name, real in interpreter.predict(feeds).items()}
 
 
-def _made(tensor: Tensor, rows: int, generator: np.random.Generator) -> np.ndarray:
+def _made(tensor: TensorDetails, rows: int, generator: np.random.Generator) -> np.ndarray:
     values = generator.uniform(size=(rows, *(max(size, 1) for size in tensor.shape[1:]))).astype(np.float32)
     return values if tensor.scale else values.astype(tensor.dtype)
 
 
-def _shaped(values: np.ndarray, tensor: Tensor) -> np.ndarray:
+def _shaped(values: np.ndarray, tensor: TensorDetails) -> np.ndarray:
     """[rows, …] in the shape that the model takes; free sizes are the values' own."""
     if -1 in tensor.shape[1:]:
         return values

@@ -38,7 +38,7 @@ def encode(
     """
     if not wanted:
         return content, SparseRecord(encoded=False, reason="not asked for")
-    if flatbuffer.sub_byte(flatbuffer.parse(content)):
+    if flatbuffer.sub_byte_tensors(flatbuffer.parse(content)):
         reason = "there are weights of less than a byte, on which TensorFlow's encoder crashes"
         return content, SparseRecord(encoded=False, reason=reason)
     encoded = conversion.encode_sparse(content)

@@ -123,7 +123,7 @@ def write(
     files = {output: f"labels_{number}.txt" for number, output in enumerate(labels)}
     metadata = Metadata(name, description, version, author, license, described, _PARSER)
     _attach(model, _Writer(files).written(metadata))
-    content = flatbuffer.packed(model)
+    content = flatbuffer.serialize(model)
     return _with_files(content, {file: labels[output] for output, file in files.items()})
 
 

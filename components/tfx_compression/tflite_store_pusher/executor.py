@@ -43,7 +43,7 @@ class Executor(base_executor.BaseExecutor):
             return
         model = artifacts.single(input_dict, "model")
         target = StoreTarget.merged(exec_properties["target"], {})
-        path = os.path.join(artifacts.model_path(model), flatbuffer.FILE)
+        path = os.path.join(artifacts.model_path(model), flatbuffer.MODEL_FILE)
         if not tf.io.gfile.exists(path):
             raise ModelError(
                 f"{model.uri} holds no TFLite model. Remedy: give TFLiteStorePusher an evaluator whose candidates are "

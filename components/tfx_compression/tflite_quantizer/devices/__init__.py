@@ -35,7 +35,7 @@ def judge(content: bytes, target: Target, max_arena_bytes: int | None = None) ->
     """
     model = flatbuffer.parse(content)
     graph, every = nodes(model), _every(model)
-    arena = flatbuffer.contents(content).arena_bytes
+    arena = flatbuffer.read_contents(content).arena_bytes
     delegates, problems = _JUDGES[target](graph, every)
     if max_arena_bytes is not None and arena > max_arena_bytes:
         problems.append(
