@@ -8,7 +8,7 @@ export UV_COMPILE_BYTECODE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline test test-fast test-next lint format bench constraints clean
+.PHONY: help setup pipeline test test-fast test-peers test-next lint format bench constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -16,6 +16,7 @@ help:  ## this list
 setup: .venv/.done  ## build .venv: finds or fetches Python 3.10 (or 3.11 on glibc >= 2.39) and installs everything
 
 .venv/.done: pyproject.toml constraints.txt .ci/find-python
+	@.ci/check-compiler
 	@test -x $(BIN)/python || { python=$$(.ci/find-python) && "$$python" -m venv .venv; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[kfp,dev]'
@@ -24,11 +25,14 @@ setup: .venv/.done  ## build .venv: finds or fetches Python 3.10 (or 3.11 on gli
 pipeline: setup  ## train, compress, evaluate and release scikit-learn's digits (ARGS="--help" lists the options)
 	@$(BIN)/python -m pipelines.local $(ARGS)
 
-test: setup  ## all tests, whole pipeline runs included
-	$(BIN)/python -m pytest $(ARGS)
+test: setup  ## the tests, whole pipelines included (15 minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not peers" -n auto --dist loadfile $(ARGS)
 
-test-fast: setup  ## the tests that run no pipeline, in under two minutes
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile $(ARGS)
+test-fast: setup  ## the tests that take less than a few seconds each (90 seconds on 2 cores)
+	$(BIN)/python -m pytest -m "not slow and not peers" -n auto --dist loadfile $(ARGS)
+
+test-peers: setup  ## the tests that need more than Python: compilers, servers, other runtimes
+	$(BIN)/python -m pytest -m peers $(ARGS)
 
 test-next:  ## all tests on the other TFX line (1.21, Python 3.11), in a Debian 13 chroot
 	.ci/test-next $(ARGS)

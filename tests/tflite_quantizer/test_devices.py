@@ -388,6 +388,7 @@ def test_what_is_no_model_is_refused():
         judge(b"nothing of the kind", "cpu")
 
 
+@pytest.mark.peers  # g++
 @pytest.mark.parametrize("size", [1, 12, 13, 1000])
 def test_a_compiled_c_array_has_the_bytes_of_the_model(tmp_path, size):
     content = np.random.default_rng(size).integers(0, 256, size).astype(np.uint8).tobytes()
