@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from tfx_compression import store
-from tfx_compression.terminal import output_to, working
+from tfx_compression.cli.terminal import output_to, working
 
 from pipelines.digits import settings
 from pipelines.quiet import Progress

@@ -7,10 +7,10 @@ from typing import Any
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 from rich.console import Console
 from tfx_compression import store as stores
+from tfx_compression.cli.terminal import evaluation_table
 from tfx_compression.compressed_evaluator import gate, report
 from tfx_compression.compressed_evaluator.evaluation import FILE, Evaluation
 from tfx_compression.lineage import Records, properties
-from tfx_compression.terminal import evaluation_table
 
 HEADINGS = {
     "edge": "For devices: TFLite models",

@@ -1,4 +1,4 @@
-"""A terminal that shows what a person needs, while everything that TensorFlow, Beam and TFX print goes to a file."""
+"""A terminal that shows only what people need, while the output of TensorFlow, Beam and TFX goes to a log."""
 
 import contextlib
 import logging
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def output_to(log: Path) -> Iterator[Console]:
-    """Sends this process's standard output and error, that of C++ and of child processes included, to `log`.
+    """Redirects standard output and error to a file, including that of C++ code and child processes.
+
+    Args:
+      log: Path of the file. It is overwritten.
 
     Yields:
-      A console on what was standard output before.
+      A console on the original standard output.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -43,34 +46,34 @@ def output_to(log: Path) -> Iterator[Console]:
 
 
 def working(console: Console, text: str) -> Live:
-    """A line that turns while something long runs; what is printed meanwhile goes where it went before."""
+    """Returns a spinner with a line of text, shown while the context is active. Other output isn't redirected."""
     spinner = Spinner("dots", text=text)
     return Live(spinner, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
 
 
 def evaluation_table(title: str, evaluation: "Evaluation") -> Table:
-    """An evaluation, narrow enough for a terminal of 80 columns."""
+    """Returns a table of the models of an evaluation, narrow enough for a terminal of 80 columns."""
     from tfx_compression.compressed_evaluator import report
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
     metric = report.metric_of(evaluation).replace("sparse_categorical_", "")
     for heading in ("model", metric, "drop", "bytes", "gzipped", "ms", "speed", "zeros", "verdict"):
         table.add_column(heading, justify="left" if heading in ("model", "verdict") else "right", no_wrap=True)
-    colours = {"chosen": "bold green", "held": "green", "refused": "red", "failed": "red"}
+    colors = {"chosen": "bold green", "held": "green", "refused": "red", "failed": "red"}
     for row in report.rows(evaluation):
         table.add_row(
             row.name.replace("baseline as", "  as"),
-            _shown(row.metric, "{:.4f}"),
-            _shown(row.drop.value if row.drop else None, "{:+.4f}"),
+            _formatted(row.metric, "{:.4f}"),
+            _formatted(row.drop.value if row.drop else None, "{:+.4f}"),
             f"{row.model.bytes:,}",
             f"{row.model.bytes_gzip:,}",
-            _shown(row.model.latency_ms, "{:.3f}"),
-            _shown(row.speedup, "{:.1f}x"),
-            _shown(row.model.sparsity, "{:.0%}"),
-            f"[{colours.get(row.verdict, 'default')}]{row.verdict}[/]",
+            _formatted(row.model.latency_ms, "{:.3f}"),
+            _formatted(row.speedup, "{:.1f}x"),
+            _formatted(row.model.sparsity, "{:.0%}"),
+            f"[{colors.get(row.verdict, 'default')}]{row.verdict}[/]",
         )
     return table
 
 
-def _shown(value: float | None, form: str) -> str:
+def _formatted(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)

@@ -1,0 +1,80 @@
+"""`tfx-compression store`: list, show, pull, promote, roll back and verify the models of a TFLite store."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from tfx_compression import store as stores
+from tfx_compression.cli.arguments import AsJson, Name, StoreUri, Version
+from tfx_compression.cli.output import print_rich
+
+app = typer.Typer(no_args_is_help=True, help="A TFLite store: list, pull, promote, roll back, verify.")
+
+Channel = Annotated[str, typer.Argument(help="Channel of the model.", metavar="CHANNEL")]
+
+
+@app.command("list")
+def list_versions(store_uri: StoreUri, as_json: AsJson = False) -> None:
+    """List the models with their versions and channels."""
+    store = stores.open(store_uri)
+    rows = [
+        {
+            "name": name,
+            "version": version,
+            "bytes": store.manifest(name, version).get("bytes", 0),
+            "channels": [channel for channel, pointed in store.channels(name).items() if pointed == version],
+        }
+        for name in store.names()
+        for version in store.versions(name)
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("name", "version", "bytes", "channels")
+    for row in rows:
+        table.add_row(str(row["name"]), str(row["version"]), f"{row['bytes']:,}", ", ".join(row["channels"]))
+    print_rich(table if rows else f"No models in {escape(store_uri)}.")
+
+
+@app.command()
+def show(store_uri: StoreUri, name: Name, version: Version) -> None:
+    """Print a version's manifest as JSON."""
+    print(json.dumps(stores.open(store_uri).manifest(name, version), indent=1, sort_keys=True))
+
+
+@app.command()
+def pull(
+    store_uri: StoreUri,
+    name: Name,
+    to: Annotated[Path, typer.Argument(help="File to write.")],
+    channel: Annotated[str, typer.Option(help="Channel to pull from.")] = "stable",
+    version: Annotated[int | None, typer.Option(help="Version to pull instead of the channel's.")] = None,
+) -> None:
+    """Write a version's model to a file, after checking it against its manifest."""
+    pulled = stores.open(store_uri).pull(name, to, channel=channel, version=version)
+    print_rich(f"{escape(name)} {pulled} in {escape(str(to))}")
+
+
+@app.command()
+def promote(store_uri: StoreUri, name: Name, version: Version, channel: Channel) -> None:
+    """Point a channel at a version."""
+    stores.open(store_uri).promote(name, version, channel)
+    print_rich(f"{escape(channel)} of {escape(name)} is version {version}")
+
+
+@app.command()
+def rollback(store_uri: StoreUri, name: Name, channel: Channel) -> None:
+    """Point a channel back at its previous version."""
+    version = stores.open(store_uri).rollback(name, channel)
+    print_rich(f"{escape(channel)} of {escape(name)} is version {version} again")
+
+
+@app.command()
+def verify(store_uri: StoreUri, name: Name, version: Version) -> None:
+    """Check a version's model against its manifest."""
+    stores.open(store_uri).verify(name, version)
+    print_rich(f"{escape(name)} {version} matches its manifest")
