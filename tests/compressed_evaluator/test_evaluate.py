@@ -197,7 +197,7 @@ def test_outputs_of_another_shape_are_refused_by_name(made, tmp_path):
 
 def test_an_empty_eval_split_is_named(made, tmp_path):
     write_rows(tmp_path / "empty.tfrecord", np.empty([0, 4]), np.empty([0]))
-    with pytest.raises(DataError, match=r"empty.tfrecord.*Remedy"):
+    with pytest.raises(DataError, match=r"not one tf.Example in .*empty.tfrecord.*Remedy"):
         tfc.evaluate({"a": made["model"]}, str(tmp_path / "empty.tfrecord"), "label", baseline=made["model"])
     with pytest.raises(DataError, match=r"not one tf\.Example"):
         tfc.evaluate({"a": made["model"]}, str(tmp_path / "nothing-*"), "label", baseline=made["model"])

@@ -52,7 +52,7 @@ def require_rows(files: Sequence[str], place: str) -> None:
         raise unreadable_error(place, error) from error
     if not has_rows:
         raise DataError(
-            f"There are no tf.Examples in {place}. Remedy: check the splits of the ExampleGen "
+            f"There is not one tf.Example in {place}. Remedy: check the splits of the ExampleGen "
             "(input_config or output_config) and its input files.",
             code="no-examples",
         )
