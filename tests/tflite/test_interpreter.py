@@ -12,6 +12,7 @@ from tfx_compression.tflite.interpreter import Interpreter
 
 from tests.support import by_hand, helpers
 from tests.support.by_hand import Graph, Op, Type, one_operator
+from tests.support.errors import raises
 
 MODES = {
     "float32": np.float32,
@@ -191,6 +192,29 @@ def test_a_batch_of_fixed_size_runs_any_number_of_rows(batch, graph, signature):
         np.testing.assert_array_equal(interpreter.predict({"x": x})["y"], expected)
 
 
+@pytest.mark.parametrize("xnnpack", [False, True])
+def test_tensors_inside_the_model_are_read_as_real_numbers(xnnpack):
+    graph = Graph()
+    x, y = (graph.tensor(name, [2, 3], Type.INT8, scale=0.5, zero_point=3) for name in "xy")
+    inside, real = graph.tensor("inside", [2, 3]), graph.tensor("real", [2, 3])
+    graph.apply(Op.DEQUANTIZE, [x], [inside])
+    graph.apply(Op.NEG, [inside], [real])
+    graph.inputs, graph.outputs = [x], [graph.apply(Op.QUANTIZE, [real], [y])]
+    interpreter = Interpreter(by_hand.model(graph), xnnpack=xnnpack, preserve_tensors=True)
+    assert ("XNNPACK" in interpreter.runtime) == xnnpack
+    rows = np.float32([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+    np.testing.assert_array_equal(interpreter.predict({"x": rows})["y"], -rows)
+    last_batch = rows[[2, 2]]
+    np.testing.assert_array_equal(interpreter.tensor_values(inside), last_batch)
+    np.testing.assert_array_equal(interpreter.tensor_values(real), -last_batch)
+    np.testing.assert_array_equal(interpreter.tensor_values(y), -last_batch)
+
+
+def test_a_tensor_of_another_graph_has_no_values():
+    interpreter = Interpreter(by_hand.model(one_operator(Op.FLOOR)), preserve_tensors=True)
+    assert interpreter.tensor_values(7) is None
+
+
 def equality(dtype: int) -> Interpreter:
     graph = Graph()
     graph.inputs = [graph.tensor("a", [-1], dtype), graph.tensor("b", [-1], dtype)]
@@ -347,32 +371,32 @@ RAGGED = tfma_types.RaggedTensorValue(np.float32([1, 2, 3]), [np.array([0, 0, 3]
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("rows", "code", "place"),
     [
-        ({}, r"takes 'x', which is no feature of the examples; they have: none"),
-        ({"z": VALUES}, r"takes 'x', which is no feature of the examples; they have: z"),
-        ({"x": None}, r"'x', which the model takes, is missing in some rows"),
-        ({"x": np.array([np.zeros(3), None], object)}, r"'x', which the model takes, is missing in some rows"),
-        ({"x": np.array([np.zeros(3), np.zeros(2)], object)}, r"'x'.* not the same number of values"),
-        ({"x": RAGGED}, r"'x', which the model takes, is missing in some rows"),
-        ({"x": np.zeros([2, 4])}, r"'x' has shape \(2, 4\), the TFLite model takes \(-1, 3\)"),
-        ({"x": np.zeros([])}, r"'x' is a single value"),
-        ({"x": np.zeros([0, 3])}, r"one at least"),
-        ({"x": np.array([[b"a", b"b", b"c"]])}, r"'x' holds strings, the TFLite model takes numbers"),
+        ({}, "missing-feature", "'x'"),
+        ({"z": VALUES}, "missing-feature", "'x'.*: z"),
+        ({"x": None}, "incomplete-feature", "'x'"),
+        ({"x": np.array([np.zeros(3), None], object)}, "incomplete-feature", "'x'"),
+        ({"x": np.array([np.zeros(3), np.zeros(2)], object)}, "incomplete-feature", "'x'"),
+        ({"x": RAGGED}, "incomplete-feature", "'x'"),
+        ({"x": np.zeros([2, 4])}, "feature-shape", r"'x'.*\(2, 4\).*\(-1, 3\)"),
+        ({"x": np.zeros([])}, "feature-shape", "'x'"),
+        ({"x": np.zeros([0, 3])}, "rows", r"\[0\]"),
+        ({"x": np.array([[b"a", b"b", b"c"]])}, "feature-type", "'x'"),
     ],
 )
-def test_a_feature_that_does_not_fit_is_named(rows, message):
-    with pytest.raises(ModelError, match=message):
+def test_a_feature_that_does_not_fit_is_named(rows, code, place):
+    with raises(ModelError, code=code, match=place):
         Interpreter(by_hand.model(one_operator(Op.FLOOR))).predict(rows)
 
 
-def test_numbers_for_strings_are_refused_by_name():
-    with pytest.raises(ModelError, match=r"'b' holds numbers, the TFLite model takes strings"):
+def test_numbers_for_a_string_input_are_refused():
+    with raises(ModelError, code="feature-type", match="'b'"):
         equality(Type.STRING).predict({"a": np.array([b"x"]), "b": np.array([1])})
 
 
 def test_features_of_different_numbers_of_rows_are_refused():
-    with pytest.raises(ModelError, match=r"\[2, 3\] rows"):
+    with raises(ModelError, code="rows", match=r"\[2, 3\]"):
         equality(Type.INT32).predict({"a": np.zeros(2), "b": np.zeros(3)})
 
 

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from tfx_compression.errors import ModelError
 from tfx_compression.saved_models import feature_signatures
-from tfx_compression.tflite.interpreter import Interpreter, fit_feature
+from tfx_compression.tflite.features import fit_feature
+from tfx_compression.tflite.interpreter import Interpreter
 
 Features = Mapping[str, np.ndarray]
 Shape = tuple[int, ...]

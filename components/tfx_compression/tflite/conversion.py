@@ -19,7 +19,8 @@ from tensorflow.lite.python import convert as lite_convert
 from tfx_compression import worker
 from tfx_compression.errors import DataError, ModelError, WorkerError
 from tfx_compression.tflite import flatbuffer
-from tfx_compression.tflite.interpreter import SIGNATURE, fit_feature
+from tfx_compression.tflite.features import fit_feature
+from tfx_compression.tflite.interpreter import SIGNATURE
 
 _WORKER = "tfx_compression.tflite.convert_worker"
 MODEL_FILE = "model.tflite"  # in the folder that the worker is given

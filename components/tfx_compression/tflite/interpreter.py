@@ -1,30 +1,33 @@
-"""Running TFLite models with the numbers that a device gets."""
+"""Running TFLite models on real numbers, with the kernels that a device runs."""
 
 import dataclasses
-import itertools
+import functools
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tfx_compression.errors import ModelError
+from tfx_compression.tflite.features import fit_feature, is_string, pad_rows
 
 SIGNATURE = "serving_default"
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorDetails:
-    """An input or output.
+    """A tensor of a TFLite model.
 
     Attributes:
-      name: as in the model's signature; without one, the tensor's own name.
-      index: the interpreter's.
-      dtype: NumPy's.
-      shape: -1 where the size is free; the first dimension is the batch.
-      scale, zero_point: `real = (stored - zero_point) * scale`; a scale of 0 means not quantized.
+      name: Name in the model's signature; without a signature, or inside of the model, the tensor's own name.
+      index: Index in the interpreter.
+      dtype: NumPy dtype of the stored values.
+      shape: Shape, with the batch first; -1 is a free size.
+      scale: Scale in `real = (stored - zero_point) * scale`; 0 means that the tensor is not quantized.
+      zero_point: Zero point in the same formula.
     """
 
     name: str
@@ -35,7 +38,7 @@ class TensorDetails:
     zero_point: int
 
     def describe(self) -> dict[str, object]:
-        """The tensor as JSON has it."""
+        """Returns the details as JSON."""
         return {
             "name": self.name,
             "dtype": np.dtype(self.dtype).name,
@@ -46,14 +49,15 @@ class TensorDetails:
 
 
 def quantize(values: np.ndarray, tensor: TensorDetails) -> np.ndarray:
-    """Real values as `tensor` stores them: divided by the scale, rounded half away from zero, shifted, saturated.
+    """Returns real values as a tensor stores them: divided by its scale, rounded, shifted and saturated.
 
-    As TFLite's reference kernel does (`reference_ops::AffineQuantize`). Values of an unquantized tensor are cast.
+    Halves are rounded away from zero, as in TFLite's reference kernel (`reference_ops::AffineQuantize`). Values of a
+    tensor that is not quantized are cast.
     """
     if not tensor.scale:
         return np.asarray(values).astype(tensor.dtype)
-    scaled = np.asarray(values, np.float32) / np.float32(tensor.scale)  # float32 as in the kernel
-    rounded = np.rint(scaled)  # to even where it is half way: those go away from zero instead
+    scaled = np.asarray(values, np.float32) / np.float32(tensor.scale)  # The kernel divides in float32, too.
+    rounded = np.rint(scaled)  # Rounds halves to even; they are corrected below.
     scaled -= rounded
     half = np.abs(scaled, out=scaled) == 0.5
     if half.any():
@@ -65,104 +69,157 @@ def quantize(values: np.ndarray, tensor: TensorDetails) -> np.ndarray:
 
 
 def dequantize(values: np.ndarray, tensor: TensorDetails) -> np.ndarray:
-    """Stored values as real ones, in float32; those of an unquantized tensor as they are."""
+    """Returns stored values as real ones, in float32; values of a tensor that is not quantized stay as they are."""
     if not tensor.scale:
         return values
     return (values.astype(np.float32) - np.float32(tensor.zero_point)) * np.float32(tensor.scale)
 
 
 class Interpreter:
-    """A TFLite model that takes and returns real numbers by name, on the kernels that a device runs.
+    """A TFLite model that takes and returns real numbers by name.
 
-    It runs on LiteRT, whose kernels are the newest and right on sub-byte weights, which TensorFlow 2.16's are not; a
-    model with TensorFlow's own operators (SELECT_TF_OPS) runs on TensorFlow's interpreter, which has them (2.16's,
-    not 2.21's).
+    It runs on LiteRT, whose kernels are the newest and compute sub-byte weights right, unlike TensorFlow 2.16's. A
+    model with TensorFlow's own operators (SELECT_TF_OPS) runs on TensorFlow's interpreter, which has them in
+    version 2.16 and not in 2.21.
 
     Args:
-      content: the flatbuffer.
-      num_threads: threads per invocation.
-      reference_kernels: run TFLite's reference kernels instead of XNNPACK and the optimized ones: slow, and the same
-        to the bit on every machine.
-      trusted: the content was checked before, or a crash is expected and provided for.
+      content: The flatbuffer.
+      num_threads: Threads per invocation.
+      reference_kernels: Whether TFLite's reference kernels run instead of XNNPACK and the optimized ones. They are slow
+        and give the same bits on every machine.
+      xnnpack: Whether XNNPACK runs the operators that it has, as on a device. Without it, the built-in kernels do.
+      preserve_tensors: Whether every tensor keeps its values after a run, for `tensor_values`. Takes more memory.
+      trusted: Whether to skip the check of the content, because it was checked before or a crash is provided for.
 
     Attributes:
-      inputs, outputs: by name in the signature (`serving_default`, or the only one); without a signature, by the
-        tensor's name, `serving_default_x:0` as `x` where that tells it from the others.
-      has_signature: whether there is one.
-      runtime: what runs it, in words.
-      seconds: time spent in the interpreter so far.
+      inputs: Inputs by name in the signature `serving_default`, or the only one. Without a signature they go by the
+        tensor's name, shortened from `serving_default_x:0` to `x` where that is unique.
+      outputs: Outputs, named in the same way.
+      has_signature: Whether the model has a signature.
+      runtime: Name of the runtime and its kernels.
+      seconds: Time spent in the interpreter so far.
 
     Raises:
-      ModelError: where `content` is no TFLite model, or none that this runtime can run.
+      ModelError: The content is no TFLite model, or none that this runtime runs (code `not-runnable`), or it has
+        several signatures and none is `serving_default` (`ambiguous-signature`).
     """
 
-    def __init__(self, content: bytes, num_threads: int = 1, reference_kernels: bool = False, *, trusted: bool = False):
-        if not trusted:  # the interpreter reads beyond the end of a file that was cut off
+    def __init__(
+        self,
+        content: bytes,
+        num_threads: int = 1,
+        reference_kernels: bool = False,
+        *,
+        xnnpack: bool = True,
+        preserve_tensors: bool = False,
+        trusted: bool = False,
+    ):
+        if not trusted:  # The interpreter reads beyond the end of a truncated file.
             from tfx_compression.tflite.flatbuffer import parse
 
             parse(content)
         try:
-            self._interpreter, library = _load(content, num_threads, reference_kernels)
-            if not _has_free_sizes(self._interpreter):  # those are known with the first batch
+            self._interpreter, library = _load(content, num_threads, reference_kernels, xnnpack, preserve_tensors)
+            if not _has_free_sizes(self._interpreter):  # Free sizes are known with the first batch only.
                 self._interpreter.allocate_tensors()
-            signature = _signature(self._interpreter.get_signature_list())
+            signature = _choose_signature(self._interpreter.get_signature_list())
             self._runner = None
             if signature is None:
-                self.inputs = _tensors(_by_plain_name(self._interpreter.get_input_details()))
-                self.outputs = _tensors(_by_plain_name(self._interpreter.get_output_details()))
+                self.inputs = _all_details(_by_plain_name(self._interpreter.get_input_details()))
+                self.outputs = _all_details(_by_plain_name(self._interpreter.get_output_details()))
             else:
                 runner = self._interpreter.get_signature_runner(signature)
-                self.inputs = _tensors(runner.get_input_details())
-                self.outputs = _tensors(runner.get_output_details())
-                if runner._subgraph_index != 0:  # nothing public says so
-                    self._runner = runner  # it allocates anew at every call
+                self.inputs = _all_details(runner.get_input_details())
+                self.outputs = _all_details(runner.get_output_details())
+                if runner._subgraph_index != 0:  # No public attribute tells.
+                    self._runner = runner  # Only used here, since it allocates tensors at every call.
         except (ValueError, RuntimeError) as error:
-            raise ModelError(f"Not a TFLite model that this runtime can run: {error}") from error
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(
+                f"Not a TFLite model that this runtime can run: {str(error).rstrip(' .')}. "
+                "Remedy: convert the model again, for operators that the runtime has.",
+                code="not-runnable",
+            ) from error
         self.has_signature = signature is not None
         threads = f"{num_threads} thread{'s' if num_threads > 1 else ''}"
-        self.runtime = f"{library}, {'reference kernels' if reference_kernels else 'XNNPACK'}, {threads}"
+        kernels = "reference kernels" if reference_kernels else "XNNPACK" if xnnpack else "built-in kernels"
+        self.runtime = f"{library}, {kernels}, {threads}"
         self.seconds = 0.0
         self._shapes: dict[str, tuple[int, ...]] = {}
 
-    def predict(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Runs a batch; a model with a batch of fixed size runs as often as it takes.
-
-        Args:
-          features: by input name, [batch, …] real numbers or strings; each is reshaped to what the input takes.
-
-        Returns:
-          By output name, [batch, …] real numbers.
+    @property
+    def batch_size(self) -> int | None:
+        """The number of rows that the model takes at once; None where it takes any.
 
         Raises:
-          ModelError: where an input is missing or doesn't fit.
+          ModelError: The inputs have different fixed batch sizes (code `batch-sizes`).
+        """
+        fixed = {tensor.shape[0] for tensor in self.inputs.values() if tensor.shape[:1] not in ((), (-1,))}
+        if len(fixed) > 1:
+            raise ModelError(
+                f"The TFLite model's inputs have different fixed batch sizes: {sorted(fixed)}. "
+                "Remedy: convert it with one batch size.",
+                code="batch-sizes",
+            )
+        return next(iter(fixed), None)
+
+    def predict(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs the model on rows, in several batches where its batch size is fixed.
+
+        Args:
+          features: By input name, [rows, …] real numbers or strings. Each is reshaped to the shape of its input.
+
+        Returns:
+          By output name, [rows, …] real numbers.
+
+        Raises:
+          ModelError: A feature is missing or doesn't fit, the numbers of rows differ (code `rows`), or a kernel fails
+            (`not-runnable`).
         """
         feeds = {name: self._feed(tensor, features) for name, tensor in self.inputs.items()}
         sizes = {len(feed) for feed in feeds.values()}
         if len(sizes) != 1 or 0 in sizes:
-            raise ModelError(f"The features have {sorted(sizes)} rows; they must have as many each, and one at least.")
+            raise ModelError(
+                f"The features have {sorted(sizes)} rows. Remedy: pass the same number for each, at least one.",
+                code="rows",
+            )
         (rows,) = sizes
-        fixed = {tensor.shape[0] for tensor in self.inputs.values() if tensor.shape[:1] not in ((), (-1,))}
-        if not fixed:
+        size = self.batch_size
+        if size is None:
             return self._invoke(feeds)
-        if len(fixed) > 1:
-            raise ModelError(f"The TFLite model's inputs have batches of different fixed sizes: {sorted(fixed)}.")
-        (size,) = fixed
-        parts = [
+        batches = [
             self._invoke({name: pad_rows(feed[start : start + size], size) for name, feed in feeds.items()})
             for start in range(0, rows, size)
         ]
-        return {name: np.concatenate([part[name] for part in parts])[:rows] for name in self.outputs}
+        return {name: np.concatenate([batch[name] for batch in batches])[:rows] for name in self.outputs}
 
     def prepare(self, features: Mapping[str, np.ndarray]) -> Callable[[], object]:
-        """Sets the inputs of a batch and returns what runs the model on them: what a device's latency is made of."""
+        """Sets the inputs to a batch and returns a function that runs the model on it, to measure latency."""
         feeds = {name: self._feed(tensor, features) for name, tensor in self.inputs.items()}
         self.predict(features)
         if self._runner is not None:
             return lambda: self._call(feeds)
         return self._interpreter.invoke
 
+    def tensor_values(self, index: int) -> np.ndarray | None:
+        """Returns the values of a tensor of the main graph after the last batch, as real numbers.
+
+        Needs `preserve_tensors`. None means that the runtime doesn't show the tensor, for example in a loop.
+        """
+        try:
+            stored = self._interpreter.get_tensor(index)
+        except ValueError:
+            return None
+        return dequantize(stored, self._tensors[index])
+
+    @functools.cached_property
+    def _tensors(self) -> dict[int, TensorDetails]:
+        details = self._interpreter.get_tensor_details()
+        return {int(detail["index"]): _details(detail["name"], detail) for detail in details}
+
     def _feed(self, tensor: TensorDetails, features: Mapping[str, np.ndarray]) -> np.ndarray:
-        strings = tensor.dtype.kind in "OSU"
+        strings = is_string(tensor.dtype)
         values = fit_feature(tensor.name, features, tensor.shape, strings, "TFLite model")
         return values if strings else quantize(values, tensor)
 
@@ -171,7 +228,8 @@ class Interpreter:
         try:
             stored = self._call(feeds)
         except (ValueError, RuntimeError) as error:
-            raise ModelError(f"The TFLite model can't run a batch of {_described(feeds)}: {error}") from error
+            shapes = ", ".join(f"{name} {list(feed.shape)}" for name, feed in feeds.items())
+            raise ModelError(f"The TFLite model can't run a batch of {shapes}: {error}", code="not-runnable") from error
         self.seconds += time.perf_counter() - started
         return {name: dequantize(stored[name], tensor) for name, tensor in self.outputs.items()}
 
@@ -190,57 +248,10 @@ class Interpreter:
         return {name: self._interpreter.get_tensor(tensor.index) for name, tensor in self.outputs.items()}
 
 
-def fit_feature(
-    name: str, features: Mapping[str, np.ndarray], shape: Sequence[int], strings: bool, model: str
-) -> np.ndarray:
-    """A feature in the shape in which a model takes it.
-
-    Args:
-      name: of the model's input, and of the feature.
-      features: [batch, …] real numbers or strings, by name.
-      shape: [batch, …]; sizes of -1 are free, the feature's own.
-      strings: whether the model takes strings.
-      model: what it is, in words.
-
-    Raises:
-      ModelError: where the feature is missing, be it in some rows only, or doesn't fit.
-    """
-    if name not in features:
-        raise ModelError(
-            f"The {model} takes {name!r}, which is no feature of the examples; they have: "
-            f"{', '.join(sorted(features)) or 'none'}. Remedy: name the signature's arguments after the features."
-        )
-    values = _require_every_row(name, features[name])
-    if not values.ndim:
-        raise ModelError(f"The feature {name!r} is a single value; it must be a batch of them.")
-    if (values.dtype.kind in "OSU") != strings:
-        raise ModelError(
-            f"The feature {name!r} holds {'numbers' if strings else 'strings'}, the {model} takes "
-            f"{'strings' if strings else 'numbers'}."
-        )
-    free = values.shape[1:] if values.ndim == len(shape) else ()
-    sizes = [own if size == -1 else size for size, own in itertools.zip_longest(shape[1:], free)]
-    try:
-        return values.reshape(len(values), *(-1 if size is None else size for size in sizes))
-    except ValueError as error:
-        raise ModelError(f"The feature {name!r} has shape {values.shape}, the {model} takes {tuple(shape)}.") from error
-
-
-def _require_every_row(name: str, values: Any) -> np.ndarray:
-    array = None if values is None or hasattr(values, "_fields") else np.asarray(values)  # TFMA's ragged are tuples
-    strings = (
-        array is not None and array.dtype == object and all(isinstance(value, bytes | str) for value in array.flat)
-    )
-    if array is None or (array.dtype == object and not strings):
-        raise ModelError(
-            f"The feature {name!r}, which the model takes, is missing in some rows or has not the same number of "
-            "values in each. Remedy: fill it in before the examples are written, or evaluate on rows that have it."
-        )
-    return array
-
-
-def _load(content: bytes, num_threads: int, reference_kernels: bool) -> tuple[Any, str]:
-    """The interpreter and its name. Only TensorFlow's has TensorFlow's own operators."""
+def _load(
+    content: bytes, num_threads: int, reference_kernels: bool, xnnpack: bool, preserve_tensors: bool
+) -> tuple[Any, str]:
+    """Returns the interpreter and its name. Only TensorFlow's has TensorFlow's own operators."""
     if re.search(rb"Flex[A-Z]", content) and _needs_tensorflow(content):
         import tensorflow as tf
 
@@ -252,53 +263,68 @@ def _load(content: bytes, num_threads: int, reference_kernels: bool) -> tuple[An
         from ai_edge_litert import interpreter as litert
 
         if reference_kernels:
-            _refuse_blocks(content)
+            _refuse_blockwise_weights(content)
         resolvers = litert.OpResolverType
         library, interpreter = f"LiteRT {importlib.metadata.version('ai-edge-litert')}", litert.Interpreter
-    kind = resolvers.BUILTIN_REF if reference_kernels else resolvers.AUTO
-    return interpreter(model_content=content, num_threads=num_threads, experimental_op_resolver_type=kind), library
+    if reference_kernels:
+        resolver = resolvers.BUILTIN_REF
+    else:
+        resolver = resolvers.AUTO if xnnpack else resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning: Enabling `experimental_preserve_all_tensors`")
+        loaded = interpreter(
+            model_content=content,
+            num_threads=num_threads,
+            experimental_op_resolver_type=resolver,
+            experimental_preserve_all_tensors=preserve_tensors,
+        )
+    return loaded, library
 
 
 def _needs_tensorflow(content: bytes) -> bool:
-    """Whether there are TensorFlow's own operators; an error beside sub-byte weights, which it gets wrong."""
+    """Returns whether a model has TensorFlow's own operators; refuses them beside sub-byte weights."""
     from tfx_compression.tflite.flatbuffer import parse, sub_byte_tensors
 
     model = parse(content)
     flex = [code.customCode.decode() for code in model.operatorCodes if (code.customCode or b"").startswith(b"Flex")]
-    packed = sub_byte_tensors(model)
-    if flex and packed:
+    sub_byte = sub_byte_tensors(model)
+    if flex and sub_byte:
         raise ModelError(
-            f"The TFLite model has weights of less than a byte ({packed[0]!r}), which LiteRT runs, and "
-            f"TensorFlow's own operators ({', '.join(sorted(flex))}), which only TensorFlow's interpreter runs, and "
-            "that computes such weights wrong. Remedy: mode='int8', or a model that needs no select_tf_ops."
+            f"The TFLite model has weights of less than a byte ({sub_byte[0]!r}), which LiteRT runs, and "
+            f"TensorFlow's own operators ({', '.join(sorted(flex))}), which only TensorFlow's interpreter runs. "
+            "TensorFlow's interpreter computes such weights wrong. "
+            "Remedy: mode='int8', or a model that needs no select_tf_ops.",
+            code="sub-byte-with-flex",
         )
     return bool(flex)
 
 
 def _has_free_sizes(interpreter: Any) -> bool:
-    """Whether an input has free sizes beside its batch: with ones in their place it may not run at all."""
+    """Returns whether an input has free sizes besides its batch; with ones in their place it may not run at all."""
     return any(-1 in detail.get("shape_signature", ())[1:] for detail in interpreter.get_input_details())
 
 
-def _refuse_blocks(content: bytes) -> None:
+def _refuse_blockwise_weights(content: bytes) -> None:
     from tfx_compression.tflite.flatbuffer import blockwise_quantization, parse
 
     for tensor in (tensor for graph in parse(content).subgraphs for tensor in graph.tensors):
         if blockwise_quantization(tensor) is not None:
             raise ModelError(
-                f"The weights {tensor.name.decode()!r} have scales of blocks, with which LiteRT's reference kernels "
-                "compute zeros. Remedy: reference_kernels=False, or block_size=0."
+                f"The weights {tensor.name.decode()!r} have one scale per block, with which LiteRT's reference kernels "
+                "compute zeros. Remedy: reference_kernels=False, or block_size=0.",
+                code="blockwise-reference-kernels",
             )
 
 
-def _signature(signatures: Sequence[str]) -> str | None:
-    """The signature to run: `serving_default`, or the only one; None without any."""
+def _choose_signature(signatures: Sequence[str]) -> str | None:
+    """Returns the signature to run: `serving_default`, or the only one; None where there is none."""
     if SIGNATURE in signatures:
         return SIGNATURE
     if len(signatures) > 1:
         raise ModelError(
             f"The TFLite model has the signatures {', '.join(signatures)} and none of them is {SIGNATURE!r}. "
-            f"Remedy: convert it with a signature {SIGNATURE!r}, or with one only."
+            f"Remedy: convert it with a signature {SIGNATURE!r}, or with a single one.",
+            code="ambiguous-signature",
         )
     return next(iter(signatures), None)
 
@@ -310,22 +336,11 @@ def _by_plain_name(details: Sequence[Mapping]) -> dict[str, Mapping]:
     }
 
 
-def pad_rows(rows: np.ndarray, size: int) -> np.ndarray:
-    """`rows` with the last one repeated up to `size`."""
-    return rows if len(rows) == size else np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
+def _all_details(details: Mapping[str, Mapping]) -> dict[str, TensorDetails]:
+    return {name: _details(name, detail) for name, detail in details.items()}
 
 
-def _described(feeds: Mapping[str, np.ndarray]) -> str:
-    return ", ".join(f"{name} {list(feed.shape)}" for name, feed in feeds.items())
-
-
-def _tensors(details: Mapping[str, Mapping]) -> dict[str, TensorDetails]:
-    return {name: _tensor(name, detail) for name, detail in details.items()}
-
-
-def _tensor(name: str, detail: Mapping) -> TensorDetails:
+def _details(name: str, detail: Mapping) -> TensorDetails:
     scale, zero_point = detail["quantization"]
-    signature = tuple(int(size) for size in detail.get("shape_signature", detail["shape"]))
-    return TensorDetails(
-        name, int(detail["index"]), np.dtype(detail["dtype"]), signature, float(scale), int(zero_point)
-    )
+    shape = tuple(int(size) for size in detail.get("shape_signature", detail["shape"]))
+    return TensorDetails(name, int(detail["index"]), np.dtype(detail["dtype"]), shape, float(scale), int(zero_point))

@@ -8,7 +8,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfx_compression.errors import ModelError
-from tfx_compression.tflite import flatbuffer, interpreter
+from tfx_compression.tflite import features, flatbuffer, interpreter
 from tfx_compression.tflite_quantizer.config import Calibration
 from tfx_compression.tflite_quantizer.record import InputRange
 
@@ -138,7 +138,7 @@ class _Model:
         found = {}
         for name, tensor in self._inputs.items():
             strings = tensor.dtype.kind in "OSU"
-            values = interpreter.fit_feature(name, columns, tensor.shape, strings, "TFLite model")
+            values = features.fit_feature(name, columns, tensor.shape, strings, "TFLite model")
             if not strings:
                 values = values.astype(tensor.dtype)
             require_finite(name, values)

@@ -11,7 +11,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfx_compression.errors import ModelError
 from tfx_compression.tflite import flatbuffer
-from tfx_compression.tflite.interpreter import TensorDetails, dequantize, fit_feature, pad_rows, quantize
+from tfx_compression.tflite.features import fit_feature, pad_rows
+from tfx_compression.tflite.interpreter import TensorDetails, dequantize, quantize
 from tfx_compression.tflite_quantizer.config import Precision
 from tfx_compression.tflite_quantizer.record import LayerError
 
