@@ -9,8 +9,7 @@ import tfx_compression as tfc
 from tfx import types
 from tfx import v1 as tfx
 from tfx.types import standard_artifacts
-from tfx_compression.errors import ConfigError, DataError, ModelError
-from tfx_compression.store import StoreError
+from tfx_compression.errors import ConfigError, DataError, ModelError, StoreError
 from tfx_compression.tfx_support import declaration
 
 from tests.support.helpers import small_cnn

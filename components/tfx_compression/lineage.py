@@ -11,7 +11,7 @@ from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 
 from tfx_compression.errors import LineageError
-from tfx_compression.store.target import local_path
+from tfx_compression.store.uris import local_path
 
 _OUTPUT = (mlmd.Event.OUTPUT, mlmd.Event.DECLARED_OUTPUT)
 _INPUT = (mlmd.Event.INPUT, mlmd.Event.DECLARED_INPUT)

@@ -273,7 +273,7 @@ def test_a_picture_of_any_size_is_calibrated_on_rows_of_one_size(tmp_path):
     assert error < 0.1 * expected.std()
     signature = feature_signatures.feature_signature(path)
     with pytest.raises(DataError, match="any size of x.*Remedy: a serving signature that parses"):
-        signature.read(helpers.serialized(rows))
+        signature.read_examples(helpers.serialized(rows))
 
 
 def parsing(path, spec, call) -> str:
@@ -293,7 +293,7 @@ def test_a_feature_that_a_row_lacks_is_what_serving_takes_for_it(tmp_path):
     spec = {name: tf.io.FixedLenFeature([2], tf.float32, [7.0, 8.0]) for name in ("a", "b")}
     path = parsing(tmp_path / "defaults", spec, lambda parsed: parsed["a"] * parsed["b"])
     signature = feature_signatures.feature_signature(path)
-    columns = signature.read(helpers.serialized({"a": normal(3, 2)}))
+    columns = signature.read_examples(helpers.serialized({"a": normal(3, 2)}))
     np.testing.assert_array_equal(columns["b"], [[7.0, 8.0]] * 3)
     np.testing.assert_array_equal(columns["a"], normal(3, 2))
 
@@ -318,12 +318,14 @@ def test_sparse_features_stay_outside_with_transform(tmp_path):
     with pytest.raises(ModelError, match="no fixed shape: a, b"):
         feature_signatures.feature_signature(path)
     signature = feature_signatures.feature_signature(path, transform="outside")
-    columns = signature.read(rows)
-    assert set(columns) == set(signature.reads) == {"a", "b"}
+    columns = signature.read_examples(rows)
+    assert set(columns) == set(signature.example_features) == {"a", "b"}
     with pytest.raises(ModelError, match="no fixed shape"):
-        signature.front({})
+        signature.preprocess({})
     config = Quantization(mode="int8", transform="outside", io="float32", calibration={"rows": 6})
-    found = quantize_saved_model(path, config, lambda signatures: Rows(signatures["serving_default"].read(rows)))
+    found = quantize_saved_model(
+        path, config, lambda signatures: Rows(signatures["serving_default"].read_examples(rows))
+    )
     expected = helpers.answers(path, examples=rows)["outputs"]
     np.testing.assert_allclose(Interpreter(found.content).predict(columns)["outputs"], expected, atol=0.05)
 

@@ -233,8 +233,8 @@ def test_transform_inside_and_outside_give_the_same_answers(tmp_path, library, t
     inside = feature_signatures.feature_signature(path)
     outside = feature_signatures.feature_signature(path, transform="outside")
     for signature in (inside, outside):
-        assert set(signature.features) == set(signature.parsed) == {"a", "b"}
-        columns = signature.front({name: raw[name] for name in signature.parsed})
+        assert set(signature.features) == set(signature.raw_features) == {"a", "b"}
+        columns = signature.preprocess({name: raw[name] for name in signature.raw_features})
         np.testing.assert_allclose(columns["a"], raw["a"] / (1 if signature is inside else 4), rtol=1e-6)
         found = converted(signature).predict(columns)
         np.testing.assert_allclose(found["outputs"], expected, rtol=1e-4, atol=1e-5)
@@ -271,13 +271,13 @@ def test_a_vocabulary_of_transform_is_looked_up_outside_and_refused_inside(tmp_p
         feature_signatures.feature_signature(path)
     signature = feature_signatures.feature_signature(path, transform="outside", batch_size=2)
     assert set(signature.features) == {"a", "b", "word"}
-    assert {name: spec.dtype for name, spec in signature.parsed.items()} == {
+    assert {name: spec.dtype for name, spec in signature.raw_features.items()} == {
         "a": tf.float32,
         "b": tf.float32,
         "word": tf.string,
     }
     raw = raw_columns()
-    columns = signature.front(raw)
+    columns = signature.preprocess(raw)
     np.testing.assert_allclose(columns["a"], raw["a"] / 4, rtol=1e-6)
     np.testing.assert_array_equal(columns["b"], raw["b"])  # goes around Transform
     np.testing.assert_array_equal(columns["word"].ravel(), [1, 0, -1] * 2)  # the most frequent word is 0

@@ -178,7 +178,7 @@ def _batches(file: str, rows: int) -> Iterator[np.ndarray]:
     try:
         yield from examples.records([file]).batch(rows).prefetch(1).as_numpy_iterator()
     except tf.errors.OpError as error:
-        raise examples.unreadable(file, error) from error
+        raise examples.unreadable_error(file, error) from error
 
 
 def _required(config: config_pb2.EvalConfig) -> dict[str, str]:

@@ -360,7 +360,7 @@ def _first_row(
     """One serialized tf.Example and its features, after checking that it has the label."""
     label = config.model_specs[0].label_key
     if schema is not None and label:
-        examples.label_of(schema, (), label)
+        examples.resolve_label(schema, (), label)
     record = next(examples.records(files).as_numpy_iterator())
     parsed = tf.train.Example.FromString(record)
     features = {}

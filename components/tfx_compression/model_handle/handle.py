@@ -15,9 +15,9 @@ from tfx_compression.keras_models.library import is_keras3
 from tfx_compression.keras_models.model_size import ModelSize
 from tfx_compression.kernels import Kernel, variable_uses
 from tfx_compression.model_handle.variable_matching import VariableMatching, match_variables
-from tfx_compression.saved_models import saved_model, signatures
+from tfx_compression.saved_models import rebuilt_signatures, saved_model
+from tfx_compression.saved_models.rebuilt_signatures import RebuiltSignatures, SignaturesFn
 from tfx_compression.saved_models.saved_model import SavedModel, same_place
-from tfx_compression.saved_models.signatures import Rebuilt, SignaturesFn
 
 ModelKind = Literal["keras2", "keras3", "saved_model"]
 
@@ -145,7 +145,7 @@ class ModelHandle:
             network = network if network is not None else self._required_network()
             copy_compilation(self.model, network)
             if signatures_fn is not None:
-                rebuilt = signatures.made(signatures_fn, network, transform_graph_uri)
+                rebuilt = rebuilt_signatures.user_signatures(signatures_fn, network, transform_graph_uri)
             else:
                 rebuilt = self._rebuilt(network, transform_graph_uri)
             _write(network, rebuilt, path)
@@ -176,9 +176,10 @@ class ModelHandle:
         elif self.kind == "keras2":
             keras2.save(self.model, path)
         else:
-            _write(self.model, Rebuilt(signatures.of_tensors(self._required_network()), {}), path)
+            signatures = rebuilt_signatures.tensor_signatures(self._required_network())
+            _write(self.model, RebuiltSignatures(signatures, {}), path)
 
-    def _rebuilt(self, network: Any, transform_graph_uri: str | None) -> Rebuilt:
+    def _rebuilt(self, network: Any, transform_graph_uri: str | None) -> RebuiltSignatures:
         before = self._required_network()
         if self.paired_saved_model is not None:
             original, twins = self.paired_saved_model
@@ -188,8 +189,8 @@ class ModelHandle:
             original = SavedModel(self.path or self.model.name, self.model)
             own = {id(variable_uses.resource_handle(weight)) for weight in before.weights}
         else:
-            return Rebuilt(signatures.of_tensors(network), {})
-        return signatures.rebuild(original, before, network, own, transform_graph_uri)
+            return RebuiltSignatures(rebuilt_signatures.tensor_signatures(network), {})
+        return rebuilt_signatures.rebuild(original, before, network, own, transform_graph_uri)
 
 
 def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> ModelHandle:
@@ -309,7 +310,7 @@ def copy_compilation(model: Any, network: Any) -> None:
         network.compile(**compiled)
 
 
-def _write(network: Any, rebuilt: Rebuilt, path: str) -> None:
+def _write(network: Any, rebuilt: RebuiltSignatures, path: str) -> None:
     """Writes a Keras 2 network with its metadata, a Keras 3 one as a SavedModel with the `.keras` file inside."""
     if not is_keras3(network):
         for name, thing in rebuilt.tracked.items():

@@ -16,8 +16,8 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from tfx_compression.data import examples
-from tfx_compression.errors import ModelError
+from tfx_compression.data import example_parsing
+from tfx_compression.errors import DataError, ModelError
 from tfx_compression.saved_models import transform_cut
 from tfx_compression.saved_models.transform_cut import Frozen, Places
 
@@ -56,12 +56,12 @@ class FeatureSignature:
       outputs: the names of what it returns, in order.
       parses_examples: whether the SavedModel's signature takes serialized tf.Examples.
       function: the features, in order, to a dict of outputs.
-      parsed: what is read of a tf.Example (or taken by the SavedModel's signature) to make the features.
-      front: from columns of those, [rows, …], to columns of the features; nothing happens in it unless Transform stays
-        outside.
-      reads: the names of what is read of a tf.Example.
-      read: from serialized tf.Examples to columns of the features: by the signature's own parsing, its defaults
-        included, or else by `parsed`.
+      raw_features: what is read of a tf.Example (or taken by the SavedModel's signature) to make the features.
+      preprocess: from columns of those, [rows, …], to columns of the features; nothing happens in it unless Transform
+        stays outside.
+      example_features: the names of what is read of a tf.Example.
+      read_examples: from serialized tf.Examples to columns of the features: by the signature's own parsing, its
+        defaults included, or else by `raw_features`.
       needs_select_tf_ops: why TFLite's own operators can't do it, with the operators, what they work on, and the
         remedy; empty where nothing is known that they can't.
       notes: which signature was taken in the place of the one that was asked for, and why.
@@ -71,10 +71,10 @@ class FeatureSignature:
     outputs: tuple[str, ...]
     parses_examples: bool
     function: tf.types.experimental.GenericFunction
-    parsed: dict[str, tf.TensorSpec]
-    front: Front
-    reads: tuple[str, ...]
-    read: Read
+    raw_features: dict[str, tf.TensorSpec]
+    preprocess: Front
+    example_features: tuple[str, ...]
+    read_examples: Read
     needs_select_tf_ops: str = ""
     notes: tuple[str, ...] = ()
 
@@ -233,17 +233,17 @@ class _Signature:
             outputs=tuple(self.outputs),
             parses_examples=self.parses_examples,
             function=function,
-            parsed=parsed,
-            front=front,
-            reads=tuple(read),
-            read=self._reader(used, parsed, front),
+            raw_features=parsed,
+            preprocess=front,
+            example_features=tuple(read),
+            read_examples=self._reader(used, parsed, front),
             needs_select_tf_ops=self._on_strings(ops),
         )
 
     def _reader(self, used: Places, parsed: Specs, front: Front) -> Read:
         """What makes columns of the features of serialized tf.Examples."""
         if not self.parses_examples or len(self.arguments) > 1:
-            return lambda rows: front(examples.columns(rows, parsed))
+            return lambda rows: front(example_parsing.parse_columns(rows, parsed))
         specs = {name: tf.TensorSpec([None], tf.string, name=name) for name in self.arguments}
         arguments = {name: [[tensor]] for name, tensor in zip(self.arguments, self.frozen.inputs, strict=True)}
         function = self._function(specs, arguments, {name: places[0][0] for name, places in used.items()})
@@ -252,7 +252,7 @@ class _Signature:
             try:
                 return self._called(function, specs, {name: np.array(rows, object) for name in specs})
             except tf.errors.InvalidArgumentError as error:
-                raise examples.DataError(f"{self.place} can't read a tf.Example: {examples.one_line(error)}") from error
+                raise DataError(f"{self.place} can't read a tf.Example: {example_parsing.one_line(error)}") from error
 
         return read
 
@@ -414,7 +414,7 @@ class _Signature:
         """Compares the two parts, one after the other, with the signature itself, on made rows.
 
         Args:
-          signature: whose `read` and `front` are the first part.
+          signature: whose `read_examples` and `preprocess` are the first part.
           network: the second one, for any number of rows.
 
         Raises:
@@ -433,9 +433,9 @@ class _Signature:
                 f'{error.message} Remedy: transform="inside".'
             ) from error
         if self.parses_examples:
-            transformed = signature.read(_serialized(columns))
+            transformed = signature.read_examples(_serialized(columns))
         else:
-            transformed = signature.front({name: columns[name] for name in signature.parsed})
+            transformed = signature.preprocess({name: columns[name] for name in signature.raw_features})
         found = self._called(network, {spec.name: spec for spec in signature.features.values()}, transformed)
         for name, value in expected.items():
             if not _same(found[name], value.numpy()):

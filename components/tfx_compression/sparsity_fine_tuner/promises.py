@@ -12,7 +12,7 @@ from tfx_compression.keras_models.model_size import ModelSize
 from tfx_compression.model_handle.compressed import require_masked_zeros
 from tfx_compression.pruning.masks import check_pattern
 from tfx_compression.pruning.record import PruningRecord
-from tfx_compression.saved_models import saved_model, signatures
+from tfx_compression.saved_models import equivalence, saved_model
 from tfx_compression.sparsity_fine_tuner import quantization
 from tfx_compression.sparsity_fine_tuner.training import Tuned
 from tfx_compression.tflite.conversion import ConversionError
@@ -93,11 +93,11 @@ def _require_signatures(path: str, original: str) -> None:
         if found != _declared(signature):
             raise ModelError(_another(name, path, found, _declared(signature)))
     try:
-        expected = signatures.answers(before)
+        expected = equivalence.drawn_answers(before)
     except ModelError as error:  # it takes what can't be made, such as encoded images
         _log.warning("The signatures are compared by what they declare only: %s", error)
         return
-    answers = signatures.answers(after)
+    answers = equivalence.drawn_answers(after)
     for name, outputs in expected.items():
         shapes = [{output: value.shape for output, value in answer.items()} for answer in (answers[name], outputs)]
         if shapes[0] != shapes[1]:

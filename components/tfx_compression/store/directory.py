@@ -1,14 +1,18 @@
-"""A store in a local directory.
+"""A store in a directory.
 
-A version appears by one rename of a complete folder, which fails where that number is taken: a reader never sees half a
-version, and two writers never get the same number. `channels.json` is replaced whole, under a lock.
+```
+<root>/<name>/versions/<version>/model.tflite     read-only
+                                 manifest.json    read-only
+<root>/<name>/channels.json                       {"stable": 42, "canary": 43, "_history": {…}}
+```
+
+A version appears by renaming a complete folder, which fails if the number is taken. So a reader never sees half a
+version, and two writers never get the same number. `channels.json` is replaced in one step, under a lock.
 """
 
 import contextlib
 import errno
 import fcntl
-import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -17,78 +21,64 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tfx_compression.compressed_size import gzipped
 from tfx_compression.errors import StoreError
-from tfx_compression.store.target import NAME
+from tfx_compression.store import manifests
+from tfx_compression.store.channels import Channels
+from tfx_compression.store.names import is_name, require_name
 
 _MODEL = "model.tflite"
 _MANIFEST = "manifest.json"
+_CHANNELS = "channels.json"
 _PARTIAL = ".partial-"
 _ABANDONED_SECONDS = 24 * 3600
-_HISTORY = "_history"  # no channel's name: they start with a letter or digit
 
 
 class DirectoryStore:
-    """A TFLite store below the directory `root`."""
+    """A TFLite store below a directory. See `StoreBackend` for the methods.
+
+    Args:
+      root: Path of the directory.
+    """
 
     def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root)
 
     @property
     def uri(self) -> str:
-        """The root, as it was given."""
+        """Path of the root."""
         return str(self.root)
 
     def require_writable(self) -> None:
-        """Raises StoreError where nothing can be written below the root; leaves nothing behind."""
+        """Raises StoreError if this user can't write below the root. Leaves nothing behind."""
         existing = next(folder for folder in [self.root.absolute(), *self.root.absolute().parents] if folder.exists())
         try:
             with tempfile.TemporaryFile(dir=existing):
                 pass
         except OSError as error:
-            raise StoreError(self._not_writable(error)) from error
+            raise self._not_writable(error) from error
 
     def publish(self, name: str, model: bytes | str | os.PathLike[str], manifest: Mapping[str, Any]) -> int:
-        """Adds a version; no channel is moved.
-
-        Args:
-          name: the model's.
-          model: the flatbuffer, or the path of a file that holds it.
-          manifest: what to say of it; completed with `name`, `version`, `sha256`, `bytes` and `bytes_gzip`.
-
-        Returns:
-          The version's number: one more than the largest there is.
-
-        Raises:
-          StoreError: for a name that is none, or a place that can't be written.
-        """
-        _require_name(name)
+        """Adds a version and returns its number."""
+        require_name(name)
         content = model if isinstance(model, bytes) else Path(model).read_bytes()
-        versions = self.root / name / "versions"
+        versions = self._versions_folder(name)
         try:
             _make_folder(versions)
-            self._sweep(versions)
+            _remove_abandoned(versions)
             partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=versions))
             try:
                 _write(partial / _MODEL, content)
-                return self._number(name, partial, content, manifest)
+                return self._publish_folder(name, partial, manifests.complete(manifest, name, content))
             finally:
-                shutil.rmtree(partial, ignore_errors=True)  # gone already, by its new name, where all went well
+                shutil.rmtree(partial, ignore_errors=True)  # After success the folder has its new name.
         except OSError as error:
-            raise StoreError(self._not_writable(error)) from error
+            raise self._not_writable(error) from error
 
-    def _number(self, name: str, partial: Path, content: bytes, manifest: Mapping[str, Any]) -> int:
+    def _publish_folder(self, name: str, partial: Path, manifest: Mapping[str, Any]) -> int:
         """Completes the manifest and renames the folder to the next free number."""
-        complete = {
-            **manifest,
-            "name": name,
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "bytes": len(content),
-            "bytes_gzip": gzipped(content),
-        }
         while True:
             version = max(self.versions(name), default=0) + 1
-            _write(partial / _MANIFEST, _json({**complete, "version": version}))
+            _write(partial / _MANIFEST, manifests.encode({**manifest, "version": version}))
             partial.chmod(0o755)
             _sync(partial)
             try:
@@ -96,194 +86,162 @@ class DirectoryStore:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                continue  # another writer took the number
+                continue  # Another writer took the number.
             _sync(partial.parent)
             return version
 
-    def _sweep(self, versions: Path) -> None:
-        """Removes what publishers that were killed left behind, once it is too old to be at work."""
-        for partial in versions.glob(f"{_PARTIAL}*"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
-                    shutil.rmtree(partial, ignore_errors=True)
-
     def names(self) -> list[str]:
-        """The models in the store.
+        """Returns the names of the models.
 
         Raises:
-          StoreError: where the root is no directory.
+          StoreError: The root is not a directory (code "not-a-directory").
         """
         if self.root.exists() and not self.root.is_dir():
-            raise StoreError(f"The store {self.uri} is not a directory.")
-        found = (path.parent.name for path in self.root.glob("*/versions"))
-        return sorted(name for name in found if NAME.fullmatch(name) and self.versions(name))
+            raise StoreError(f"The store {self.uri} is not a directory.", code="not-a-directory")
+        candidates = (path.parent.name for path in self.root.glob("*/versions"))
+        return sorted(name for name in candidates if is_name(name) and self.versions(name))
 
     def versions(self, name: str) -> list[int]:
-        """The numbers of the versions of `name`, ascending; none where there is no such model."""
-        _require_name(name)
-        folder = self.root / name / "versions"
-        found = [path.name for path in folder.glob("*")] if folder.is_dir() else []
-        return sorted(int(number) for number in found if number.isascii() and number.isdecimal())
+        """Returns the versions of a model, ascending."""
+        require_name(name)
+        folder = self._versions_folder(name)
+        numbers = [path.name for path in folder.glob("*")] if folder.is_dir() else []
+        return sorted(int(number) for number in numbers if number.isascii() and number.isdecimal())
 
     def manifest(self, name: str, version: int) -> dict[str, Any]:
-        """What is said of a version.
-
-        Raises:
-          StoreError: where there is no such version; names those there are.
-        """
+        """Returns the manifest of a version."""
         return _read_object(self._folder(name, version) / _MANIFEST)
 
     def channels(self, name: str) -> dict[str, int]:
-        """The version that each channel points at."""
-        return {channel: version for channel, version in self._pointers(name).items() if channel != _HISTORY}
+        """Returns the version that each channel points at."""
+        return self._channels(name).versions
 
     def promote(self, name: str, version: int, channel: str) -> None:
-        """Points `channel` at `version`.
-
-        Raises:
-          StoreError: where there is no such version.
-        """
-        _require_name(channel)
+        """Points a channel at a version."""
+        require_name(channel)
         self._folder(name, version)
-        with self._locked(name) as pointers:
-            history = pointers[_HISTORY].setdefault(channel, [])
-            if pointers.get(channel) != version:
-                history.append(version)
-            pointers[channel] = version
+        with self._locked_channels(name) as channels:
+            channels.promote(channel, version)
 
     def rollback(self, name: str, channel: str) -> int:
-        """Points `channel` back at the version that it pointed at before; returns that.
-
-        Raises:
-          StoreError: where there was none.
-        """
-        with self._locked(name) as pointers:
-            history = pointers[_HISTORY].get(channel, [])
-            if len(history) < 2:
-                channels = ", ".join(key for key in pointers if key != _HISTORY) or "none"
-                raise StoreError(
-                    f"Channel {channel!r} of {name} in {self.uri} has no version to go back to; it has pointed at: "
-                    f"{', '.join(map(str, history)) or 'none'}. Channels: {channels}."
-                )
-            history.pop()
-            pointers[channel] = history[-1]
-            return int(history[-1])
+        """Points a channel back at its previous version and returns that version."""
+        with self._locked_channels(name) as channels:
+            return channels.rollback(channel, f"{name} in {self.uri}")
 
     def pull(
         self, name: str, to: str | os.PathLike[str], *, channel: str = "stable", version: int | None = None
     ) -> int:
-        """Writes a version's model to the file `to`, whole or not at all; returns the version.
-
-        Args:
-          name: the model's.
-          to: a file, replaced by rename.
-          channel: whose version.
-          version: that version instead.
-
-        Raises:
-          StoreError: where there is no such channel or version, or the model is not what its manifest says.
-        """
+        """Writes the model of a version to a file and returns the version."""
         if version is None:
-            pointers = self.channels(name)
-            if not pointers and not self.versions(name):
-                raise StoreError(self._no_model(name))
-            if channel not in pointers:
-                raise StoreError(
-                    f"{name} in {self.uri} has no channel {channel!r}, only: {', '.join(pointers) or 'none'}."
-                )
-            version = pointers[channel]
+            version = self._promoted(name, channel)
         content = self._verified(name, version)
         target = Path(to)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             _replace(target, content)
         except OSError as error:
-            raise StoreError(f"{target} can't be written: {error.strerror or error}.") from error
+            raise StoreError(f"{target} can't be written: {error.strerror or error}.", code="not-writable") from error
         return version
 
     def verify(self, name: str, version: int) -> None:
-        """Raises StoreError where the version's model is not what its manifest says."""
+        """Checks the model of a version against its manifest."""
         self._verified(name, version)
 
+    def _promoted(self, name: str, channel: str) -> int:
+        """Returns the version that a channel points at."""
+        versions = self.channels(name)
+        if not versions and not self.versions(name):
+            raise self._unknown_model(name)
+        if channel not in versions:
+            raise StoreError(
+                f"{name} in {self.uri} has no channel {channel!r}. Channels: {', '.join(versions) or 'none'}.",
+                code="unknown-channel",
+            )
+        return versions[channel]
+
     def _verified(self, name: str, version: int) -> bytes:
-        expected = self.manifest(name, version).get("sha256")
+        """Returns the flatbuffer of a version after checking it against the manifest."""
+        manifest = self.manifest(name, version)
         try:
             content = (self._folder(name, version) / _MODEL).read_bytes()
         except OSError as error:
-            raise StoreError(f"{name} {version} in {self.uri} can't be read: {error}.") from error
-        found = hashlib.sha256(content).hexdigest()
-        if found != expected:
-            raise StoreError(
-                f"{name} {version} in {self.uri} is damaged: sha256 {found}, the manifest says {expected}. "
-                "Remedy: publish the model again and roll the channel back meanwhile."
-            )
+            raise StoreError(f"{name} {version} in {self.uri} can't be read: {error}.", code="damaged") from error
+        manifests.require_match(manifest, content, f"{name} {version} in {self.uri}")
         return content
 
+    def _versions_folder(self, name: str) -> Path:
+        return self.root / name / "versions"
+
     def _folder(self, name: str, version: int) -> Path:
-        _require_name(name)
-        folder = self.root / name / "versions" / str(version)
+        """Returns the folder of a version."""
+        require_name(name)
+        folder = self._versions_folder(name) / str(version)
         if not folder.is_dir():
             known = ", ".join(map(str, self.versions(name)))
             if not known:
-                raise StoreError(self._no_model(name))
-            raise StoreError(f"There is no version {version} of {name!r} in {self.uri}, only: {known}.")
+                raise self._unknown_model(name)
+            raise StoreError(
+                f"There is no version {version} of {name!r} in {self.uri}. Versions: {known}.", code="unknown-version"
+            )
         return folder
 
-    def _no_model(self, name: str) -> str:
-        return f"There is no model {name!r} in {self.uri}, only: {', '.join(self.names()) or 'none'}."
-
-    def _pointers(self, name: str) -> dict[str, Any]:
-        _require_name(name)
-        path = self.root / name / "channels.json"
-        return {_HISTORY: {}, **(_read_object(path) if path.exists() else {})}
+    def _channels(self, name: str) -> Channels:
+        require_name(name)
+        path = self.root / name / _CHANNELS
+        return Channels(_read_object(path) if path.exists() else {})
 
     @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[dict[str, Any]]:
-        """The channels of `name`, written back at the end if nothing was raised; one writer at a time."""
-        _require_name(name)
+    def _locked_channels(self, name: str) -> Iterator[Channels]:
+        """Yields the channels of a model to one writer at a time and writes them unless an error is raised."""
+        require_name(name)
         folder = self.root / name
         if not folder.is_dir():
-            raise StoreError(self._no_model(name))
+            raise self._unknown_model(name)
         try:
             with (folder / ".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                pointers = self._pointers(name)
-                yield pointers
-                _replace(folder / "channels.json", _json(pointers))
+                channels = self._channels(name)
+                yield channels
+                _replace(folder / _CHANNELS, manifests.encode(channels.stored()))
         except OSError as error:
-            raise StoreError(self._not_writable(error)) from error
+            raise self._not_writable(error) from error
 
-    def _not_writable(self, error: OSError) -> str:
-        return (
+    def _unknown_model(self, name: str) -> StoreError:
+        return StoreError(
+            f"There is no model {name!r} in {self.uri}. Models: {', '.join(self.names()) or 'none'}.",
+            code="unknown-model",
+        )
+
+    def _not_writable(self, error: OSError) -> StoreError:
+        return StoreError(
             f"The store {self.uri} can't be written: {error.strerror or error} ({error.filename or self.uri}). "
-            "Remedy: give a directory that this user may write to."
+            "Remedy: a directory that this user can write to.",
+            code="not-writable",
         )
 
 
-def _require_name(name: str) -> None:
-    if not NAME.fullmatch(name):
-        raise StoreError(f"{name!r} is no name: use lower case letters, digits, '.', '_' and '-'.")
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    try:
-        return (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
-    except (TypeError, ValueError) as error:
-        raise StoreError(f"The manifest is not JSON: {error}.") from error
+def _remove_abandoned(versions: Path) -> None:
+    """Removes what killed publishers left behind, once it is too old to belong to a running one."""
+    for partial in versions.glob(f"{_PARTIAL}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file.
+
+    Raises:
+      StoreError: The file can't be read or holds no JSON object (code "damaged").
+    """
     try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise TypeError(f"a {type(content).__name__} instead of an object")
-    except (OSError, ValueError, TypeError) as error:
-        raise StoreError(f"{path} is damaged: {error}.") from error
-    return content
+        return manifests.decode(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} is damaged: {error}.", code="damaged") from error
 
 
 def _make_folder(path: Path) -> None:
-    """Makes a folder and those above it, and has them on disk."""
+    """Makes a folder and its parents, and syncs them to disk."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
@@ -291,7 +249,7 @@ def _make_folder(path: Path) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Writes and syncs a read-only file."""
+    """Writes a read-only file and syncs it to disk."""
     path.unlink(missing_ok=True)
     with path.open("wb") as file:
         file.write(content)
@@ -301,7 +259,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Writes a file beside `path` and renames it over it."""
+    """Writes a file next to `path`, syncs it to disk and renames it to `path`."""
     descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -137,8 +137,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         if config.mode == "auto":
             label = config.auto.label_key if config.needs_labels else None
             if config.needs_labels and label is None:
-                features = [name for signature in signatures.values() for name in signature.reads]
-                label = examples.label_of(inputs.read_schema(input_dict), features, None)
+                features = [name for signature in signatures.values() for name in signature.example_features]
+                label = examples.resolve_label(inputs.read_schema(input_dict), features, None)
             # By another seed: of the same split, the rows to calibrate on would all be among these.
             found = self._sample(examples_input, config.auto.split, config.auto.rows, seed + 1, label=label)
             trial, labels = columns(found, config.auto.split), found.labels

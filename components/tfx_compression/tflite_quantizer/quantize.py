@@ -155,7 +155,7 @@ def parsed(signatures: Signatures) -> dict[str, tf.TensorSpec]:
     """What all signatures parse, by feature."""
     found: dict[str, tf.TensorSpec] = {}
     for signature in signatures.values():
-        for name, spec in signature.parsed.items():
+        for name, spec in signature.raw_features.items():
             if name in found and (found[name].dtype != spec.dtype or found[name].shape[1:] != spec.shape[1:]):
                 raise ModelError(f"Two signatures take {name!r} differently: {found[name]} and {spec}.")
             found[name] = spec
@@ -165,7 +165,7 @@ def parsed(signatures: Signatures) -> dict[str, tf.TensorSpec]:
 def columns_of(signatures: Signatures, rows: Sequence[bytes]) -> Columns:
     """What all signatures take, of serialized tf.Examples."""
     parsed(signatures)
-    return {name: values for signature in signatures.values() for name, values in signature.read(rows).items()}
+    return {name: values for signature in signatures.values() for name, values in signature.read_examples(rows).items()}
 
 
 def _read(
@@ -249,7 +249,7 @@ def _rows(data: tf.data.Dataset, signatures: Signatures, config: Quantization) -
     columns = {
         name: values
         for signature in signatures.values()
-        for name, values in signature.front({key: columns[key] for key in signature.parsed}).items()
+        for name, values in signature.preprocess({key: columns[key] for key in signature.raw_features}).items()
     }
     trial = {name: values[count:] for name, values in columns.items()} if config.mode == "auto" else {}
     read = len(next(iter(columns.values())))

@@ -16,7 +16,7 @@ import apache_beam as beam
 import numpy as np
 import tensorflow as tf
 
-from tfx_compression.data import examples
+from tfx_compression.data import example_parsing, examples
 from tfx_compression.errors import DataError
 
 MAX_STRATA = 1000
@@ -92,7 +92,7 @@ def sample(
             "ExampleGen (input_config or output_config) and its input files."
         )
     strata = {} if counts is None else {value: quota for value, quota in quotas.items() if quota}
-    columns = examples.columns(chosen, features) if features else {}
+    columns = example_parsing.parse_columns(chosen, features) if features else {}
     return Sample(chosen, columns, None if label is None else _labels(chosen, label), strata)
 
 
@@ -290,7 +290,7 @@ def _read(file: str, feature: str | None) -> Iterator[tuple[np.ndarray, np.ndarr
                 dtype = _stored(rows[0], feature, file).dtype
             yield rows, _values(rows, feature, dtype, file)
     except tf.errors.OpError as error:
-        raise examples.unreadable(file, error) from error
+        raise examples.unreadable_error(file, error) from error
 
 
 def _values(rows: np.ndarray, feature: str, dtype: np.dtype, file: str) -> np.ndarray:
@@ -301,7 +301,7 @@ def _values(rows: np.ndarray, feature: str, dtype: np.dtype, file: str) -> np.nd
     except tf.errors.InvalidArgumentError as error:
         raise DataError(
             f"{file} has tf.Examples without the one value of {feature!r}, which is stratified by: "
-            f"{examples.one_line(error)} Remedy: stratify_by a feature that every row has once, or by none."
+            f"{example_parsing.one_line(error)} Remedy: stratify_by a feature that every row has once, or by none."
         ) from error
     if dtype.kind == "O":
         return np.array([value.decode(errors="backslashreplace") for value in values])

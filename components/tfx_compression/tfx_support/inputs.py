@@ -19,7 +19,7 @@ from tfx.proto import example_gen_pb2
 from tfx.types import artifact, artifact_utils
 from tfx.utils import io_utils
 
-from tfx_compression.data.examples import label_of, labelled, require_rows, serialized_and_labels
+from tfx_compression.data.examples import labeled_batches, require_rows, resolve_label
 from tfx_compression.errors import DataError, ModelError
 from tfx_compression.model_handle import ModelHandle
 from tfx_compression.saved_models import feature_signatures
@@ -84,8 +84,8 @@ def model_batches(
             files = _files_with_rows(single(input_dict, "examples"), split)
             schema = read_schema(input_dict)
             parsed = _features_of(loaded.model.path) if label_key is None else ()
-            label = label_of(schema, [*parsed, *([weight_key] if weight_key else [])], label_key)
-            return serialized_and_labels(files, schema, label, batch_size, shuffle, seed, weight_key)
+            label = resolve_label(schema, [*parsed, *([weight_key] if weight_key else [])], label_key)
+            return labeled_batches(files, schema, None, label, batch_size, shuffle, seed, weight_key)
     else:
         network = loaded.network if loaded.network is not None else loaded.model
         names = list(getattr(network, "input_names", None) or [tensor.name for tensor in network.inputs])
@@ -147,8 +147,8 @@ def training_batches(
         described = tft.TFTransformOutput(graph.uri) if graph is not None else schema
         return input_fn([example_pattern(examples, split)], accessor, described, batch_size)
     files = _files_with_rows(examples, split)
-    label = label_of(schema, [*names, *([weight_key] if weight_key else [])], label_key)
-    return labelled(files, schema, names, label, batch_size, shuffle, seed, weight_key)
+    label = resolve_label(schema, [*names, *([weight_key] if weight_key else [])], label_key)
+    return labeled_batches(files, schema, names, label, batch_size, shuffle, seed, weight_key)
 
 
 class UserModule:

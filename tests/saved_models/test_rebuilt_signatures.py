@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_keras
 from tfx_compression import model_handle
 from tfx_compression.errors import ModelError
-from tfx_compression.saved_models import signatures
+from tfx_compression.saved_models import rebuilt_signatures
 
 from tests.support import (
     helpers,  # first: sets which Keras tf.keras is
@@ -161,7 +161,7 @@ def test_signatures_fn_overrides_everything(tmp_path):
 
 def test_signatures_fn_that_returns_none_is_refused():
     with pytest.raises(ModelError, match="returned no signatures"):
-        signatures.made(lambda model, transform: None, None, None)
+        rebuilt_signatures.user_signatures(lambda model, transform: None, None, None)
 
 
 def test_a_saved_model_without_layers_takes_no_other_network(tmp_path):

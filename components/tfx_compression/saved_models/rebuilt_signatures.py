@@ -35,7 +35,7 @@ _REMEDY = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Rebuilt:
+class RebuiltSignatures:
     """Signatures that can be saved.
 
     Attributes:
@@ -49,7 +49,7 @@ class Rebuilt:
 
 def rebuild(
     original: SavedModel, before: Any, after: Any, own: set[int], transform_graph_uri: str | None = None
-) -> Rebuilt:
+) -> RebuiltSignatures:
     """The signatures of `original`, with the network `after` in the place of `before`.
 
     Args:
@@ -76,10 +76,10 @@ def rebuild(
         else:
             signatures[name] = signature
             tracked |= _apart(original.loaded, own)
-    return Rebuilt(signatures, tracked)
+    return RebuiltSignatures(signatures, tracked)
 
 
-def of_tensors(network: Any) -> dict[str, Any]:
+def tensor_signatures(network: Any) -> dict[str, Any]:
     """A `serving_default` that takes the network's inputs by name and returns its outputs by name."""
     names = _input_names(network)
     specs = [
@@ -92,7 +92,7 @@ def of_tensors(network: Any) -> dict[str, Any]:
     return {"serving_default": tf.function(serve, input_signature=specs)}
 
 
-def made(signatures_fn: SignaturesFn, network: Any, transform_graph_uri: str | None) -> Rebuilt:
+def user_signatures(signatures_fn: SignaturesFn, network: Any, transform_graph_uri: str | None) -> RebuiltSignatures:
     """The signatures that the user's `signatures_fn(model, tf_transform_output or None)` makes for a network."""
     transform = None
     if transform_graph_uri is not None:
@@ -102,7 +102,7 @@ def made(signatures_fn: SignaturesFn, network: Any, transform_graph_uri: str | N
     signatures = dict(signatures_fn(network, transform) or {})
     if not signatures:
         raise ModelError("signatures_fn returned no signatures. Remedy: return {'serving_default': tf.function, …}.")
-    return Rebuilt(signatures, {})
+    return RebuiltSignatures(signatures, {})
 
 
 def _rebuilt(
@@ -139,24 +139,6 @@ def _function(arguments: Mapping[str, tf.TensorSpec], front: Callable, network: 
         return {name: answers[index] for name, index in order.items()}
 
     return tf.function(serve, input_signature=list(arguments.values()))
-
-
-def answers(saved: SavedModel) -> dict[str, dict[str, np.ndarray]]:
-    """What each signature of a SavedModel answers to made rows, by output: the same rows for the same signature.
-
-    Raises:
-      ModelError: where one can't be called.
-    """
-    found = {}
-    for name, signature in saved.signatures.items():
-        place = f"{name!r} of {saved.path}"
-        arguments = _arguments(place, signature)
-        try:
-            answer = signature(**_feeds(arguments, _parsed(place, signature), {}, ()))
-        except tf.errors.OpError as error:
-            raise ModelError(f"The signature {place} doesn't answer: {error.message}") from error
-        found[name] = {output: value.numpy() for output, value in answer.items()}
-    return found
 
 
 def _front(arguments: Mapping[str, tf.TensorSpec], spec: Mapping[str, Any], call: Callable) -> Callable:
