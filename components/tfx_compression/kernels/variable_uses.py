@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
-from tensorflow.python.grappler import tf_optimizer
 
 from tfx_compression.kernels import KernelKind
+from tfx_compression.tf_graphs import walks
+from tfx_compression.tf_graphs.inlining import inline_calls, variable_spec
 
 # What a variable passes on its way to a multiplication without being changed.
 _SAME = (
@@ -17,7 +17,6 @@ _SAME = (
     *("FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxVarsPerChannel"),  # of quantization-aware training
 )
 _RESHAPING = ("Reshape", "Squeeze", "ExpandDims")
-_KEEPS_CALLS = {"api_implements", "_XlaMustCompile"}  # attributes that keep a call from being inlined
 _ADDING = ("Add", "AddV2", "Sub", "Mul", "RealDiv", "ClipByValue", "Maximum", "Minimum", "Mean")
 _REARRANGING = ("ConcatV2", "StridedSlice", "Transpose", "GatherV2", "Pack", "Unpack")
 _UNIMPORTANT = ("Shape", "NextIteration")
@@ -45,38 +44,13 @@ class VariableUse:
     macs: int | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class InlinedGraph:
-    """A function's graph with all that it calls in one piece.
-
-    Attributes:
-      graph: what its outputs need; loops and branches are Enter, Exit, Switch and Merge.
-      handles: the variables' handles in the graph, by the id of the eager handle that the function captured.
-    """
-
-    graph: tf.Graph
-    handles: dict[int, tf.Tensor]
-
-
-def inline_calls(function: Any) -> InlinedGraph:
-    """What a concrete function's or signature's outputs need, in one graph; of one row where the first size is free."""
-    outputs = [tensor.op.name for tensor in function.outputs]
-    definition = _needed(_inlined(function), outputs)
-    try:
-        return _imported(function, definition, rows=1)
-    except ValueError:  # a batch of a size that the graph fixes
-        return _imported(function, definition, rows=None)
-
-
 def output_op_type(function: Any) -> str:
     """The type of the operation that makes a function's or signature's first output: `Softmax`, `BiasAdd`.
 
     What scales, shifts, clips, averages or rearranges its result is passed over.
     """
-    op = inline_calls(function).graph.get_operation_by_name(function.outputs[0].op.name)
-    while op.inputs and op.type in (*_SAME, *_RESHAPING, *_ADDING, *_REARRANGING):
-        op = op.inputs[0].op
-    return str(op.type)
+    output = _same_tensor(inline_calls(function).graph, function.outputs[0])
+    return str(walks.source(output, (*_SAME, *_RESHAPING, *_ADDING, *_REARRANGING)).op.type)
 
 
 def resource_handle(variable: Any) -> Any:
@@ -92,7 +66,7 @@ def find_uses(function: Any) -> dict[int, list[VariableUse]]:
     try:
         flat = inline_calls(function)
     except (ValueError, tf.errors.OpError):  # a graph that Grappler takes apart in a way that can't be imported
-        variables = [external for external, _ in function.graph.captures if _content(external) is not None]
+        variables = [external for external, _ in function.graph.captures if variable_spec(external) is not None]
         return {id(external): [VariableUse(UNKNOWN_OP)] for external in variables}
     return {captured: [use for _, _, use in _uses(flat.graph, tensor)] for captured, tensor in flat.handles.items()}
 
@@ -116,106 +90,27 @@ def first_and_last_kernels(function: Any, kernels: set[int]) -> tuple[set[int], 
     for name, kernels_here in sites.items():
         op = flat.graph.get_operation_by_name(name)
         for captured, own in kernels_here.items():
-            data = [source.op for index, source in enumerate(op.inputs) if index not in own]
-            if not _behind(data, sites) - {captured}:
+            data = [tensor for index, tensor in enumerate(op.inputs) if index not in own]
+            if not _nearest_kernels(data, sites) - {captured}:
                 first.add(captured)
-    outputs = [flat.graph.get_operation_by_name(tensor.op.name) for tensor in function.outputs]
-    return first, _behind(outputs, sites)
+    return first, _nearest_kernels([_same_tensor(flat.graph, output) for output in function.outputs], sites)
 
 
-def _behind(ops: list[tf.Operation], sites: Mapping[str, Mapping[int, set[int]]]) -> set[int]:
-    """The kernels that are met first on all ways back from operations."""
-    found: set[int] = set()
-    seen: set[str] = set()
-    places = list(ops)
-    while places:
-        op = places.pop()
-        if op.name in seen:
-            continue
-        seen.add(op.name)
-        if op.name in sites:
-            found |= set(sites[op.name])
-        else:
-            places += [source.op for source in op.inputs]
-    return found
+def _nearest_kernels(ends: Iterable[tf.Tensor], sites: Mapping[str, Mapping[int, set[int]]]) -> set[int]:
+    """Returns the kernels in `sites` that come first on all ways back from tensors."""
+    stops = walks.walk_back(ends, lambda tensor: tensor.op.name in sites).stops
+    return {kernel for tensor in stops.values() for kernel in sites[tensor.op.name]}
+
+
+def _same_tensor(graph: tf.Graph, output: tf.Tensor) -> tf.Tensor:
+    """Returns the tensor of an inlined graph that is a function's output."""
+    return graph.get_operation_by_name(output.op.name).outputs[output.value_index]
 
 
 def total_macs(uses: list[VariableUse]) -> int | None:
     """Multiply-accumulates of one row in all uses of a variable, or None where those of one are not known."""
     macs = [use.macs for use in uses]
     return None if None in macs or not macs else sum(count for count in macs if count is not None)
-
-
-def _inlined(function: Any) -> Any:
-    """The function's GraphDef, with what it calls inlined and loops and branches lowered, by Grappler."""
-    definition = function.graph.as_graph_def()
-    for inner in definition.library.function:
-        for attributes in (inner.attr, *(node.attr for node in inner.node_def)):
-            for name in _KEEPS_CALLS & set(attributes):
-                del attributes[name]
-    for node in definition.node:
-        for name in _KEEPS_CALLS & set(node.attr):
-            del node.attr[name]
-    meta_graph = meta_graph_pb2.MetaGraphDef(graph_def=definition)
-    kept = [tensor.name for tensor in (*function.inputs, *function.outputs)]
-    meta_graph.collection_def["train_op"].node_list.value.extend(kept)
-    config = config_pb2.ConfigProto()
-    rewriting = config.graph_options.rewrite_options
-    rewriting.min_graph_nodes = -1
-    rewriting.optimizers.append("function")
-    rewriting.function_optimization = rewriter_config_pb2.RewriterConfig.AGGRESSIVE
-    return tf_optimizer.OptimizeGraph(config, meta_graph)
-
-
-def _needed(definition: Any, outputs: list[str]) -> Any:
-    """The part of a GraphDef that `outputs` depend on."""
-    nodes = {node.name: node for node in definition.node}
-    found: set[str] = set()
-    places = list(outputs)
-    while places:
-        name = places.pop()
-        if name not in found:
-            found.add(name)
-            places += [source.lstrip("^").split(":")[0] for source in nodes[name].input]
-    needed = tf.compat.v1.GraphDef(versions=definition.versions, library=definition.library)
-    needed.node.extend(node for node in definition.node if node.name in found)
-    for node in needed.node:
-        node.attr.pop("_class", None)  # colocation with nodes that may be gone
-    return needed
-
-
-def _imported(function: Any, definition: Any, rows: int | None) -> InlinedGraph:
-    captured = {internal.name: external for external, internal in function.graph.captures}
-    needed = {node.name for node in definition.node}
-    handles: dict[int, tf.Tensor] = {}
-    fed: dict[str, tf.Tensor] = {}
-    with tf.Graph().as_default() as graph:
-        for place, tensor in enumerate(function.inputs):
-            if tensor.op.name not in needed:
-                continue
-            external = captured.get(tensor.name)
-            if external is None:
-                fed[tensor.name] = tf.compat.v1.placeholder(tensor.dtype, _sized(tensor.shape, rows), f"fed/{place}")
-            elif (content := _content(external)) is not None:
-                fed[tensor.name] = handles[id(external)] = tf.raw_ops.VarHandleOp(
-                    dtype=content[0], shape=content[1], shared_name=f"captured_{place}", name=f"fed/{place}"
-                )
-        tf.graph_util.import_graph_def(definition, input_map=fed, name="")
-    return InlinedGraph(graph, handles)
-
-
-def _sized(shape: tf.TensorShape, rows: int | None) -> tf.TensorShape:
-    if rows is None or not shape.rank or shape[0] is not None:
-        return shape
-    return tf.TensorShape([rows, *shape[1:]])
-
-
-def _content(captured: Any) -> tuple[tf.DType, tf.TensorShape] | None:
-    """Dtype and shape of the variable behind a captured handle; None of a table or a plain tensor."""
-    data = getattr(captured, "_handle_data", None) if captured.dtype == tf.resource else None
-    if data is None or not data.is_set or len(data.shape_and_type) != 1:
-        return None
-    return tf.dtypes.as_dtype(data.shape_and_type[0].dtype), tf.TensorShape(data.shape_and_type[0].shape)
 
 
 def _uses(graph: tf.Graph, variable: tf.Tensor) -> list[tuple[tf.Operation, int, VariableUse]]:
@@ -231,7 +126,7 @@ def _uses(graph: tf.Graph, variable: tf.Tensor) -> list[tuple[tf.Operation, int,
         if tensor.name in seen:
             continue
         seen.add(tensor.name)
-        for op, index in _consumers(tensor):
+        for op, index in walks.consumers(tensor):
             if op.type in (*_SAME, "Transpose", *_RESHAPING) and index == 0:
                 frame = op.get_attr("frame_name").decode() if op.type == "Enter" else loop
                 moved = _moved(op, axes)
@@ -240,11 +135,6 @@ def _uses(graph: tf.Graph, variable: tf.Tensor) -> list[tuple[tf.Operation, int,
                 use = _use(op, index, axes, shape)
                 found.append((op, index, _repeated(graph, use, shape, loop) if loop else use))
     return found
-
-
-def _consumers(tensor: tf.Tensor) -> Iterator[tuple[tf.Operation, int]]:
-    for op in tensor.consumers():
-        yield from ((op, index) for index, taken in enumerate(op.inputs) if taken.name == tensor.name)
 
 
 def _moved(op: tf.Operation, axes: Axes | None) -> Axes | None:

@@ -16,8 +16,8 @@ import tensorflow as tf
 from tfx_compression.errors import ModelError
 from tfx_compression.keras_models import graph
 from tfx_compression.keras_models.library import is_keras3
-from tfx_compression.kernels import variable_uses
 from tfx_compression.saved_models.saved_model import SavedModel
+from tfx_compression.tf_graphs import inlining
 
 TRANSFORM_LAYER = "tft_layer"  # the attribute of the model that TFX's own examples use
 SignaturesFn = Callable[[Any, Any], Mapping[str, Any]]
@@ -225,7 +225,7 @@ def _arguments(place: str, signature: Any) -> dict[str, tf.TensorSpec]:
 def _parsed(place: str, signature: Any) -> dict[str, Any]:
     """What the signature's graph parses of tf.Examples, as tf.io.parse_example takes it; empty where it doesn't."""
     spec: dict[str, Any] = {}
-    for op in variable_uses.inline_calls(signature).graph.get_operations():
+    for op in inlining.inline_calls(signature).graph.get_operations():
         if not op.type.startswith("Parse"):
             continue
         if op.type != "ParseExampleV2" or len(signature.structured_input_signature[1]) != 1:

@@ -1,0 +1,1 @@
+"""TensorFlow graphs, whoever built them: walking, inlining, rewriting and cutting out functions."""
