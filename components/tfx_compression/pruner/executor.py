@@ -16,6 +16,7 @@ from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.prune import SensitivityOptions, prune, requires_data
 from tfx_compression.pruning.record import RECORD_FILE
 from tfx_compression.tfx_support import artifacts, checkpoints, inputs
+from tfx_compression.tfx_support.user_module import UserModule
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Executor(base_executor.BaseExecutor):
         plan_output = artifacts.single(output_dict, "pruning_plan")
         overrides = {name: exec_properties.get(name) for name in ("sparsity", "technique")}
         plan = PruningPlan.merged(exec_properties["plan"], overrides)
-        module = inputs.UserModule(exec_properties)
+        module = UserModule(exec_properties)
         loaded = model_handle.load(artifacts.model_path(model), module.custom_objects())
         if compile_fn := module.function("compile_fn"):
             _compile(loaded, compile_fn)

@@ -19,6 +19,7 @@ from tfx_compression.sparsity_fine_tuner import promises
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.sparsity_fine_tuner.training import Tuned, fine_tune
 from tfx_compression.tfx_support import artifacts, checkpoints, inputs
+from tfx_compression.tfx_support.user_module import UserModule
 
 TEACHER = "teacher_model"
 TUNING_FILE = "tuning.json"
@@ -53,7 +54,7 @@ class Executor(base_executor.BaseExecutor):
         overrides = {name: exec_properties.get(name) for name in ("epochs", "learning_rate", "mode")}
         config = FineTuning.merged(exec_properties["config"], overrides)
         record = PruningRecord(**files.read_json(_plan_file(input_dict, RECORD_FILE)))
-        module = inputs.UserModule(exec_properties)
+        module = UserModule(exec_properties)
         objects = module.custom_objects()
         key = checkpoints.fingerprint(input_dict, exec_properties)
         folder = checkpoints.folder(output, key, exec_properties.get("checkpoint_uri"))
@@ -140,7 +141,7 @@ def _teachers(input_dict: dict[str, list[types.Artifact]]) -> list[types.Artifac
     return [artifacts.single(input_dict, key) for key in keys if input_dict[key]]
 
 
-def _strategy(config: FineTuning, module: inputs.UserModule) -> Any:
+def _strategy(config: FineTuning, module: UserModule) -> Any:
     if strategy_fn := module.function("strategy_fn"):
         return strategy_fn()
     return tf.distribute.MirroredStrategy() if config.distribution == "mirrored" else tf.distribute.get_strategy()

@@ -1,1 +1,1 @@
-"""What the components' declarations and executors share. The one shared place that imports TFX."""
+"""Code for TFX that the components share: declarations, artifacts, inputs, user modules and checkpoints."""

@@ -1,4 +1,4 @@
-"""Where an executor keeps what outlives a killed attempt, and under which key."""
+"""Checkpoints of executors, which survive a killed attempt."""
 
 import hashlib
 import os
@@ -11,47 +11,51 @@ from tfx.utils import io_utils
 
 from tfx_compression.tfx_support.artifacts import Artifacts
 
-# What names or places an attempt, not what it computes.
-_OF_THE_ATTEMPT = frozenset(["checkpoint_uri", "module_path", "module_file"])
+# Exec properties that differ between attempts without changing the result.
+_ATTEMPT_PROPERTIES = frozenset(["checkpoint_uri", "module_path", "module_file"])
 
 
 def fingerprint(inputs: Artifacts, exec_properties: Mapping[str, Any]) -> str:
-    """A digest of what an executor's result depends on; never of execution, run or artifact ids.
+    """Returns a digest of everything that an executor's result depends on.
 
-    That is the models' files, the URIs and splits of everything else, the configuration (`code_version` included) and
-    the contents of the user's module.
+    The digest covers the files of models, the URIs and splits of other inputs, the configuration with `code_version`,
+    and the content of the user's module. It doesn't cover ids of executions, runs or artifacts.
     """
     digest = hashlib.sha256()
     for key in sorted(inputs):
         for each in inputs[key]:
-            parts = (
-                _contents(each.uri) if each.type_name == "Model" else [each.uri, str(getattr(each, "split_names", ""))]
-            )
+            is_model = each.type_name == "Model"
+            parts = _file_digests(each.uri) if is_model else [each.uri, str(getattr(each, "split_names", ""))]
             digest.update("\0".join([key, *parts]).encode())
     for name in sorted(exec_properties):
-        if name not in _OF_THE_ATTEMPT:
+        if name not in _ATTEMPT_PROPERTIES:
             digest.update(f"\0{name}={exec_properties[name]!r}".encode())
-    digest.update(_module(exec_properties))
+    digest.update(_module_digest(exec_properties))
     return digest.hexdigest()[:32]
 
 
 def folder(output: artifact.Artifact, key: str, checkpoint_uri: str | None) -> str:
-    """Where the checkpoints of a fingerprint lie: below `checkpoint_uri`, or beside the node's outputs.
+    """Returns the folder of the checkpoints of a fingerprint.
 
-    An output's URI is `<node>/<output>/<execution>` when TFX runs locally; what lies in `<node>/.checkpoints` is there
-    at the next attempt.
+    It is below `checkpoint_uri` or, without one, below `<node>/.checkpoints`, which the next attempt finds: when TFX
+    runs locally, the URI of an output is `<node>/<output>/<execution>`.
+
+    Args:
+      output: An output of the executor.
+      key: The fingerprint.
+      checkpoint_uri: The exec property of that name.
     """
     node = os.path.dirname(os.path.dirname(output.uri.rstrip("/")))
     return os.path.join(checkpoint_uri or os.path.join(node, ".checkpoints"), key)
 
 
 def remove(path: str) -> None:
-    """Deletes the checkpoints of an attempt that succeeded."""
+    """Deletes the checkpoints of a successful attempt."""
     if tf.io.gfile.exists(path):
         tf.io.gfile.rmtree(path)
 
 
-def _contents(uri: str) -> list[str]:
+def _file_digests(uri: str) -> list[str]:
     names = [os.path.join(top, name) for top, _, files in tf.io.gfile.walk(uri) for name in files]
     return [f"{os.path.relpath(name, uri)}:{_digest(name)}" for name in sorted(names)]
 
@@ -64,8 +68,8 @@ def _digest(path: str) -> str:
     return digest.hexdigest()
 
 
-def _module(exec_properties: Mapping[str, Any]) -> bytes:
-    """The user's module: TFX names a wheel by its contents."""
+def _module_digest(exec_properties: Mapping[str, Any]) -> bytes:
+    """Returns the digest of the user's module file, or the name of its wheel, which TFX derives from its content."""
     if path := exec_properties.get("module_file"):
         return _digest(io_utils.ensure_local(path)).encode()
     return str(exec_properties.get("module_path") or "").encode()

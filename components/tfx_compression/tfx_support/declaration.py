@@ -1,4 +1,4 @@
-"""What component declarations share: a configuration as exec properties, and the version of the code."""
+"""Exec properties that component declarations share: configurations, the user's module, and the code's version."""
 
 import hashlib
 from collections.abc import Mapping
@@ -25,23 +25,23 @@ MODULE_PARAMETERS = {
 def config_properties(
     key: str, config: Config, overrides: Mapping[str, Any], fields: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The exec properties of a configuration: its JSON, and each override that is set, as a scalar of its own.
+    """Returns the exec properties of a configuration: its JSON, and each override as a property of its own.
 
     Args:
-      key: the JSON's exec property.
-      config: the configuration.
-      overrides: values or RuntimeParameters by exec property; those that are None are left out.
-      fields: the configuration's field that an exec property overrides, where it is called otherwise.
+      key: Exec property of the JSON.
+      config: The configuration.
+      overrides: Values or RuntimeParameters by exec property. Those that are None are left out.
+      fields: Field that an exec property overrides, if it has another name.
 
     Raises:
-      ConfigError: where an override, or the default of a RuntimeParameter, is no value for its field.
+      ConfigError: An override, or the default of a RuntimeParameter, is not valid for its field.
     """
     field_of = {name: (fields or {}).get(name, name) for name in overrides}
     given = {name: value for name, value in overrides.items() if value is not None}
     runtime = {name for name, value in given.items() if isinstance(value, data_types.RuntimeParameter)}
     known = {field_of[name]: value.default if name in runtime else value for name, value in given.items()}
     merged = type(config).merged(config.to_json(), known)
-    # Scalars take the type of their field: a learning rate of 1 is the float that the exec property must be.
+    # An exec property needs the type of its field: a learning rate of 1 becomes a float.
     scalars = {name: value if name in runtime else getattr(merged, field_of[name]) for name, value in given.items()}
     return {key: config.to_json(), **scalars}
 
@@ -68,6 +68,6 @@ def code_version(component_module: str) -> str:
 
 
 def package_module(component: base_component.BaseComponent) -> None:
-    """Has TFX pack the user's module file into a wheel, as it does for Trainer."""
+    """Makes TFX pack the user's module file into a wheel, as for Trainer."""
     if udf_utils.should_package_user_modules() and component.exec_properties.get("module_file"):
         udf_utils.add_user_module_dependency(component, "module_file", "module_path")
