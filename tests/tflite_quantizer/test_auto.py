@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from tfx_compression.errors import ModelError
 from tfx_compression.tflite.interpreter import Interpreter
-from tfx_compression.tflite_quantizer import auto, devices, recipes
+from tfx_compression.tflite_quantizer import auto, recipes
 from tfx_compression.tflite_quantizer.calibration import observe
 from tfx_compression.tflite_quantizer.config import AutoPrecision, Calibration, Quantization
+from tfx_compression.tflite_quantizer.devices.judge import judge
 
 from tests.support import helpers
 
@@ -126,7 +127,7 @@ def test_a_microcontroller_gets_what_it_has_kernels_of(content, data):
     settings = {"metric": "agreement", "max_drop": 0.05}
     found, record, _ = searched(content, data, False, target="microcontroller", **settings)
     anywhere, _, _ = searched(content, data, False, **settings)
-    assert devices.judge(found, "microcontroller").runs and not devices.judge(anywhere, "microcontroller").runs
+    assert judge(found, "microcontroller").runs and not judge(anywhere, "microcontroller").runs
     assert set(record.precisions.values()) <= {"int8", "int4", "float32"}
     assert not any(trial.accepted for trial in record.trials if trial.step.startswith("int8_dynamic"))
 

@@ -1,48 +1,112 @@
-"""What a configuration says at once, before a pipeline runs: combinations that there are no models of."""
+"""Quantization refuses, before a pipeline runs, combinations that no model can have."""
 
 import pytest
 import tfx_compression as tfc
 from tfx_compression.errors import ConfigError
+
+from tests.support.errors import raises
 
 RULE = tfc.PrecisionRule(layers=".", precision="int8")
 TWO = ("serving_default", "other")
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "field", "code", "match"),
     [
-        ({"mode": "mixed"}, "rules are of mode 'mixed', which needs one at least"),
-        ({"mode": "int8", "rules": [RULE]}, "rules are of mode 'mixed'.*mode is 'int8'"),
-        ({"mode": "int16x8", "io": "uint8"}, "'uint8' is of the modes int8, int4, mixed, auto, not of 'int16x8'"),
-        ({"mode": "float32", "io": "uint8"}, "'uint8' is of the modes.*not of 'float32'"),
-        ({"mode": "auto", "io": "uint8", "auto": {"precisions": ("int8", "int16x8")}}, "no kernel between them"),
-        ({"mode": "auto", "auto": {"precisions": ()}}, "precisions"),
-        ({"mode": "int4_dynamic", "per_channel": False, "block_size": 32}, "several for a channel"),
-        ({"signatures": ("serving_default", "serving_default")}, "each once"),
+        ({"mode": "int3"}, "Quantization.mode", "unknown-mode", "int8, int16x8"),
+        ({"target": "toaster"}, "Quantization.target", "unknown-target", "edge_tpu"),
+        ({"mode": "mixed"}, "Quantization.rules", "inapplicable-field", "mixed"),
+        ({"mode": "int8", "rules": [RULE]}, "Quantization.rules", "inapplicable-field", "'int8'"),
+        ({"mode": "int16x8", "io": "uint8"}, "Quantization.io", "inapplicable-field", "int8, int4, mixed, auto"),
+        ({"mode": "float32", "io": "uint8"}, "Quantization.io", "inapplicable-field", "'float32'"),
+        (
+            {"mode": "auto", "io": "uint8", "auto": {"precisions": ("int8", "int16x8")}},
+            "Quantization.io",
+            "incompatible-precision",
+            "int16x8",
+        ),
+        ({"mode": "auto", "auto": {"precisions": ()}}, "AutoPrecision.precisions", "too_short", None),
+        (
+            {"mode": "auto", "auto": {"precisions": ("int3",)}},
+            "AutoPrecision.precisions.0",
+            "unknown-precision",
+            "int3",
+        ),
+        (
+            {"mode": "int4_dynamic", "per_channel": False, "block_size": 32},
+            "Quantization.per_channel",
+            "incompatible-block-size",
+            None,
+        ),
+        ({"signatures": ("serving_default", "serving_default")}, "Quantization.signatures", "not-unique", None),
         (
             {"mode": "mixed", "rules": [{"layers": ".", "precision": "int8", "block_size": 32}]},
-            "block_size=32 is of precision 'int4_dynamic', not of 'int8'",
+            "PrecisionRule.block_size",
+            "inapplicable-field",
+            "int4_dynamic",
         ),
-        ({"mode": "int4", "block_size": 32}, "block_size=32 is of mode 'int4_dynamic', not of 'int4'"),
-        ({"mode": "dynamic", "per_channel": False}, "per_channel=False is of the calibrated modes"),
-        ({"mode": "int16x8", "calibration": {"ranges": "mse"}}, "'int16x8' is 'min_max'"),
-        ({"mode": "float16", "equalize": True}, "equalize=True is of mode 'int8'.*not of 'float16'"),
-        ({"target": "edge_tpu"}, "needs mode='int8' and a batch_size"),
-        ({"target": "edge_tpu", "mode": "dynamic", "batch_size": 1}, "needs mode='int8'"),
-        ({"target": "microcontroller", "mode": "dynamic"}, "no kernels of mode 'dynamic'. Remedy: mode 'int8'"),
-        ({"target": "microcontroller", "select_tf_ops": True}, "Flex delegate, which target 'microcontroller' has not"),
-        ({"signatures": ()}, "signatures names at least one"),
-        ({"signatures": ("a", "b")}, "one is 'serving_default'"),
-        ({"signatures": TWO, "mode": "int4"}, "several signatures convert in the modes float32, float16"),
-        ({"signatures": TWO, "transform": "outside"}, "several signatures convert.*transform 'inside'"),
-        ({"signatures": TWO, "equalize": True}, "several signatures convert.*without equalize"),
-        ({"metadata": {"normalization": {"image": {"mean": [0, 0], "std": [1]}}}}, "as many each"),
-        ({"metadata": {"normalization": {"image": {"mean": [0], "std": [0]}}}}, "std is above zero"),
+        ({"mode": "int4", "block_size": 32}, "Quantization.block_size", "inapplicable-field", "int4_dynamic"),
+        ({"mode": "dynamic", "per_channel": False}, "Quantization.per_channel", "inapplicable-field", "'dynamic'"),
+        (
+            {"mode": "int16x8", "calibration": {"ranges": "mse"}},
+            "Quantization.calibration.ranges",
+            "inapplicable-field",
+            "int8, int4, mixed, auto",
+        ),
+        ({"mode": "float16", "equalize": True}, "Quantization.equalize", "inapplicable-field", "'float16'"),
+        ({"target": "edge_tpu"}, "Quantization.batch_size", "required-by-target", "edge_tpu"),
+        (
+            {"target": "edge_tpu", "mode": "dynamic", "batch_size": 1},
+            "Quantization.mode",
+            "unsupported-by-target",
+            "'dynamic'. Remedy: mode int8",
+        ),
+        (
+            {"target": "microcontroller", "mode": "dynamic"},
+            "Quantization.mode",
+            "unsupported-by-target",
+            "float32, int8, int16x8, int4, mixed, auto",
+        ),
+        (
+            {"target": "microcontroller", "select_tf_ops": True},
+            "Quantization.select_tf_ops",
+            "unsupported-by-target",
+            "microcontroller",
+        ),
+        ({"signatures": ()}, "Quantization.signatures", "not-unique", None),
+        ({"signatures": ("a", "b")}, "Quantization.signatures", "no-serving-default", None),
+        ({"signatures": TWO, "mode": "int4"}, "Quantization.signatures", "several-signatures", "float32, float16"),
+        ({"signatures": TWO, "transform": "outside"}, "Quantization.signatures", "several-signatures", None),
+        ({"signatures": TWO, "equalize": True}, "Quantization.signatures", "several-signatures", None),
+        (
+            {"metadata": {"normalization": {"image": {"mean": [0, 0], "std": [1]}}}},
+            "Normalization.std",
+            "length-mismatch",
+            None,
+        ),
+        (
+            {"metadata": {"normalization": {"image": {"mean": [0], "std": [0]}}}},
+            "Normalization.std",
+            "not-positive",
+            None,
+        ),
     ],
 )
-def test_what_does_not_go_together_is_refused_with_what_does(fields, message):
-    with pytest.raises(ConfigError, match=message):
+def test_incompatible_fields_are_refused(fields, field, code, match):
+    with raises(ConfigError, field=field, code=code, match=match):
         tfc.Quantization(**fields)
+
+
+def test_ranges_are_ignored_by_modes_without_calibration():
+    assert not tfc.Quantization(mode="dynamic", calibration={"ranges": "mse"}).custom_ranges
+    assert tfc.Quantization(mode="int8", calibration={"ranges": "mse"}).custom_ranges
+
+
+def test_default_precisions_of_the_search():
+    assert tfc.AutoPrecision().precisions == (
+        *("int8", "int4", "int4_dynamic", "int4_weight_only", "int2_dynamic", "int8_dynamic", "int8_weight_only"),
+        *("float16", "float32"),
+    )
 
 
 def test_data_and_labels_are_needed_where_something_is_measured_on_them():

@@ -278,7 +278,10 @@ def test_a_rule_that_fits_nothing_lists_the_layers(cnn):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (PrecisionRule(layers=DEPTHWISE, precision="int4"), r"DEPTHWISE_CONV_2D.*can have: float32, float16, int8"),
+        (
+            PrecisionRule(layers=DEPTHWISE, precision="int4"),
+            r"DEPTHWISE_CONV_2D.*int8, int8_dynamic",
+        ),
         (PrecisionRule(layers=POINTWISE, precision="int2_dynamic"), r"\(CONV_2D\) can't have precision 'int2_dynamic'"),
         (PrecisionRule(layers=POINTWISE, precision="int4_dynamic", block_size=32), "block_size=32.*dense layers"),
         (PrecisionRule(layers="probabilities", precision="int4_dynamic", block_size=64), "takes 32 numbers"),

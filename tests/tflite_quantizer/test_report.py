@@ -6,18 +6,16 @@ from typing import Any
 import pytest
 from tfx_compression.tflite_quantizer import plots, report
 from tfx_compression.tflite_quantizer.config import AutoPrecision, Calibration, Quantization
+from tfx_compression.tflite_quantizer.devices.verdicts import DelegateVerdict, OperatorVerdict, TargetVerdict
 from tfx_compression.tflite_quantizer.record import (
     AutoRecord,
     CalibrationRecord,
-    DelegateVerdict,
     EqualizedPair,
     InputRange,
     LayerError,
-    OperatorVerdict,
     QuantizationRecord,
     SignatureRecord,
     SparseRecord,
-    TargetVerdict,
     TensorRecord,
     TrialRecord,
 )
@@ -94,7 +92,7 @@ def values(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_the_mode_and_the_sizes_stand_on_top():
     text = page().text
-    assert "Mode int8: Weights and activations of 8 bits Converted to 93.1 kB. Needs LiteRT 2.1 or newer." in text
+    assert "Mode int8: 8-bit weights and activations Converted to 93.1 kB. Needs LiteRT 2.1 or newer." in text
     assert "file 93.1 kB weights in float32: 344.0 kB gzipped 32.9 kB as zstd 31.4 kB arena 6.2 kB" in text
     assert "zeros in weights 25.0 %" in text
 

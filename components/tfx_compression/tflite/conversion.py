@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,14 +17,14 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.lite.python import convert as lite_convert
 
 from tfx_compression import worker
-from tfx_compression.errors import DataError, ModelError, WorkerError
+from tfx_compression.errors import ConfigError, DataError, ModelError, WorkerError
 from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite.features import fit_feature
 from tfx_compression.tflite.interpreter import SIGNATURE
+from tfx_compression.tflite.modes import MODES, Io, ModeSpec
 
 _WORKER = "tfx_compression.tflite.convert_worker"
 MODEL_FILE = "model.tflite"  # in the folder that the worker is given
-_INTEGERS = {"int8": tf.int8, "int16x8": tf.int16}
 _FAKE_QUANTIZATION = re.compile(r"FakeQuantWithMinMax\w+|QuantizeAndDequantizeV\d")
 _LOOPS = re.compile(r"(Stateless)?(While|If|Case)")
 _FLOAT32 = schema.TensorType.FLOAT32
@@ -39,26 +39,29 @@ class ConversionOptions:
     """What the converter is asked for.
 
     Attributes:
-      mode: `float32`; `float16` (weights stored as halves); `dynamic` (int8 weights, activations rounded on the fly);
-        `int8` (weights and activations); `int16x8` (int8 weights, int16 activations; what has no such kernel stays in
-        floats).
-      io: what a model of the last two modes takes and returns: `integer` (int8; int16 of `int16x8`), `uint8` (of `int8`
-        only), or `float32` with the quantization inside.
+      mode: Name of a mode of engine `converter` in `modes.MODES`.
+      io: What a calibrated model takes and returns: `integer` (the type of its activations), `uint8`, or `float32` with
+        the quantization inside.
       per_channel: a scale for each output channel of a kernel, or one for all of it.
       select_tf_ops: TensorFlow's own operators where TFLite has none.
       signatures: of the SavedModel, all in one file.
     """
 
-    mode: Literal["float32", "float16", "dynamic", "int8", "int16x8"]
-    io: Literal["integer", "uint8", "float32"] = "float32"
+    mode: str
+    io: Io = "float32"
     per_channel: bool = True
     select_tf_ops: bool = False
     signatures: tuple[str, ...] = (SIGNATURE,)
 
     @property
+    def mode_spec(self) -> ModeSpec:
+        """The mode's row."""
+        return MODES[self.mode]
+
+    @property
     def io_type(self) -> tf.DType:
-        """What `io` is in this mode."""
-        return _INTEGERS[self.mode] if self.io == "integer" else tf.dtypes.as_dtype(self.io)
+        """Type of `io` in this mode."""
+        return tf.dtypes.as_dtype(self.mode_spec.activations if self.io == "integer" else self.io)
 
 
 def to_tflite(saved_model: str, options: ConversionOptions, columns: Mapping[str, np.ndarray] | None = None) -> bytes:
@@ -77,26 +80,31 @@ def to_tflite(saved_model: str, options: ConversionOptions, columns: Mapping[str
       ConversionError: where the converter refuses the model.
       ModelError: where a signature is missing, or the rows don't fit.
     """
-    if options.mode not in _INTEGERS and options.io != "float32":
-        raise ModelError(f"A model of mode {options.mode!r} takes and returns floats: io is 'float32'.")
+    mode = options.mode_spec
+    if options.io not in mode.io:
+        raise ConfigError(
+            f"A model of mode {mode.name!r} can't have io={options.io!r}. Remedy: io {', '.join(mode.io)}.",
+            field="ConversionOptions.io",
+            code="inapplicable-field",
+        )
     worker.step("reading the SavedModel")
     graph = _SavedModel(saved_model)
     inputs = {name: graph.inputs(name) for name in options.signatures}
     converter = tf.lite.TFLiteConverter.from_saved_model(saved_model, signature_keys=list(options.signatures))
     converter._experimental_disable_per_channel = not options.per_channel  # nothing public does so
     operators = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    if options.mode != "float32":
+    if mode.quantized:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if options.mode == "float16":
+    if mode.weights == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if options.mode in _INTEGERS:
+    if mode.calibrated:
         converter.inference_input_type = converter.inference_output_type = options.io_type
         aware = graph.has_operation(options.signatures, _FAKE_QUANTIZATION)
-        if aware and options.mode == "int16x8":
+        if aware and mode.activations == "int16":
             raise ModelError(
                 f"The model in {saved_model} is quantization-aware: its ranges are of 8 bits. Remedy: mode 'int8'."
             )
-        if options.mode == "int16x8":
+        if mode.activations == "int16":
             operators.append(tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8)
         elif not aware:  # of whole numbers only, the converter insists on rows
             operators = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
@@ -197,10 +205,14 @@ def flex_operators(content: bytes) -> dict[str, tuple[str, ...]]:
     return {name: tuple(layers) for name, layers in found.items()}
 
 
-def convert_in_worker(path: str, mode: Literal["float32", "float16", "dynamic"]) -> bytes:
+def convert_in_worker(path: str, mode: str) -> bytes:
     """The TFLite model of the `serving_default` of the SavedModel in `path`, made in another process.
 
     Its inputs are called `serving_default_<feature>`. It is run there once, on zeros.
+
+    Args:
+      path: Path of the SavedModel.
+      mode: Name of a mode that isn't calibrated.
 
     Raises:
       ConversionError: where the converter refuses the model, crashes or hangs.
@@ -318,6 +330,6 @@ def _explained(saved_model: str, options: ConversionOptions, words: str) -> Conv
         return ConversionError(
             f"{lacks}neither TFLite nor its Flex delegate has {custom[0].strip()}. Remedy: do it outside of the model."
         )
-    if options.mode == "int16x8" and not options.per_channel:
+    if options.mode_spec.activations == "int16" and not options.per_channel:
         lacks += "TensorFlow has no depthwise convolutions with one scale in it. Remedy: per_channel=True. It said: "
     return ConversionError(lacks + " ".join(line.strip() for line in words.splitlines() if line.strip())[:1500])

@@ -173,7 +173,7 @@ def _contents(model: Any) -> ModelContents:
             name = layer if layer not in weights else f"{layer}/{index}"
             zero_point, scales[name] = _affine(model, graph, tensor)
             weights[name] = values - zero_point if zero_point.any() else values
-    return ModelContents(dict(ops), dict(float_ops), weights, scales, _arena(model))
+    return ModelContents(dict(ops), dict(float_ops), weights, scales, arena_bytes(model))
 
 
 def _values(data: bytes, tensor: Any) -> np.ndarray:
@@ -249,8 +249,10 @@ def _affine(model: Any, graph: Any, tensor: Any) -> tuple[np.ndarray, np.ndarray
     )
 
 
-def _arena(model: Any) -> int:
-    """Bytes of the arena of the main graph, with a batch of one: greedy by size, each in the smallest gap that it fits.
+def arena_bytes(model: Any) -> int:
+    """Returns the bytes of the main graph's arena, with a batch of one.
+
+    Tensors are placed greedily by size, each in the smallest gap that fits it.
 
     As TFLite's ArenaPlanner does (Pisarchyk and Lee 2020, "Efficient memory management for deep neural net inference"):
     what lives from the first operator to the end comes first, in the order of the tensors. What a kernel needs beside

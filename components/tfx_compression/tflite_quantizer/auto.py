@@ -12,13 +12,15 @@ import numpy as np
 from tfx_compression.errors import ModelError
 from tfx_compression.keras_models.metric_names import plain_name, smaller_is_better
 from tfx_compression.tflite.interpreter import Interpreter
-from tfx_compression.tflite_quantizer import devices, equalization, recipes
+from tfx_compression.tflite.modes import PRECISIONS
+from tfx_compression.tflite_quantizer import equalization, recipes
 from tfx_compression.tflite_quantizer.calibration import Ranges, observe
-from tfx_compression.tflite_quantizer.config import CALIBRATED, AutoPrecision, Precision, Quantization
+from tfx_compression.tflite_quantizer.config import AutoPrecision, Quantization
+from tfx_compression.tflite_quantizer.devices.judge import judge
 from tfx_compression.tflite_quantizer.record import AutoRecord, EqualizedPair, InputRange, TrialRecord
 
 Columns = Mapping[str, np.ndarray]
-Assignment = dict[int, Precision]  # by operator
+Assignment = dict[int, str]  # precision by operator
 
 _SENSITIVITY_ROWS = 200  # that a single layer's error is measured on
 _OTHERS_DB = 20.0  # that outputs keep which the metric isn't of
@@ -93,7 +95,7 @@ def search(
     if best is None:
         raise AssertionError("there is a variant at least")
     if not np.isfinite(best.drop):
-        problems = devices.judge(best.content, config.target, config.max_arena_bytes).problems
+        problems = judge(best.content, config.target, config.max_arena_bytes).problems
         raise ModelError(f"Not even in floats does the model run on target {config.target!r}: {' '.join(problems)}")
     precisions = _by_layer(chosen[0], best.assignment)
     record = AutoRecord(
@@ -123,7 +125,7 @@ class _Trial(NamedTuple):
 class _Option(NamedTuple):
     """A precision that a layer may have: bytes of the file with it alone, and the error of the output."""
 
-    precision: Precision
+    precision: str
     size: int
     error: float
 
@@ -149,11 +151,11 @@ class _Search:
         self._step = step
         self._graph = recipes.Graph(content)
         ranges = Ranges({}, {})
-        if set(CALIBRATED) & set(config.auto.precisions):
+        if any(PRECISIONS[name].calibrated for name in config.auto.precisions):
             step(f"{name}calibrating")
             ranges = observe(content, calibration, config.calibration)
         self._ranges, self.inputs = ranges.tensors, ranges.inputs
-        self._tried: dict[tuple[tuple[int, Precision], ...], _Trial] = {}
+        self._tried: dict[tuple[tuple[int, str], ...], _Trial] = {}
 
     def run(self) -> _Trial:
         """The best trial."""
@@ -179,7 +181,7 @@ class _Search:
                     yield _Option(precision, len(made), self._measure.error(made))
         yield _Option("float32", len(self._content), 0.0)
 
-    def _bisected(self, start: Assignment, promotions: list[tuple[int, Precision]]) -> _Trial:
+    def _bisected(self, start: Assignment, promotions: list[tuple[int, str]]) -> _Trial:
         """The trial with the fewest promotions that is good enough; what is behind all of them is the float model."""
 
         def promoted(count: int) -> _Trial:
@@ -197,7 +199,7 @@ class _Search:
                 low = middle + 1
         return promoted(high)
 
-    def _uniform(self, precision: Precision) -> Assignment | None:
+    def _uniform(self, precision: str) -> Assignment | None:
         """The mode of that name, as far as the layers may have what it gives them; None where no layer has it."""
         choices = recipes.uniform(self._content, precision, per_channel=self._config.per_channel)
         may = (*self._config.auto.precisions, "float32")
@@ -208,7 +210,7 @@ class _Search:
         return assignment if precision in assignment.values() else None
 
     def _runs(self, content: bytes) -> bool:
-        return devices.judge(content, self._config.target, self._config.max_arena_bytes).runs
+        return judge(content, self._config.target, self._config.max_arena_bytes).runs
 
     def _demoted(self, best: _Trial, options: Mapping[int, list[_Option]]) -> _Trial:
         """The best trial with layers made smaller, one at a time and those that save most first, while that does."""
@@ -282,7 +284,7 @@ def _gain(small: _Option, large: _Option) -> float:
     return (small.error - large.error) / max(large.size - small.size, 1)
 
 
-def _promotions(options: Mapping[int, list[_Option]]) -> Iterator[tuple[int, Precision]]:
+def _promotions(options: Mapping[int, list[_Option]]) -> Iterator[tuple[int, str]]:
     """The steps to larger precisions of all layers, the most effective one first; a layer's own stay in order."""
     steps = [
         (-_gain(small, large), index, place, large.precision)
@@ -293,10 +295,10 @@ def _promotions(options: Mapping[int, list[_Option]]) -> Iterator[tuple[int, Pre
         yield index, precision
 
 
-def _by_layer(content: bytes, assignment: Assignment) -> dict[str, Precision]:
+def _by_layer(content: bytes, assignment: Assignment) -> dict[str, str]:
     """The precisions by the layer's name; a second layer of the same name has its place in the graph behind it."""
     graph = recipes.Graph(content)
-    found: dict[str, Precision] = {}
+    found: dict[str, str] = {}
     for index, precision in assignment.items():
         layer = graph.operators[index].layer
         found[f"{layer}/{index}" if layer in found else layer] = precision

@@ -1,45 +1,46 @@
-"""How a model becomes a TFLite model."""
+"""Configuration of the conversion of a model to TFLite."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from tfx_compression.config import Config, Pattern
+from tfx_compression.errors import ConfigError
+from tfx_compression.tflite.modes import MODES, PRECISIONS, BlockSize, Io, ModeSpec
+from tfx_compression.tflite_quantizer.devices.targets import TARGETS
 
-Precision = Literal[
-    "float32",
-    "float16",
-    "int8",
-    "int8_dynamic",
-    "int8_weight_only",
-    "int16x8",
-    "int4",
-    "int4_dynamic",
-    "int4_weight_only",
-    "int2_dynamic",
-]
-Target = Literal["cpu", "edge_tpu", "microcontroller", "android_nnapi_gpu", "ios_coreml"]
 
-CALIBRATED = ("int8", "int16x8", "int4")
-_CALIBRATED_MODES = (*CALIBRATED, "auto")
-_NOT_ON_MICROCONTROLLERS = ("float16", "dynamic", "int4_dynamic", "int4_weight_only")
-_UNSIGNED = ("int8", "int4", "mixed", "auto")
-_BY_RECIPE = ("int4", "int4_dynamic", "int4_weight_only", "mixed", "auto")
+def _one_of(names: Iterable[str], kind: str) -> Callable[[str], str]:
+    """Returns a validator of a name that must be one of a table's."""
+    known = tuple(names)
+
+    def validate(name: str) -> str:
+        if name not in known:
+            raise ConfigError(f"unknown {kind}; known: {', '.join(known)}", code=f"unknown-{kind}")
+        return name
+
+    return validate
+
+
+Mode = Annotated[str, AfterValidator(_one_of(MODES, "mode"))]  # name of a row of tflite.modes.MODES
+Precision = Annotated[str, AfterValidator(_one_of(PRECISIONS, "precision"))]  # name of a row of tflite.modes.PRECISIONS
+Target = Annotated[str, AfterValidator(_one_of(TARGETS, "target"))]  # name of a row of devices.targets.TARGETS
 
 
 class Calibration(Config):
-    """The rows that activation ranges are measured on, and how a range is made of them.
+    """The rows that activation ranges are measured on, and how ranges follow from them.
 
     Attributes:
-      split: of the examples.
-      rows: how many; drawn from the whole split, each row with equal chance (reservoir sampling).
-      seed: of that draw.
-      stratify_by: a feature, the label mostly: as many rows of each of its values, as far as there are.
-      ranges: `min_max`, all that was seen; `percentile`, without the outermost values; `mse`, the range whose rounding
-        and clipping together lose least (both stand against outliers).
-      percentile: of `percentile`, the share of the values that is kept, in percent.
-      check_split: a split that is compared with the ranges; None compares nothing.
-      max_outside: a warning where more than this share of its input values lies outside.
+      split: Split of the examples.
+      rows: Number of rows. They are drawn from the whole split, each with equal chance (reservoir sampling).
+      seed: Random seed of the draw.
+      stratify_by: Feature, usually the label, of whose values equally many rows are drawn, as far as there are enough.
+      ranges: `min_max` spans all values; `percentile` leaves out the outermost values; `mse` minimizes the error of
+        rounding and clipping together. The last two are robust to outliers.
+      percentile: Percentage of the values that `percentile` keeps.
+      check_split: Split that is compared with the ranges; None compares nothing.
+      max_outside: Share of its input values outside the ranges above which the record has a warning.
     """
 
     split: str = "train"
@@ -53,40 +54,44 @@ class Calibration(Config):
 
 
 class PrecisionRule(Config):
-    """The precision of some layers; of the rules that fit a layer, the last one wins.
+    """The precision of some layers. Of the rules that match a layer, the last one wins.
 
     Attributes:
-      layers: a regular expression, searched for in the layer's name as `QuantizationRecord.layers` has it.
-      precision: `float32`; `float16` (weights stored as halves); `int8`, `int4` (weights; activations in int8, ranges
-        calibrated), `int16x8` (activations in 16 bits, weights in 8); `…_dynamic` (activations rounded on the fly;
-        `int2_dynamic` leaves a weight -1, 0 or 1 times its channel's scale, which large dense layers may bear);
-        `…_weight_only` (weights made floats again before they are used).
-      block_size: of `int4_dynamic`, weights that share a scale; 0 is one scale per channel. Dense layers only.
+      layers: Regular expression that is searched for in layer names, which are those in `QuantizationRecord.layers`.
+      precision: Name of a precision, which `tflite.modes.PRECISIONS` defines. `…_dynamic` quantizes activations at run
+        time, `…_weight_only` converts weights to floats before they are used; other integer precisions have calibrated
+        integer activations.
+      block_size: Number of weights that share a scale, in `int4_dynamic` dense layers; 0 is one scale per channel.
     """
 
     layers: Pattern
     precision: Precision
-    block_size: Literal[0, 32, 64, 128, 256] = 0
+    block_size: BlockSize = 0
 
     @model_validator(mode="after")
-    def _has_blocks(self) -> "PrecisionRule":
-        if self.block_size and self.precision != "int4_dynamic":
-            raise ValueError(f"block_size={self.block_size} is of precision 'int4_dynamic', not of {self.precision!r}")
+    def _check_block_size(self) -> "PrecisionRule":
+        if self.block_size and not PRECISIONS[self.precision].blocks:
+            supported = ", ".join(name for name, spec in PRECISIONS.items() if spec.blocks)
+            raise ConfigError(
+                f"block_size={self.block_size} applies to precision {supported}, not to {self.precision!r}",
+                field="PrecisionRule.block_size",
+                code="inapplicable-field",
+            )
         return self
 
 
 class AutoPrecision(Config):
-    """The search of mode `auto`: the smallest file that loses at most `max_drop`.
+    """The search of mode `auto` for the smallest file that loses at most `max_drop`.
 
     Attributes:
-      metric: a Keras name (`accuracy`, `mean_squared_error`), against the labels; `agreement` needs no labels: the
-        share of rows whose largest output is the float model's.
-      max_drop: by how much the metric may be worse than the float model's, in its own unit.
-      split: of the examples that the metric is measured on. What is chosen by it is no longer unseen.
-      rows: of it.
-      label_key: the label's feature; by default the one feature of the schema that is no input of the model.
-      output: the output that the metric is of; by default the only one.
-      precisions: that layers may have, as far as the target runs them; `int16x8` only where it is named here.
+      metric: Name of a Keras metric, such as `accuracy` or `mean_squared_error`, against the labels; or `agreement`,
+        which needs no labels: the share of rows whose largest output is the float model's.
+      max_drop: Largest acceptable loss against the float model, in the metric's own unit.
+      split: Split of the examples that the metric is measured on. The result has seen these rows.
+      rows: Number of its rows.
+      label_key: Feature that is the label. By default, the one feature of the schema that is no input of the model.
+      output: Output that the metric applies to. By default, the only one.
+      precisions: Precisions that layers may have, as far as the target runs them. `int16x8` must be named explicitly.
     """
 
     metric: str = "accuracy"
@@ -95,16 +100,8 @@ class AutoPrecision(Config):
     rows: int = Field(default=2000, ge=1)
     label_key: str | None = None
     output: str | None = None
-    precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = (
-        "int8",
-        "int4",
-        "int4_dynamic",
-        "int4_weight_only",
-        "int2_dynamic",
-        "int8_dynamic",
-        "int8_weight_only",
-        "float16",
-        "float32",
+    precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = tuple(
+        name for name, spec in PRECISIONS.items() if spec.searched
     )
 
 
@@ -115,21 +112,25 @@ class Normalization(Config):
     std: tuple[float, ...]
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "Normalization":
+    def _check_sizes(self) -> "Normalization":
         if len(self.mean) != len(self.std) or not self.mean:
-            raise ValueError("mean and std have one number per channel, or one for all: as many each")
+            raise ConfigError(
+                "mean and std must have the same length: one number per channel, or one for all",
+                field="Normalization.std",
+                code="length-mismatch",
+            )
         if any(std <= 0 for std in self.std):
-            raise ValueError("std is above zero")
+            raise ConfigError("std must be above zero", field="Normalization.std", code="not-positive")
         return self
 
 
 class Metadata(Config):
-    """What a TFLite model says of itself (TFLite model metadata, ai.google.dev/edge/litert/models/metadata).
+    """Metadata in the TFLite file (TFLite model metadata, ai.google.dev/edge/litert/models/metadata).
 
     Attributes:
-      name, description, version, author, license: in words.
-      labels: by output, the name of each class; put into the file as an associated file.
-      normalization: by input.
+      name, description, version, author, license: Free text.
+      labels: Names of the classes, by output; stored in the file as an associated file.
+      normalization: Normalization that the application applies, by input.
     """
 
     name: str = ""
@@ -142,52 +143,41 @@ class Metadata(Config):
 
 
 class Quantization(Config):
-    """Conversion to TFLite.
+    """Conversion of a model to TFLite.
 
     Attributes:
-      mode: `float32`; `float16` (weights stored as halves); `dynamic` (int8 weights, activations rounded on the fly);
-        `int8` (weights and activations, calibrated on data; ai.google.dev/edge/litert/models/quantization_spec);
-        `int16x8` (int8 weights, int16 activations; slow where there are reference kernels only); `int4` (as `int8`,
-        the weights of dense layers and convolutions in 4 bits), `int4_dynamic`, `int4_weight_only`: run on LiteRT only;
-        `mixed`, each layer by the `rules`; `auto`, each layer as found by `auto`. A quantization-aware model keeps the
-        ranges that it was trained in: `int8`, or `dynamic` for floats in and out.
-      io: what a calibrated model takes and returns: `integer` (int8; int16 of `int16x8`), `uint8`, or `float32` with
+      mode: Name of a mode. `tflite.modes.MODES` defines the modes; docs/quantization.md says when to choose which. A
+        quantization-aware model keeps the ranges that it was trained with: use `int8`, or `dynamic` for float inputs
+        and outputs.
+      io: What a calibrated model takes and returns: `integer` (int8; int16 in `int16x8`), `uint8`, or `float32` with
         the quantization inside.
-      per_channel: a scale for each output channel of a kernel, or one for all of it.
-      block_size: of `int4_dynamic`, weights of a dense layer that share a scale; 0 is one scale per channel.
-      calibration: of the calibrated modes.
-      rules: of `mixed`; a layer that no rule fits stays `float32`.
-      auto: of `auto`.
-      equalize: cross-layer equalization (Nagel et al. 2019, arXiv:1906.04721) of the float model first: consecutive
-        layers' channels scaled alike, which changes no output; `auto` tries it in mode `auto` and leaves it elsewhere.
-      sparse: encodes sparse kernels as such; `auto` only where the gzipped file gets smaller or the model faster.
-      target: the device that the model shall run on: see `docs/quantization.md`.
-      max_arena_bytes: of the target's memory, for the tensors between the operators.
-      signatures: of the SavedModel, all in one file.
-      batch_size: rows that the model takes at once; None is any number.
-      transform: a Transform layer in the serving signature goes into the TFLite model (`inside`) or stays before it
-        (`outside`): the model then takes transformed features.
-      select_tf_ops: TensorFlow's own operators where TFLite has none; the runtime then needs the Flex delegate.
-      metadata: what the file says of itself.
-      timeout_seconds: that conversion may take.
-      max_memory_bytes: that it may take; None is no limit.
+      per_channel: Whether each output channel of a kernel has a scale, or the kernel has one.
+      block_size: Number of weights of a dense layer that share a scale, in `int4_dynamic`; 0 is one scale per channel.
+      calibration: Calibration of the calibrated modes.
+      rules: Rules of `mixed`. A layer that no rule matches stays `float32`.
+      auto: Search of `auto`.
+      equalize: Whether cross-layer equalization (Nagel et al. 2019, arXiv:1906.04721) is applied to the float model
+        first: it scales consecutive layers' channels alike, which changes no output. `auto` tries it in mode `auto` and
+        does nothing in others.
+      sparse: Whether sparse kernels are encoded as such; `auto` does so only if the gzipped file gets smaller or the
+        model faster.
+      target: Device that the model must run on. docs/devices.md has the rules.
+      max_arena_bytes: Limit on the target's memory for the tensors between the operators.
+      signatures: Signatures of the SavedModel, all in one file.
+      batch_size: Number of rows that the model takes at once; None is any number.
+      transform: Whether a Transform layer in the serving signature goes into the TFLite model (`inside`) or stays
+        before it (`outside`), so that the model takes transformed features.
+      select_tf_ops: Whether TensorFlow's own operators may be used where TFLite has none. The runtime then needs the
+        Flex delegate.
+      metadata: Metadata in the file.
+      timeout_seconds: Limit on the time of the conversion.
+      max_memory_bytes: Limit on the memory of the conversion; None is no limit.
     """
 
-    mode: Literal[
-        "float32",
-        "float16",
-        "dynamic",
-        "int8",
-        "int16x8",
-        "int4",
-        "int4_dynamic",
-        "int4_weight_only",
-        "mixed",
-        "auto",
-    ] = "int8"
-    io: Literal["integer", "uint8", "float32"] = "integer"
+    mode: Mode = "int8"
+    io: Io = "integer"
     per_channel: bool = True
-    block_size: Literal[0, 32, 64, 128, 256] = 0
+    block_size: BlockSize = 0
     calibration: Calibration = Calibration()
     rules: tuple[PrecisionRule, ...] = ()
     auto: AutoPrecision = AutoPrecision()
@@ -204,60 +194,128 @@ class Quantization(Config):
     max_memory_bytes: int | None = Field(default=None, ge=1)
 
     @property
+    def mode_spec(self) -> ModeSpec:
+        """The mode's row."""
+        return MODES[self.mode]
+
+    @property
     def needs_data(self) -> bool:
-        """Whether the mode is calibrated."""
-        if self.mode == "mixed":
-            return any(rule.precision in CALIBRATED for rule in self.rules)
-        return self.mode in _CALIBRATED_MODES
+        """Whether activation ranges are measured on data."""
+        if self.mode_spec.layers == "rules":
+            return any(PRECISIONS[rule.precision].calibrated for rule in self.rules)
+        return self.mode_spec.calibrated
+
+    @property
+    def searches(self) -> bool:
+        """Whether each layer's precision is found by a search on data."""
+        return self.mode_spec.layers == "search"
 
     @property
     def needs_labels(self) -> bool:
-        """Whether the mode measures a metric against labels."""
-        return self.mode == "auto" and self.auto.metric != "agreement"
+        """Whether the search measures a metric against labels."""
+        return self.searches and self.auto.metric != "agreement"
 
     @property
-    def by_recipe(self) -> bool:
-        """Whether layers are quantized one by one, from a float model."""
-        return self.mode in _BY_RECIPE
+    def custom_ranges(self) -> bool:
+        """Whether activation ranges need more than the converter's own calibration, which is `min_max`."""
+        return self.needs_data and self.calibration.ranges != "min_max"
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "Quantization":
-        if bool(self.rules) != (self.mode == "mixed"):
-            raise ValueError(f"rules are of mode 'mixed', which needs one at least; mode is {self.mode!r}")
-        if self.io == "uint8" and self.mode not in _UNSIGNED:
-            raise ValueError(f"io 'uint8' is of the modes {', '.join(_UNSIGNED)}, not of {self.mode!r}")
-        if self.io == "uint8" and self.mode == "auto" and "int16x8" in self.auto.precisions:
-            raise ValueError("io 'uint8' doesn't go with 'int16x8' in auto.precisions: there is no kernel between them")
-        if self.block_size and self.mode != "int4_dynamic":
-            raise ValueError(f"block_size={self.block_size} is of mode 'int4_dynamic', not of {self.mode!r}")
-        if not self.per_channel and self.block_size:
-            raise ValueError("per_channel=False is one scale for a kernel, and block_size several for a channel")
-        if not self.per_channel and self.mode in ("float32", "float16", "dynamic"):
-            raise ValueError(f"per_channel=False is of the calibrated modes and those of 4 bits, not of {self.mode!r}")
-        if self.calibration.ranges != "min_max" and self.mode == "int16x8":
-            raise ValueError("calibration.ranges of mode 'int16x8' is 'min_max': 16 bits have room for outliers")
-        if self.equalize is True and self.mode in ("float32", "float16", "dynamic", "int16x8"):
-            raise ValueError(f"equalize=True is of mode 'int8' and of those by layer, not of {self.mode!r}")
-        if self.target in ("edge_tpu", "microcontroller") and self.select_tf_ops:
-            raise ValueError(f"select_tf_ops needs the Flex delegate, which target {self.target!r} has not")
-        if self.target == "microcontroller" and self.mode in _NOT_ON_MICROCONTROLLERS:
-            raise ValueError(
-                f"target 'microcontroller' has no kernels of mode {self.mode!r}. Remedy: mode 'int8' or 'float32'"
+    def _check_mode(self) -> "Quantization":
+        mode = self.mode_spec
+        if bool(self.rules) != (mode.layers == "rules"):
+            raise self._inapplicable("rules", _modes(lambda spec: spec.layers == "rules"), "needed there")
+        if self.io == "uint8" and "uint8" not in mode.io:
+            raise self._inapplicable("io", _modes(lambda spec: "uint8" in spec.io))
+        if self.io == "uint8" and self.searches:
+            wide = [name for name in self.auto.precisions if PRECISIONS[name].activation_bits > 8]
+            if wide:
+                raise ConfigError(
+                    f"io 'uint8' doesn't go with auto.precisions {', '.join(wide)}: no kernel converts between them",
+                    field="Quantization.io",
+                    code="incompatible-precision",
+                )
+        if self.block_size and not mode.blocks:
+            raise self._inapplicable("block_size", _modes(lambda spec: spec.blocks))
+        if self.block_size and not self.per_channel:
+            raise ConfigError(
+                "per_channel=False is one scale for a kernel, but block_size is several for a channel",
+                field="Quantization.per_channel",
+                code="incompatible-block-size",
             )
-        if self.target == "edge_tpu" and (self.mode != "int8" or self.batch_size is None):
-            raise ValueError("target 'edge_tpu' needs mode='int8' and a batch_size (1 mostly): its shapes are static")
+        if not self.per_channel and not mode.per_tensor:
+            raise self._inapplicable("per_channel", _modes(lambda spec: spec.per_tensor))
+        if self.custom_ranges and not mode.from_float_model:
+            supported = _modes(lambda spec: spec.calibrated and spec.from_float_model)
+            raise self._inapplicable("calibration.ranges", supported)
+        if self.equalize is True and not mode.from_float_model:
+            raise self._inapplicable("equalize", _modes(lambda spec: spec.from_float_model))
+        return self
+
+    @model_validator(mode="after")
+    def _check_target(self) -> "Quantization":
+        target = TARGETS[self.target]
+        if self.select_tf_ops and not target.select_tf_ops:
+            raise ConfigError(
+                f"select_tf_ops needs the Flex delegate, which target {self.target!r} doesn't have",
+                field="Quantization.select_tf_ops",
+                code="unsupported-by-target",
+            )
+        if self.mode not in target.modes:
+            raise ConfigError(
+                f"target {self.target!r} can't run mode {self.mode!r}. Remedy: mode {', '.join(target.modes)}",
+                field="Quantization.mode",
+                code="unsupported-by-target",
+            )
+        if target.static_shapes and self.batch_size is None:
+            raise ConfigError(
+                f"target {self.target!r} has static shapes. Remedy: a batch_size, usually 1",
+                field="Quantization.batch_size",
+                code="required-by-target",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_signatures(self) -> "Quantization":
         if not self.signatures or len(set(self.signatures)) < len(self.signatures):
-            raise ValueError("signatures names at least one, and each once")
-        if len(self.signatures) > 1 and "serving_default" not in self.signatures:
-            raise ValueError("of several signatures one is 'serving_default', which evaluators and self-tests run")
-        if len(self.signatures) > 1 and (
-            self.by_recipe
+            raise ConfigError(
+                "signatures must name at least one signature, and each once",
+                field="Quantization.signatures",
+                code="not-unique",
+            )
+        if len(self.signatures) == 1:
+            return self
+        if "serving_default" not in self.signatures:
+            raise ConfigError(
+                "one of several signatures must be 'serving_default', which evaluators and self-tests run",
+                field="Quantization.signatures",
+                code="no-serving-default",
+            )
+        if (
+            not self.mode_spec.several_signatures
             or self.equalize is True
             or self.calibration.ranges != "min_max"
             or self.transform == "outside"
         ):
-            raise ValueError(
-                "several signatures convert in the modes float32, float16, dynamic, int8 and int16x8 only, with ranges "
-                "'min_max', transform 'inside' and without equalize"
+            raise ConfigError(
+                f"several signatures need mode {_modes(lambda spec: spec.several_signatures)}, calibration.ranges "
+                "'min_max', transform 'inside', and equalize False or 'auto'",
+                field="Quantization.signatures",
+                code="several-signatures",
             )
         return self
+
+    def _inapplicable(self, field: str, supported: str, remark: str = "") -> ConfigError:
+        value: Any = self
+        for name in field.split("."):
+            value = getattr(value, name)
+        return ConfigError(
+            f"{field}={value!r} applies to mode {supported}{f' ({remark})' if remark else ''}, not to {self.mode!r}",
+            field=f"Quantization.{field}",
+            code="inapplicable-field",
+        )
+
+
+def _modes(condition: Callable[[ModeSpec], bool]) -> str:
+    """Returns the names of the modes that satisfy a condition."""
+    return ", ".join(name for name, spec in MODES.items() if condition(spec))

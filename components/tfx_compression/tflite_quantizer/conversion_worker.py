@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from ai_edge_litert.tools import flatbuffer_utils
@@ -14,8 +14,10 @@ from tfx_compression import compressed_size, worker
 from tfx_compression.errors import ModelError
 from tfx_compression.tflite import conversion, flatbuffer
 from tfx_compression.tflite.interpreter import Interpreter
-from tfx_compression.tflite_quantizer import calibration, devices, layer_errors, self_test, sparse, tflite_metadata
-from tfx_compression.tflite_quantizer.config import Metadata, Precision, Quantization
+from tfx_compression.tflite.modes import MODES, ModeSpec
+from tfx_compression.tflite_quantizer import calibration, layer_errors, self_test, sparse, tflite_metadata
+from tfx_compression.tflite_quantizer.config import Metadata, Quantization
+from tfx_compression.tflite_quantizer.devices.judge import judge
 from tfx_compression.tflite_quantizer.record import (
     AutoRecord,
     CalibrationRecord,
@@ -92,11 +94,10 @@ class _Job:
                 "The model is quantization-aware: equalize=True would move the ranges that it was trained in. Remedy: "
                 "equalize=False."
             )
-        if not (config.by_recipe or config.equalize is True or config.calibration.ranges != "min_max") or (
-            self.aware and not config.by_recipe
-        ):
+        by_recipe = config.mode_spec.engine == "recipe"
+        if not by_recipe and (self.aware or not (config.equalize is True or config.custom_ranges)):
             content = conversion.to_tflite(self.saved_model, self._options(config.mode), self.rows)
-            if config.mode == "float32":
+            if not config.mode_spec.quantized:
                 self.dense = content
             return content
         if self.aware:
@@ -105,7 +106,7 @@ class _Job:
                 "in. Remedy: mode 'int8', or 'dynamic' for floats in and out."
             )
         content = self.dense = self._float()
-        if config.mode == "auto":
+        if config.searches:
             from tfx_compression.tflite_quantizer import auto
 
             found = auto.search(content, config, self.rows, self.trial, self.labels, worker.step)
@@ -119,15 +120,17 @@ class _Job:
             worker.step("calibrating")
             ranges = calibration.observe(content, self.rows, config.calibration)
             self.inputs = ranges.inputs
-        if config.mode == "int8":
-            return conversion.quantize_with_ranges(content, self._options("int8"), ranges.tensors if ranges else {})
+        if not by_recipe:
+            return conversion.quantize_with_ranges(
+                content, self._options(config.mode), ranges.tensors if ranges else {}
+            )
         from tfx_compression.tflite_quantizer import recipes
 
         worker.step("quantizing layer by layer")
-        if config.mode == "mixed":
+        if config.mode_spec.layers == "rules":
             choices = recipes.resolve(content, config.rules, config.per_channel)
         else:
-            choices = recipes.uniform(content, cast(Precision, config.mode), config.block_size, config.per_channel)
+            choices = recipes.uniform(content, config.mode_spec.precision or "", config.block_size, config.per_channel)
         return recipes.quantize_layers(
             content,
             choices,
@@ -146,7 +149,7 @@ class _Job:
     def _options(self, mode: Any) -> conversion.ConversionOptions:
         return conversion.ConversionOptions(
             mode=mode,
-            io=self.config.io if mode in ("int8", "int16x8") else "float32",
+            io=self.config.io if self.config.io in MODES[mode].io else "float32",
             per_channel=self.config.per_channel,
             select_tf_ops=self.config.select_tf_ops,
             signatures=self.config.signatures,
@@ -167,14 +170,14 @@ class _Job:
                 worker.step(f"running the signature {name!r} for the first time")
                 self_test.run_signature(content, name)
         config = self.config
-        verdict = devices.judge(content, config.target, config.max_arena_bytes)
+        verdict = judge(content, config.target, config.max_arena_bytes)
         if not verdict.runs:
             raise ModelError(f"The model doesn't run on target {config.target!r}: {' '.join(verdict.problems)}")
         calibrated = self._calibrated(content)
         notes, warnings = self._said(calibrated)
         layers, differences = self._compared(content, notes)
         contents = flatbuffer.read_contents(content)
-        warnings += _of_floats(config.mode, contents.float_ops) + _of_noise(layers)
+        warnings += _of_floats(config.mode_spec, contents.float_ops) + _of_noise(layers)
         self._took("prove", started)
         return QuantizationRecord(
             config=config,
@@ -203,7 +206,7 @@ class _Job:
         )
 
     def _said(self, calibrated: CalibrationRecord | None) -> tuple[list[str], list[str]]:
-        notes = [_AWARE] if self.aware and self.config.mode not in ("float32",) else []
+        notes = [_AWARE] if self.aware and self.config.mode_spec.quantized else []
         inputs = calibrated.inputs if calibrated else ()
         checked = {item.input: item.outside for item in inputs if item.outside is not None}
         limit = self.config.calibration.max_outside
@@ -252,7 +255,7 @@ class _Job:
         arrays = self_test.make(content, rows or None, float_content=self.dense)
         self_test.write(os.path.join(self.folder, self_test.FILE), arrays)
         differences = self_test.against_float(content, arrays)
-        if self.config.mode == "float32":
+        if not self.config.mode_spec.quantized:
             return (), differences
         columns = {name: values[:_ERROR_ROWS] for name, values in (rows or _real(content, arrays)).items()}
         return layer_errors.compare(self.reference or self.dense, content, columns), differences
@@ -342,10 +345,10 @@ def _read(folder: str, name: str) -> dict[str, np.ndarray]:
         return {key.removeprefix("feature/"): stored[key] for key in stored.files}
 
 
-def _of_floats(mode: str, float_ops: Mapping[str, int]) -> list[str]:
+def _of_floats(mode: ModeSpec, float_ops: Mapping[str, int]) -> list[str]:
     """What computes in floats though the mode is of whole numbers."""
     left = {op: count for op, count in float_ops.items() if op not in ("QUANTIZE", "DEQUANTIZE")}
-    if mode not in ("int8", "int16x8") or not left:
+    if not mode.calibrated_by_converter or not left:
         return []
     return [
         f"{', '.join(f'{count} {op}' for op, count in left.items())} compute in floats, as there is no such kernel, or "

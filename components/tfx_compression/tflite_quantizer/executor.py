@@ -18,6 +18,7 @@ from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite_quantizer import report, sampling, self_test
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.devices import c_array
+from tfx_compression.tflite_quantizer.devices.targets import TARGETS
 from tfx_compression.tflite_quantizer.quantize import (
     Columns,
     Quantized,
@@ -86,8 +87,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         files.write_text(os.path.join(folder, "tflite.json"), json.dumps(details, indent=1))
         if quantized.self_test:
             self_test.write(os.path.join(folder, self_test.FILE), quantized.self_test)
-        if record.config.target == "microcontroller":
-            for name, text in c_array.sources(quantized.content).items():
+        if TARGETS[record.config.target].c_source:
+            for name, text in c_array.write_sources(quantized.content).items():
                 files.write_text(os.path.join(folder, name), text)
 
     def _describe(self, output: types.Artifact, model: types.Artifact, quantized: Quantized) -> None:
@@ -134,7 +135,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 notes = (f"Nothing was compared with the calibrated ranges: {error}",)
         trial: Columns = {}
         labels = None
-        if config.mode == "auto":
+        if config.searches:
             label = config.auto.label_key if config.needs_labels else None
             if config.needs_labels and label is None:
                 features = [name for signature in signatures.values() for name in signature.example_features]

@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
 
 from tfx_compression.errors import ModelError
 from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite.features import fit_feature, pad_rows
 from tfx_compression.tflite.interpreter import TensorDetails, dequantize, quantize
-from tfx_compression.tflite_quantizer.config import Precision
+from tfx_compression.tflite.modes import PRECISIONS, precision_of_types
 from tfx_compression.tflite_quantizer.record import LayerError
 
 _BATCH = 32  # rows at once, where the models take any number
 _LARGEST_DB = 999.0  # either way: all noise, where the float layer returns zeros only, is no number in JSON
-_FLOAT32, _FLOAT16 = schema.TensorType.FLOAT32, schema.TensorType.FLOAT16
-_INT16, _INT8 = schema.TensorType.INT16, schema.TensorType.INT8
-_INT4, _INT2 = schema.TensorType.INT4, schema.TensorType.INT2
+_FLOAT32 = schema.TensorType.FLOAT32
+_WEIGHTS = tuple(getattr(schema.TensorType, spec.weights.upper()) for spec in PRECISIONS.values())
 _COPIES = ("QUANTIZE", "DEQUANTIZE", "DENSIFY")  # the same numbers, stored otherwise
 
 
@@ -138,7 +138,7 @@ class _Graph:
             place = self.producer[place].inputs[0]
         return place
 
-    def precision(self, place: int) -> Precision | None:
+    def precision(self, place: int) -> str | None:
         """Of the operator that returns a tensor, where its weights' and output's types tell."""
         place = self.source(place)
         if place not in self.producer:
@@ -148,30 +148,11 @@ class _Graph:
             for tensor in self.producer[place].inputs
             if tensor >= 0 and self.constant[self.source(tensor)] and self.ranks[tensor] >= 2
         }
-        kinds = [(kind, apart) for kind, apart in stored if kind in (_FLOAT32, _FLOAT16, _INT8, _INT4, _INT2)]
+        kinds = [(kind, apart) for kind, apart in stored if kind in _WEIGHTS]
         if len(kinds) > 1:
             return None
-        return _PRECISIONS.get((self.types[place], *(kinds[0] if kinds else (None, False))))
-
-
-# By the type of what an operator returns, the type of its weights, and whether these are made floats before.
-_PRECISIONS: dict[tuple[int, int | None, bool], Precision] = {
-    (_FLOAT32, None, False): "float32",
-    (_FLOAT32, _FLOAT32, False): "float32",
-    (_FLOAT32, _FLOAT32, True): "float32",  # sparse ones
-    (_FLOAT32, _FLOAT16, True): "float16",
-    (_FLOAT32, _INT8, False): "int8_dynamic",
-    (_FLOAT32, _INT8, True): "int8_weight_only",
-    (_FLOAT32, _INT4, False): "int4_dynamic",
-    (_FLOAT32, _INT4, True): "int4_weight_only",
-    (_FLOAT32, _INT2, False): "int2_dynamic",
-    (_INT8, None, False): "int8",
-    (_INT8, _INT8, False): "int8",
-    (_INT8, _INT8, True): "int8",  # sparse ones
-    (_INT8, _INT4, False): "int4",
-    (_INT16, None, False): "int16x8",
-    (_INT16, _INT8, False): "int16x8",
-}
+        kind, apart = kinds[0] if kinds else (None, False)
+        return precision_of_types(_name(self.types[place]), None if kind is None else _name(kind), apart)
 
 
 @dataclasses.dataclass
@@ -215,6 +196,10 @@ class _Pair:
             max_error=self.largest,
             cosine=self.product / power if power else None,
         )
+
+
+def _name(dtype: int) -> str:
+    return str(flatbuffer_utils.type_to_name(dtype)).lower()
 
 
 def _decibels(signal: float, noise: float) -> float:

@@ -129,7 +129,7 @@ def quantize_saved_model(
                 max_memory=config.max_memory_bytes,
             )
         except WorkerError as error:
-            if config.mode in ("int8", "int16x8") and conversion.has_loops(saved_model, config.signatures):
+            if config.mode_spec.calibrated_by_converter and conversion.has_loops(saved_model, config.signatures):
                 raise ModelError(
                     f"{error} The model has loops or branches, which TensorFlow's calibrator can crash on. Remedy: "
                     "mode 'dynamic' or 'float16'; of Keras' recurrent layers, unroll=True."
@@ -224,7 +224,7 @@ def _rows(data: tf.data.Dataset, signatures: Signatures, config: Quantization) -
         )
     specs = parsed(signatures)
     count = config.calibration.rows
-    wanted = count + (config.auto.rows if config.mode == "auto" else 0)
+    wanted = count + (config.auto.rows if config.searches else 0)
     features: dict[str, list[np.ndarray]] = {name: [] for name in specs}
     labels = []
     for row in data.unbatch().take(wanted).as_numpy_iterator():
@@ -251,9 +251,9 @@ def _rows(data: tf.data.Dataset, signatures: Signatures, config: Quantization) -
         for signature in signatures.values()
         for name, values in signature.preprocess({key: columns[key] for key in signature.raw_features}).items()
     }
-    trial = {name: values[count:] for name, values in columns.items()} if config.mode == "auto" else {}
+    trial = {name: values[count:] for name, values in columns.items()} if config.searches else {}
     read = len(next(iter(columns.values())))
-    if config.mode == "auto" and (read <= count or (config.needs_labels and len(labels) < read)):
+    if config.searches and (read <= count or (config.needs_labels and len(labels) < read)):
         raise ModelError(
             f"Mode 'auto' calibrates on the first {count} rows of the data and tries on those behind them: of {read} "
             f"rows {len(labels)} have a label. Remedy: more data of (features, label), fewer calibration.rows, or "

@@ -7,7 +7,7 @@ TensorFlow 2.16's interpreter computes some of it wrong without saying so.
 import collections
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing
@@ -17,39 +17,17 @@ from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
 from tfx_compression.errors import ModelError
 from tfx_compression.tflite import flatbuffer
-from tfx_compression.tflite_quantizer.config import Precision, PrecisionRule
-
-Io = Literal["integer", "uint8", "float32"]
-
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+from tfx_compression.tflite.modes import PRECISIONS, Io, weightless_precision
+from tfx_compression.tflite_quantizer.config import PrecisionRule
 
 
 class Choice(NamedTuple):
     """The precision of an operator; `block_size` as a `PrecisionRule` has it."""
 
-    precision: Precision
+    precision: str
     block_size: int = 0
 
 
-# What an operator has instead where it can't have what all shall have.
-_INSTEAD: dict[Precision, tuple[Precision, ...]] = {
-    "int4": ("int8",),
-    "int4_dynamic": ("int8_dynamic",),
-    "int4_weight_only": ("int8_weight_only",),
-    "int2_dynamic": ("int4_dynamic", "int8_dynamic"),
-}
-_WEIGHT_BITS: dict[Precision, int] = {
-    "float16": 16,
-    "int8": 8,
-    "int8_dynamic": 8,
-    "int8_weight_only": 8,
-    "int16x8": 8,
-    "int4": 4,
-    "int4_dynamic": 4,
-    "int4_weight_only": 4,
-    "int2_dynamic": 2,
-}
-_ACTIVATION_BITS: dict[Precision, int] = {"int8": 8, "int4": 8, "int16x8": 16}
 _FLOAT32 = schema.TensorType.FLOAT32
 _ANY = -1  # bits of what comes from outside, or of constants: as the neighbors have it
 
@@ -125,10 +103,10 @@ class Graph:
         return constants[0] if constants else None
 
 
-_WEIGHTS_ONLY: tuple[Precision, ...] = ("float16", "int8_weight_only")
+_WEIGHTS_ONLY: tuple[str, ...] = ("float16", "int8_weight_only")
 
 
-def allowed(graph: Graph, index: int, per_channel: bool = True) -> tuple[Precision, ...]:
+def allowed(graph: Graph, index: int, per_channel: bool = True) -> tuple[str, ...]:
     """The precisions that an operator with a kernel can have."""
     kind = graph.kind(index)
     return tuple(name for name in PRECISIONS if _supported(kind, Choice(name), per_channel))
@@ -162,15 +140,16 @@ def resolve(content: bytes, rules: Sequence[PrecisionRule], per_channel: bool = 
         _require_possible(graph, index, choices[index], per_channel)
     for operator in (graph.operators[index] for index in choices):
         precision = choices[operator.index].precision
-        if graph.is_table(operator) and precision not in ("float32", "int8", "int16x8"):
+        if graph.is_table(operator) and not PRECISIONS[precision].weightless:
+            possible = ", ".join(name for name, spec in PRECISIONS.items() if spec.weightless)
             raise ModelError(
-                f"The layer {operator.layer!r} ({operator.op}) can't have precision {precision!r}: a table to look up "
-                "in can have float32, int8, int16x8. Remedy: a rule after that one with one of these."
+                f"The layer {operator.layer!r} ({operator.op}) can't have precision {precision!r}: a lookup table can "
+                f"have: {possible}. Remedy: a rule after that one with one of these."
             )
     return choices
 
 
-def uniform(content: bytes, precision: Precision, block_size: int = 0, per_channel: bool = True) -> dict[int, Choice]:
+def uniform(content: bytes, precision: str, block_size: int = 0, per_channel: bool = True) -> dict[int, Choice]:
     """`precision` for every operator that can have it.
 
     Of fewer bits, the others with a kernel have the next more, 8 at most; what can have none of them stays float32. A
@@ -183,7 +162,7 @@ def uniform(content: bytes, precision: Precision, block_size: int = 0, per_chann
         wanted = Choice(precision, block_size)
         if block_size and index in graph.kernels and not _divides(graph, index, block_size):
             wanted = Choice(precision)
-        others = (Choice(name) for name in (*_INSTEAD.get(precision, ()), "float32"))
+        others = (Choice(name) for name in (*PRECISIONS[precision].fallbacks, "float32"))
         kind = graph.kind(index)
         choices[index] = next(
             choice
@@ -235,7 +214,7 @@ def quantize_layers(
         if index in graph.kernels and index in choices and choices[index].precision != "float32":
             recipe.add(graph.scope(index), graph.kind(index), choices[index], per_channel)
         elif index not in graph.kernels and bits[index]:
-            recipe.add(graph.scope(index), graph.kind(index), Choice(_static(bits[index])), per_channel)
+            recipe.add(graph.scope(index), graph.kind(index), Choice(weightless_precision(bits[index])), per_channel)
     if not recipe.entries:
         return content
     needed = {
@@ -246,7 +225,9 @@ def quantize_layers(
     }
     if io != "float32":
         _add_io(recipe, graph, bits, io)
-    ternary = [index for index in graph.kernels if index in choices and choices[index].precision == "int2_dynamic"]
+    ternary = [
+        index for index in graph.kernels if index in choices and PRECISIONS[choices[index].precision].weights == "int2"
+    ]
     return recipe.applied(
         _clipped(content, graph, ternary, per_channel) if ternary else content, _values(graph, needed, ranges or {})
     )
@@ -293,7 +274,7 @@ class _Recipe:
         self.entries: list[tuple[str, Any, Any, str]] = []
 
     def add(self, scope: str, kind: Any, choice: Choice, per_channel: bool, unsigned: bool = False) -> None:
-        if kind == qtyping.TFLOperationName.DEPTHWISE_CONV_2D and choice.precision.endswith("dynamic"):
+        if kind == qtyping.TFLOperationName.DEPTHWISE_CONV_2D and PRECISIONS[choice.precision].dynamic:
             per_channel = True  # the kernel reads as many scales, be they there or not
         algorithm, config = _configured(choice, per_channel, unsigned)
         self.entries.append((rf"\A{re.escape(scope)}\Z", kind, config, algorithm))
@@ -339,40 +320,35 @@ def _add_io(recipe: _Recipe, graph: Graph, bits: Mapping[int, int], io: Io) -> N
                     "io='uint8' doesn't go with the precision 'int16x8' of a layer next to the model's inputs or "
                     "outputs: there is no kernel from one to the other. Remedy: io 'integer' or 'float32'."
                 )
-            choice = Choice("int8" if io == "uint8" else _static(max(neighbors)))
+            choice = Choice(weightless_precision(8 if io == "uint8" else max(neighbors)))
             recipe.add(graph.end(kind), kind, choice, True, unsigned=io == "uint8")
-
-
-def _static(bits: int) -> Precision:
-    return "int16x8" if bits == 16 else "int8"
 
 
 def _configured(choice: Choice, per_channel: bool, unsigned: bool = False) -> tuple[str, Any]:
     """The algorithm and the configuration of a choice other than float32."""
-    granularity = qtyping.QuantGranularity
-    if choice.precision == "float16":
+    granularity, spec = qtyping.QuantGranularity, PRECISIONS[choice.precision]
+    if spec.weights == "float16":
         weights = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
         return algorithm_manager.AlgorithmName.FLOAT_CASTING, qtyping.OpQuantizationConfig(
             weight_tensor_config=weights, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
         )
     blocks = granularity[f"BLOCKWISE_{choice.block_size}"] if choice.block_size else None
     weights = qtyping.TensorQuantizationConfig(
-        num_bits=_WEIGHT_BITS[choice.precision],
+        num_bits=spec.weight_bits,
         granularity=blocks or (granularity.CHANNELWISE if per_channel else granularity.TENSORWISE),
     )
-    bits = _ACTIVATION_BITS.get(choice.precision)
+    bits = spec.activation_bits
     activations = bits and qtyping.TensorQuantizationConfig(
         num_bits=bits,
         symmetric=bits == 16,
         dtype=qtyping.TensorDataType.UINT if unsigned else qtyping.TensorDataType.INT,
     )
-    weight_only = choice.precision.endswith("weight_only")
     precisions = qtyping.ComputePrecision
     return algorithm_manager.AlgorithmName.MIN_MAX_UNIFORM_QUANT, qtyping.OpQuantizationConfig(
         activation_tensor_config=activations or None,
         weight_tensor_config=weights,
-        compute_precision=precisions.FLOAT if weight_only else precisions.INTEGER,
-        explicit_dequantize=weight_only,
+        compute_precision=precisions.FLOAT if spec.dequantized_weights else precisions.INTEGER,
+        explicit_dequantize=spec.dequantized_weights,
     )
 
 
@@ -382,8 +358,9 @@ def _supported(kind: str | None, choice: Choice, per_channel: bool) -> bool:
         return True
     if kind is None:
         return False
-    if choice.precision == "int2_dynamic" and kind != qtyping.TFLOperationName.FULLY_CONNECTED:
-        return False  # the quantizer makes such convolutions; LiteRT 2.3 runs them and returns NaN
+    operators = PRECISIONS[choice.precision].operators
+    if operators and kind not in operators:
+        return False
     algorithm, config = _configured(choice, per_channel)
     try:
         algorithm_manager.check_op_quantization_config(algorithm, kind, config)
@@ -425,8 +402,8 @@ def _activation_bits(graph: Graph, choices: Mapping[int, Choice], io: Io) -> dic
     chosen = {
         index: bits
         for index, choice in choices.items()
-        if (bits := _ACTIVATION_BITS.get(choice.precision, 0))
-        and (index in graph.kernels or _supported(graph.kind(index), Choice(_static(bits)), True))
+        if (bits := PRECISIONS[choice.precision].activation_bits)
+        and (index in graph.kernels or _supported(graph.kind(index), Choice(weightless_precision(bits)), True))
     }
     found: dict[int, int] = {}
     of_tensor = dict.fromkeys(graph.inputs, outside)
@@ -444,7 +421,7 @@ def _activation_bits(graph: Graph, choices: Mapping[int, Choice], io: Io) -> dic
         if found[index] and index not in chosen:
             goes = set().union(*(taken.get(tensor, set()) for tensor in operator.outputs)) - {0}
             bits = found[index] if found[index] != _ANY else max(goes, default=0)
-            usable = goes and bits > 0 and _supported(graph.kind(index), Choice(_static(bits)), True)
+            usable = goes and bits > 0 and _supported(graph.kind(index), Choice(weightless_precision(bits)), True)
             found[index] = bits if usable else 0
         for tensor in operator.inputs:
             taken.setdefault(tensor, set()).add(found[index])

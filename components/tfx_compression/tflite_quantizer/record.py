@@ -1,11 +1,12 @@
-"""What a conversion did, as it lies in the artifact (`quantization.json`)."""
+"""The record of a conversion, which the artifact holds as `quantization.json`."""
 
 from tfx_compression.config import Config
 from tfx_compression.tflite_quantizer.config import Precision, Quantization
+from tfx_compression.tflite_quantizer.devices.verdicts import TargetVerdict
 
 
 class TensorRecord(Config):
-    """An input or output; `real = (stored - zero_point) * scale`, a scale of 0 means floats. -1 is a free size."""
+    """An input or output. `real = (stored - zero_point) * scale`; a scale of 0 means floats. -1 is a free size."""
 
     name: str
     dtype: str
@@ -15,7 +16,7 @@ class TensorRecord(Config):
 
 
 class SignatureRecord(Config):
-    """A signature of the TFLite model; its names are the SavedModel's."""
+    """A signature of the TFLite model, with the names of the SavedModel's."""
 
     name: str
     inputs: tuple[TensorRecord, ...]
@@ -23,13 +24,13 @@ class SignatureRecord(Config):
 
 
 class InputRange(Config):
-    """What calibration saw of an input, and how much of other data lies outside of the range that was made of it.
+    """The values of an input that calibration saw, and the share of other data outside the resulting range.
 
     Attributes:
-      input: its name.
-      minimum, maximum: as seen.
-      range: what is quantized; other values saturate.
-      outside: the share of the check split's values outside `range`; None where nothing was checked.
+      input: Name of the input.
+      minimum, maximum: Smallest and largest value seen.
+      range: Range that is quantized; values outside saturate.
+      outside: Share of the check split's values outside `range`; None if nothing was checked.
     """
 
     input: str
@@ -40,14 +41,14 @@ class InputRange(Config):
 
 
 class CalibrationRecord(Config):
-    """How the ranges were found.
+    """The calibration of activation ranges.
 
     Attributes:
-      rows: that were used.
-      method: `min_max`, `percentile`, `mse`.
-      inputs: what was seen of each.
-      checked_rows: of the check split.
-      strata: by value of the feature that was stratified by, the rows of it.
+      rows: Number of rows used.
+      method: `min_max`, `percentile` or `mse`.
+      inputs: Range of each quantized input.
+      checked_rows: Number of rows of the check split.
+      strata: Number of rows by value of the feature that was stratified by.
     """
 
     rows: int
@@ -58,15 +59,15 @@ class CalibrationRecord(Config):
 
 
 class LayerError(Config):
-    """How far a layer's output is from the float model's, on the same rows.
+    """The difference of a layer's output from the float model's, on the same rows.
 
     Attributes:
-      layer: its name in the TFLite model.
-      op: the operator.
-      precision: as it was quantized; None where the mode says it all.
-      snr_db: signal-to-noise ratio in decibels; None where there is no difference.
-      max_error: the largest absolute difference.
-      cosine: of the two outputs as vectors; None where one is all zeros.
+      layer: Name of the layer in the TFLite model.
+      op: Name of the operator.
+      precision: Precision that its tensors show; None if they show none.
+      snr_db: Signal-to-noise ratio in decibels; None if there is no difference.
+      max_error: Largest absolute difference.
+      cosine: Cosine similarity of the two outputs; None if one is all zeros.
     """
 
     layer: str
@@ -77,79 +78,14 @@ class LayerError(Config):
     cosine: float | None
 
 
-class OperatorVerdict(Config):
-    """Whether an operator runs where the target is fast.
-
-    Attributes:
-      index: its place in the graph.
-      op: the operator.
-      layer: the name of what it returns.
-      mapped: whether the accelerator (the kernels, of a microcontroller) takes it.
-      reason: why not, with the rule; empty where it is taken.
-    """
-
-    index: int
-    op: str
-    layer: str
-    mapped: bool
-    reason: str = ""
-
-
-class DelegateVerdict(Config):
-    """The verdict of one accelerator or runtime.
-
-    Attributes:
-      name: XNNPACK, Edge TPU, …
-      ops: of every operator.
-      segments: how many pieces the accelerator gets; more than one means data goes back and forth.
-      cut: the first operator that it doesn't take, in words; empty where it takes all.
-      source: where the rules are from.
-      source_date: of the page or code.
-    """
-
-    name: str
-    ops: tuple[OperatorVerdict, ...]
-    segments: int
-    cut: str = ""
-    source: str
-    source_date: str
-
-    @property
-    def mapped(self) -> int:
-        """How many operators it takes."""
-        return sum(op.mapped for op in self.ops)
-
-
-class TargetVerdict(Config):
-    """Whether the model runs on its target.
-
-    Attributes:
-      target: the profile's name.
-      runs: whether it can run there at all.
-      problems: why not, each with the op, the reason and the remedy.
-      runtime: what the device must have, in words (`LiteRT 2.1 or newer`, …).
-      delegates: what each accelerator of the target takes.
-      arena_bytes: for the tensors between the operators.
-      max_arena_bytes: the limit, if any.
-    """
-
-    target: str
-    runs: bool
-    problems: tuple[str, ...]
-    runtime: str
-    delegates: tuple[DelegateVerdict, ...]
-    arena_bytes: int
-    max_arena_bytes: int | None = None
-
-
 class SparseRecord(Config):
-    """Whether sparse kernels were encoded as such, and why.
+    """The decision about encoding sparse kernels.
 
     Attributes:
-      encoded: whether.
-      reason: in words.
-      bytes_gzip: of the dense file and of the sparse one.
-      speedup: dense by sparse latency, medians of interleaved runs; None where it was not measured.
+      encoded: Whether the file's sparse kernels are encoded as such.
+      reason: Reason of the decision.
+      bytes_gzip: Gzipped size of the dense file and of the sparse one.
+      speedup: Dense latency divided by sparse latency, medians of interleaved runs; None if not measured.
     """
 
     encoded: bool
@@ -159,7 +95,7 @@ class SparseRecord(Config):
 
 
 class TrialRecord(Config):
-    """A model that mode `auto` tried; a metric of None is no number."""
+    """A model that mode `auto` tried. A metric of None is not a finite number."""
 
     step: str
     metric: float | None
@@ -168,15 +104,16 @@ class TrialRecord(Config):
 
 
 class AutoRecord(Config):
-    """What mode `auto` found.
+    """The search of mode `auto`.
 
     Attributes:
-      metric, baseline, value: its name, the float model's, the result's.
-      drop: by how much the result is worse; below zero where it is better.
-      rows: that it is measured on.
-      equalized: whether the result is.
-      precisions: by layer.
-      trials: in order.
+      metric: Name of the metric.
+      baseline, value: Metric of the float model, and of the result.
+      drop: Loss of the result against the float model; negative if it is better.
+      rows: Number of rows that the metric is measured on.
+      equalized: Whether the result comes from the equalized float model.
+      precisions: Precision by layer.
+      trials: Models tried, in order.
     """
 
     metric: str
@@ -190,9 +127,9 @@ class AutoRecord(Config):
 
 
 class EqualizedPair(Config):
-    """Two layers whose channels were scaled: the spread of the ranges of the first one's channels before and after.
+    """Two layers whose channels were scaled, with the spread of the first layer's channel ranges before and after.
 
-    A spread is the largest channel's range by the smallest one's.
+    The spread is the largest channel's range divided by the smallest one's.
     """
 
     first: str
@@ -202,26 +139,30 @@ class EqualizedPair(Config):
 
 
 class QuantizationRecord(Config):
-    """All of it.
+    """The record of a conversion.
 
     Attributes:
-      config: what was asked for.
-      versions: of the converter, the quantizer and the runtime, by package.
-      seconds: by step: `cut` (the signature's graph, out of the SavedModel), `convert`, `finish` (sparse encoding,
-        metadata), `prove`.
-      signatures: the TFLite model's.
-      ops, float_ops: how often each operator occurs; those that return floats.
-      select_tf_ops: TensorFlow's own operators in the file, with the layers that asked for them.
-      bytes, bytes_gzip, bytes_zstd: of the file.
-      arena_bytes: for the tensors between the operators, one row.
-      parameters, sparsity: of the weights.
-      calibration, sparse, auto, equalization, verdict: see there.
-      runtime: what a device must have to run it, in words.
-      layers: each layer's error against the float model.
-      notes: what a user should know: (quantization-aware ranges, …).
-      warnings: what a user should act on.
-      self_test: the largest difference between the outputs in `self_test.npz` and the float model's, by output; None
-        where one is infinite and the other isn't.
+      config: Configuration of the conversion.
+      versions: Versions of the converter, the quantizer and the runtime, by package.
+      seconds: Duration by step: `cut` (extraction of the signature's graph from the SavedModel), `convert`, `finish`
+        (sparse encoding, metadata), `prove` (checks of the result).
+      signatures: Signatures of the TFLite model.
+      ops, float_ops: Count of each operator, and of those that return floats.
+      select_tf_ops: TensorFlow's own operators in the file, with the layers that need them.
+      bytes, bytes_gzip, bytes_zstd: Size of the file.
+      arena_bytes: Memory for the tensors between the operators, one row.
+      parameters, sparsity: Number of weights, and the fraction of zeros in them.
+      runtime: What a device must have to run the model.
+      calibration: Calibration of activation ranges; None if there was none.
+      layers: Each layer's error against the float model.
+      sparse: Decision about sparse kernels; None if not requested.
+      equalization: Pairs of layers that were equalized.
+      auto: Search of mode `auto`.
+      verdict: Verdict of the target.
+      notes: Facts that a user should know, such as ranges of quantization-aware training.
+      warnings: Findings that a user should act on.
+      self_test: Largest difference between the outputs in `self_test.npz` and the float model's, by output; None where
+        one of them is infinite and the other isn't.
     """
 
     config: Quantization

@@ -8,29 +8,16 @@ from tfx_compression.page import numbers, tables, template
 from tfx_compression.page.tables import Cell, Column
 from tfx_compression.tflite_quantizer import plots
 from tfx_compression.tflite_quantizer.config import Quantization
+from tfx_compression.tflite_quantizer.devices.verdicts import DelegateVerdict, OperatorVerdict
 from tfx_compression.tflite_quantizer.record import (
     AutoRecord,
     CalibrationRecord,
-    DelegateVerdict,
     LayerError,
-    OperatorVerdict,
     QuantizationRecord,
     TensorRecord,
     TrialRecord,
 )
 
-_MODES = {
-    "float32": "Floats of 32 bits",
-    "float16": "Weights of 16 bits",
-    "dynamic": "Weights of 8 bits, activations rounded on the fly",
-    "int8": "Weights and activations of 8 bits",
-    "int16x8": "Weights of 8 bits, activations of 16",
-    "int4": "Weights of 4 bits, activations of 8",
-    "int4_dynamic": "Weights of 4 bits, activations rounded on the fly",
-    "int4_weight_only": "Weights of 4 bits, activations in floats",
-    "mixed": "Each layer by the rules",
-    "auto": "Each layer in the precision that was found for it",
-}
 # What the configuration's reader looks for first, whether set or not.
 _MAIN_FIELDS = ("mode", "target")
 
@@ -51,7 +38,7 @@ def render(record: QuantizationRecord, title: str = "Quantization report") -> st
     return template.render(
         __package__,
         title,
-        headline=f"Mode {record.config.mode}: {_MODES[record.config.mode]}",
+        headline=f"Mode {record.config.mode}: {record.config.mode_spec.label}",
         statement=_statement(record),
         runs=verdict is None or verdict.runs,
         problems=verdict.problems if verdict else (),

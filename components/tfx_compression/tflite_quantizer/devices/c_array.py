@@ -1,29 +1,32 @@
-"""A model as C++ source: how it gets into the firmware of a device without files."""
+"""A model as C++ source, for the firmware of devices without files."""
 
 import re
 
 from tfx_compression.errors import ModelError
 
-_PER_LINE = 12  # as `xxd -i`
+_PER_LINE = 12  # as `xxd -i` writes them
 
 
-def sources(content: bytes, name: str = "model") -> dict[str, str]:
-    """The files `model.cc` and `model.h` with the bytes of a model, aligned as TensorFlow Lite Micro reads them.
+def write_sources(content: bytes, name: str = "model") -> dict[str, str]:
+    """Returns the files `model.cc` and `model.h` with a model's bytes, aligned as TensorFlow Lite Micro reads them.
 
     Args:
-      content: the flatbuffer.
-      name: of the array; its length is `<name>_len`, as `xxd -i` calls it.
+      content: The flatbuffer.
+      name: Name of the array. Its length is called `<name>_len`, as in `xxd -i`.
 
     Returns:
-      The text of each file, by its name.
+      The text of each file, by file name.
 
     Raises:
-      ModelError: where `name` is no name in C or there is no content.
+      ModelError: If `name` is not a C identifier, or there is no content.
     """
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ModelError(f"{name!r} is no name of a C array. Remedy: letters, digits and underscores only.")
+        raise ModelError(
+            f"{name!r} can't be the name of a C array. Remedy: use letters, digits and underscores only.",
+            code="invalid-c-name",
+        )
     if not content:
-        raise ModelError(f"A C array {name!r} of no bytes. Remedy: give it the bytes of a TFLite model.")
+        raise ModelError(f"The C array {name!r} would be empty. Remedy: pass a TFLite model.", code="empty-model")
     lines = [
         "    " + ", ".join(f"0x{byte:02x}" for byte in content[start : start + _PER_LINE])
         for start in range(0, len(content), _PER_LINE)

@@ -1,15 +1,9 @@
-"""The operators that TFLite's GPU delegate takes."""
+"""The operators that TFLite's GPU delegate supports."""
 
-from tfx_compression.tflite_quantizer.devices.nodes import Node, types_but
+from tfx_compression.tflite_quantizer.devices.accelerator import Accelerator
+from tfx_compression.tflite_quantizer.devices.nodes import Node, unsupported_type
 
-NAME = "GPU delegate"
-SOURCE = (
-    "https://github.com/google-ai-edge/LiteRT/blob/f67457790c9c2ab67347d6fe53270e8d3df20868"
-    "/tflite/delegates/gpu/common/model_builder.cc"
-)
-DATE = "2026-08-21"
-
-_NEWEST = {  # version of the schema's operator that is still read; None where the delegate doesn't look
+_NEWEST = {  # newest version of the operator that the delegate reads; None where it doesn't check
     **dict.fromkeys(
         (
             *("ABS", "ADD", "ADD_N", "BATCH_MATMUL", "CAST", "COS", "DEPTH_TO_SPACE", "DIV", "EQUAL", "ELU", "EXP"),
@@ -35,13 +29,24 @@ _MORE = {
 }
 
 
-def reason(node: Node) -> str:
-    """Why the delegate doesn't take an operator; empty where it does. Integers are computed as floats there."""
+def _reason(node: Node) -> str:
+    """Returns why the delegate doesn't support an operator; empty if it does. It computes integers as floats."""
     if node.op not in _NEWEST:
-        return "no operator of the GPU delegate's"
+        return "not an operator of the GPU delegate"
     if node.folded:
         return ""
     newest = _NEWEST[node.op]
     if newest is not None and node.version > newest:
-        return f"version {node.version} of the operator; versions up to {newest} are taken"
-    return types_but(node, (*_TYPES, *_MORE.get(node.op, ())))
+        return f"version {node.version} of the operator; versions up to {newest} are supported"
+    return unsupported_type(node, (*_TYPES, *_MORE.get(node.op, ())))
+
+
+ACCELERATOR = Accelerator(
+    name="GPU delegate",
+    source=(
+        "https://github.com/google-ai-edge/LiteRT/blob/f67457790c9c2ab67347d6fe53270e8d3df20868"
+        "/tflite/delegates/gpu/common/model_builder.cc"
+    ),
+    source_date="2026-08-21",
+    rule=_reason,
+)

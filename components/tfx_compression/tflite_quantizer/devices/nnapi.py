@@ -1,18 +1,12 @@
-"""The operators that TFLite's NNAPI delegate takes on Android 11 (NNAPI 1.3) and newer.
+"""The operators that TFLite's NNAPI delegate supports on Android 11 (NNAPI 1.3) and newer.
 
 Google deprecated NNAPI in Android 15 (developer.android.com/ndk/guides/neuralnetworks/migration-guide).
 """
 
+from tfx_compression.tflite_quantizer.devices.accelerator import Accelerator
 from tfx_compression.tflite_quantizer.devices.nodes import Node
 
-NAME = "NNAPI (deprecated since Android 15)"
-SOURCE = (
-    "https://github.com/google-ai-edge/LiteRT/blob/f67457790c9c2ab67347d6fe53270e8d3df20868"
-    "/tflite/delegates/nnapi/nnapi_delegate.cc"
-)
-DATE = "2026-08-21"
-
-_NEWEST = {  # version of the schema's operator that is still taken; None where the delegate doesn't look
+_NEWEST = {  # newest version of the operator that the delegate supports; None where it doesn't check
     **dict.fromkeys(("DEPTH_TO_SPACE", "HARD_SWISH", "DENSIFY"), None),
     **dict.fromkeys(("ADD", "ARG_MAX", "ARG_MIN", "AVERAGE_POOL_2D", "MAX_POOL_2D", "CONCATENATION"), 2),
     **dict.fromkeys(("DEQUANTIZE", "RELU", "RELU6", "RELU_N1_TO_1", "LOGISTIC", "TANH", "PAD", "PADV2"), 2),
@@ -34,35 +28,46 @@ _FLOATS_ONLY = {
     *("SUM", "ELU"),
 }
 _FLOATS, _INT8 = ("float32", "float16"), ("int8", "uint8")
-_UNTOUCHED = {"CAST", "LOGICAL_OR", "LOGICAL_AND", "LOGICAL_NOT", "SELECT"}  # other types too
-_RANK = 4
-_RANKED = ("ADD", "SUB", "MUL", "DIV", "SOFTMAX", "RESHAPE", "CONCATENATION", "MEAN", "TRANSPOSE")
+_ANY_TYPE = {"CAST", "LOGICAL_OR", "LOGICAL_AND", "LOGICAL_NOT", "SELECT"}
+_LARGEST_RANK = 4
+_RANK_LIMITED = ("ADD", "SUB", "MUL", "DIV", "SOFTMAX", "RESHAPE", "CONCATENATION", "MEAN", "TRANSPOSE")
 
 
-def reason(node: Node) -> str:
-    """Why the delegate doesn't take an operator; empty where it does."""
+def _reason(node: Node) -> str:
+    """Returns why the delegate doesn't support an operator; empty if it does."""
     if node.op not in _NEWEST:
-        return "not taken on Android 11"
+        return "not supported on Android 11"
     newest = _NEWEST[node.op]
     if newest is not None and node.version > newest:
-        return f"version {node.version} of the operator; versions up to {newest} are taken"
+        return f"version {node.version} of the operator; versions up to {newest} are supported"
     if node.folded:
         return _folded(node)
     allowed = _FLOATS if node.op in _FLOATS_ONLY else (*_FLOATS, *_INT8)
-    for tensor in node.flowing:
-        if tensor.dtype not in allowed and tensor.dtype not in ("bool", "int32") and node.op not in _UNTOUCHED:
-            return f"{tensor.dtype} tensor {tensor.name!r}; taken are {', '.join(allowed)}"
-        if node.op in _RANKED and len(tensor.shape) > _RANK:
-            return f"{tensor.name!r} has {len(tensor.shape)} dimensions, {_RANK} at most"
+    for tensor in node.computed:
+        if tensor.dtype not in allowed and tensor.dtype not in ("bool", "int32") and node.op not in _ANY_TYPE:
+            return f"{tensor.dtype} tensor {tensor.name!r}; supported: {', '.join(allowed)}"
+        if node.op in _RANK_LIMITED and len(tensor.shape) > _LARGEST_RANK:
+            return f"{tensor.name!r} has {len(tensor.shape)} dimensions; {_LARGEST_RANK} at most"
     if node.op in ("CONCATENATION", "L2_NORMALIZATION") and node.activation != "NONE":
         return f"fused activation {node.activation}"
     if node.op == "RESHAPE" and (sizes := node.input(1)) is not None and not sizes.constant:
-        return "a shape that is no constant"
+        return "shape is not constant"
     return ""
 
 
 def _folded(node: Node) -> str:
-    taken = node.inputs[0]
-    if node.op == "DEQUANTIZE" and taken is not None and taken.dtype not in _INT8:
-        return f"weights stored as {taken.dtype}; taken are {', '.join(_INT8)}"
+    source = node.inputs[0]
+    if node.op == "DEQUANTIZE" and source is not None and source.dtype not in _INT8:
+        return f"weights stored as {source.dtype}; supported: {', '.join(_INT8)}"
     return ""
+
+
+ACCELERATOR = Accelerator(
+    name="NNAPI (deprecated since Android 15)",
+    source=(
+        "https://github.com/google-ai-edge/LiteRT/blob/f67457790c9c2ab67347d6fe53270e8d3df20868"
+        "/tflite/delegates/nnapi/nnapi_delegate.cc"
+    ),
+    source_date="2026-08-21",
+    rule=_reason,
+)

@@ -1,7 +1,6 @@
-"""Verdicts of what runs where, against the runtimes on this machine as far as they tell, and against the rules."""
+"""Verdicts against the runtimes on this machine, as far as they tell, and against the rules."""
 
 import re
-import subprocess
 
 import numpy as np
 import pytest
@@ -10,18 +9,18 @@ from ai_edge_litert import interpreter as litert
 from tensorflow.lite.python import schema_py_generated as schema
 from tfx_compression.errors import ModelError
 from tfx_compression.tflite import flatbuffer
-from tfx_compression.tflite_quantizer.devices import c_array, judge
+from tfx_compression.tflite_quantizer.devices.judge import judge
+from tfx_compression.tflite_quantizer.devices.targets import TARGETS
 
 from tests.support import by_hand
 from tests.support.by_hand import Graph, Op, Type
 
-TARGETS = ("cpu", "edge_tpu", "microcontroller", "android_nnapi_gpu", "ios_coreml")
 PICTURE = (1, 16, 16, 3)
 IO = {"int8": tf.int8, "int8 with float io": tf.float32, "int8 with uint8 io": tf.uint8, "int16x8": tf.int16}
 
 
 def converted(function, shape, mode: str = "float32") -> bytes:
-    """A function of one tensor, by TensorFlow's own converter."""
+    """Returns the TFLite model of a function of one tensor, by TensorFlow's converter."""
     module = tf.Module()
     module.call = tf.function(function, input_signature=[tf.TensorSpec(shape, tf.float32, name="x")])
     converter = tf.lite.TFLiteConverter.from_concrete_functions([module.call.get_concrete_function()], module)
@@ -56,7 +55,7 @@ def dense(x, columns: int):
 
 
 def mobile_net(x):
-    """Convolutions, depthwise ones, a residual sum, a mean and a softmax, as in MobileNetV2."""
+    """Convolutions, a depthwise one, a residual sum, a mean and a softmax, as in MobileNetV2."""
     x = tf.nn.relu6(convolution(x, strides=2))
     y = tf.nn.relu6(tf.nn.depthwise_conv2d(x, weights(3, 3, 8, 1), [1] * 4, "SAME") + weights(8))
     y = tf.nn.conv2d(y, weights(1, 1, 8, 8), 1, "SAME") + weights(8)
@@ -65,22 +64,22 @@ def mobile_net(x):
 
 
 def cut_in_the_middle(x):
-    """A leaky rectifier, which the Edge TPU has not, between two convolutions."""
+    """A leaky ReLU, which the Edge TPU doesn't have, between two convolutions."""
     x = tf.nn.leaky_relu(convolution(x), 0.3)
     return tf.nn.relu(convolution(x, 4))
 
 
-def xnnpacks(content: bytes) -> list[int]:
-    """The tensors that XNNPACK gives back to LiteRT's interpreter, as that one tells."""
+def delegated(content: bytes) -> list[int]:
+    """Returns the tensors that XNNPACK hands back to LiteRT's interpreter."""
     interpreter = litert.Interpreter(model_content=content)
     interpreter.allocate_tensors()
-    # nothing public says what was delegated
+    # no public function tells what was delegated
     parts = [entry for entry in interpreter._get_ops_details() if entry["op_name"] == "DELEGATE"]
     return sorted(int(tensor) for part in parts for tensor in part["outputs"])
 
 
 def predicted(content: bytes) -> list[int]:
-    """The same tensors, of the verdict."""
+    """Returns the same tensors according to the verdict."""
     (found,) = judge(content, "cpu").delegates
     model = flatbuffer.parse(content)
     segment, number = {}, 0
@@ -110,7 +109,7 @@ NETS = {
     "MobileNet": (mobile_net, PICTURE),
     "cut": (cut_in_the_middle, PICTURE),
     "any number of rows": (mobile_net, (None, *PICTURE[1:])),
-    "wide": (lambda x: dense(tf.nn.relu(dense(x, 64)), 64), (1, 64)),  # small weights stay floats in mode dynamic
+    "wide": (lambda x: dense(tf.nn.relu(dense(x, 64)), 64), (1, 64)),  # large enough for mode dynamic to quantize
     "dense": (lambda x: dense(tf.nn.tanh(dense(x, 8)), 3), (1, 6)),
     "pools": (lambda x: tf.nn.max_pool2d(tf.nn.avg_pool2d(x, 2, 2, "SAME"), 2, 2, "SAME"), PICTURE),
     "argument": (lambda x: tf.argmax(tf.nn.relu(dense(x, 4)), 1, output_type=tf.int32), (1, 6)),
@@ -144,9 +143,9 @@ MODES = [(net, mode) for net in NETS for mode in ("float32", "int8")] + [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("net", "mode"), MODES, ids=[f"{net} {mode}" for net, mode in MODES])
-def test_xnnpack_takes_what_the_verdict_says(net, mode):
+def test_xnnpack_runs_the_operators_of_the_verdict(net, mode):
     content = converted(*NETS[net], mode)
-    assert predicted(content) == xnnpacks(content)
+    assert predicted(content) == delegated(content)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +158,7 @@ def models():
 
 
 @pytest.mark.slow
-def test_a_static_int8_mobile_net_is_the_edge_tpus_from_end_to_end(models):
+def test_the_edge_tpu_runs_a_static_int8_mobile_net(models):
     verdict = judge(models["int8"], "edge_tpu")
     (found,) = verdict.delegates
     assert verdict.runs
@@ -170,7 +169,7 @@ def test_a_static_int8_mobile_net_is_the_edge_tpus_from_end_to_end(models):
 
 
 @pytest.mark.slow
-def test_conversions_of_floats_at_the_ends_stay_on_the_cpu_and_cut_nothing(models):
+def test_float_conversions_at_the_ends_do_not_cut_the_graph(models):
     verdict = judge(models["int8 with float io"], "edge_tpu")
     (found,) = verdict.delegates
     assert verdict.runs
@@ -180,12 +179,12 @@ def test_conversions_of_floats_at_the_ends_stay_on_the_cpu_and_cut_nothing(model
 
 
 @pytest.mark.slow
-def test_after_the_first_operator_that_the_edge_tpu_has_not_nothing_is_mapped(models):
+def test_the_edge_tpu_maps_nothing_after_an_unsupported_operator(models):
     verdict = judge(models["cut"], "edge_tpu")
     (found,) = verdict.delegates
     assert verdict.runs
     assert [(op.op, op.mapped) for op in found.ops] == [("CONV_2D", True), ("LEAKY_RELU", False), ("CONV_2D", False)]
-    assert "no operator of the Edge TPU's" in found.ops[1].reason
+    assert "not an operator of the Edge TPU" in found.ops[1].reason
     assert found.ops[2].reason.startswith("after the cut at operator 1, LEAKY_RELU of ")
     assert found.cut.startswith("operator 1, LEAKY_RELU of ")
 
@@ -194,12 +193,12 @@ def test_after_the_first_operator_that_the_edge_tpu_has_not_nothing_is_mapped(mo
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("free", r"operator 0, .*free size, \[-1, 16, 16, 3\].*batch_size=1"),
-        ("float32", r"no operator at all \(CONV_2D of .*float32 tensor.*mode='int8'"),
-        ("int16x8", r"no operator at all \(CONV_2D of .*int16 tensor"),
+        ("free", r"operator 0, .*\[-1, 16, 16, 3\].*batch_size=1"),
+        ("float32", r"\(CONV_2D of .*float32 tensor.*mode='int8'"),
+        ("int16x8", r"\(CONV_2D of .*int16 tensor"),
     ],
 )
-def test_the_edge_tpu_refuses_what_its_compiler_refuses(models, model, message):
+def test_the_edge_tpu_refuses_free_sizes_and_other_types(models, model, message):
     verdict = judge(models[model], "edge_tpu")
     assert not verdict.runs
     (problem,) = verdict.problems
@@ -207,36 +206,36 @@ def test_the_edge_tpu_refuses_what_its_compiler_refuses(models, model, message):
 
 
 @pytest.mark.slow
-def test_int16_activations_run_on_tflites_own_kernels(models):
+def test_xnnpack_leaves_int16_activations_to_tflites_kernels(models):
     verdict = judge(models["int16x8"], "cpu")
     assert verdict.runs
     assert verdict.delegates[0].mapped == 0
-    assert "int16 activations: TFLite's own kernels" in verdict.delegates[0].cut
+    assert "int16" in verdict.delegates[0].cut
 
 
 @pytest.mark.slow
-def test_core_ml_takes_floats_and_halves_and_no_integers(models):
+def test_core_ml_runs_floats_and_halves_but_no_integers(models):
     taken = {mode: judge(models[mode], "ios_coreml").delegates[0] for mode in ("float32", "float16", "int8")}
     assert taken["float32"].mapped == len(taken["float32"].ops) - sum(op.op == "MEAN" for op in taken["float32"].ops)
     assert taken["float16"].mapped == len(taken["float16"].ops) - sum(op.op == "MEAN" for op in taken["float16"].ops)
     assert taken["int8"].mapped == 0
-    assert {op.reason for op in taken["int8"].ops} >= {"takes int8, not float32"}
+    assert {op.reason for op in taken["int8"].ops} >= {"input is int8, not float32"}
     assert judge(models["int8"], "ios_coreml").runs
 
 
 @pytest.mark.slow
-def test_androids_delegates_take_floats_and_int8_and_no_int16(models):
+def test_android_delegates_run_floats_and_int8_but_not_int16(models):
     for mode in ("float32", "int8"):
         for found in judge(models[mode], "android_nnapi_gpu").delegates:
             assert found.mapped == len(found.ops), found
     graphics, neural = judge(models["int16x8"], "android_nnapi_gpu").delegates
     assert graphics.mapped == neural.mapped == 0
     graphics, neural = judge(models["dynamic"], "android_nnapi_gpu").delegates
-    assert graphics.mapped >= neural.mapped  # of a newer converter's versions of operators neither takes any
+    assert graphics.mapped >= neural.mapped  # neither supports the operator versions of newer converters
 
 
 @pytest.mark.slow
-def test_a_microcontroller_runs_floats_and_int8_but_neither_halves_nor_dynamic_range(models):
+def test_a_microcontroller_runs_neither_halves_nor_dynamic_range(models):
     for mode, runs in {"float32": True, "int8": True, "int16x8": True, "float16": False, "dynamic": False}.items():
         verdict = judge(models[mode], "microcontroller")
         assert verdict.runs == runs, verdict.problems
@@ -255,27 +254,27 @@ def one(op, dtype: int = Type.FLOAT32, shape=(1, 3)) -> bytes:
     [
         (
             one(Op.SEGMENT_SUM),
-            "operator 0, SEGMENT_SUM of 'layer': no kernel in TensorFlow Lite Micro. Remedy: a layer",
+            "operator 0, SEGMENT_SUM of 'layer': no kernel in TensorFlow Lite Micro. Remedy: other operators",
         ),
         (one("Mine"), "operator 0, Mine of 'layer': no kernel in TensorFlow Lite Micro"),
-        (one(Op.NEG, Type.FLOAT16), "float16 tensor 'x', which no kernel takes. Remedy: mode="),
+        (one(Op.NEG, Type.FLOAT16), "float16 tensor 'x'. Remedy: mode="),
         (one(Op.NEG, shape=(1, -1)), "'x' has a free size beside the batch: [1, -1]. Remedy: fixed sizes"),
     ],
 )
-def test_what_a_microcontroller_has_no_kernel_of_is_named_with_the_remedy(content, message):
+def test_a_missing_kernel_is_named_with_the_remedy(content, message):
     verdict = judge(content, "microcontroller")
     assert not verdict.runs
     assert message in verdict.problems[0]
 
 
-def test_kernels_of_a_microcontroller_are_needed_for_every_graph_of_the_file():
+def test_a_microcontroller_needs_kernels_for_every_graph_of_the_file():
     graphs = [by_hand.one_operator(Op.NEG), by_hand.one_operator(Op.SEGMENT_SUM)]
     assert "SEGMENT_SUM" in judge(by_hand.model(*graphs), "microcontroller").problems[0]
     assert judge(by_hand.model(graphs[0]), "microcontroller").runs
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_an_arena_beyond_the_limit_is_a_problem(target):
+def test_an_arena_above_the_limit_is_a_problem(target):
     content = one(Op.RELU, Type.INT8, (1, 1000))
     needed = flatbuffer.read_contents(content).arena_bytes
     assert needed >= 2000  # input and output live at once
@@ -283,12 +282,12 @@ def test_an_arena_beyond_the_limit_is_a_problem(target):
     assert held.runs
     assert not broken.runs
     assert held.arena_bytes == broken.arena_bytes == needed == broken.max_arena_bytes + 1
-    assert f"need {needed} bytes, {needed - 1} are allowed" in broken.problems[0]
+    assert f"{needed} bytes" in broken.problems[0] and f"max_arena_bytes={needed - 1}" in broken.problems[0]
     assert "Remedy: " in broken.problems[0]
 
 
 def integers(op, shape, returned, *, options=None, kind=0, constants=()) -> bytes:
-    """An int8 operator of one tensor, with constants after it."""
+    """Returns an int8 operator on one tensor and constants."""
     graph = Graph()
     x = graph.tensor("x", shape, Type.INT8, scale=0.1)
     more = [graph.constant(f"c{place}", np.asarray(values, np.int32)) for place, values in enumerate(constants)]
@@ -316,28 +315,28 @@ def pad(before_batch: int) -> bytes:
     ("content", "reason"),
     [
         (softmax(1, 16000), ""),
-        (softmax(1, 16001), "16001 elements, 16000 at most"),
-        (softmax(1, 2, 8), "takes [1, 2, 8], not one dimension"),
+        (softmax(1, 16001), "16001 elements"),
+        (softmax(1, 2, 8), "[1, 2, 8]"),
         (one(Op.RELU, Type.INT8, (1, 128, 128, 3)), ""),
-        (one(Op.RELU, Type.INT8, (3, 128, 128, 1)), "'x' is [3, 128, 128, 1]: only the three innermost"),
+        (one(Op.RELU, Type.INT8, (3, 128, 128, 1)), "'x' has shape [3, 128, 128, 1]"),
         (mean((1, 4, 4, 3), (1, 3), [1, 2]), ""),
-        (mean((1, 4, 4, 3), (1, 4, 4), [3]), "a mean over 3 channels, no multiple of 4"),
+        (mean((1, 4, 4, 3), (1, 4, 4), [3]), "a mean over 3 channels"),
         (mean((1, 4, 4, 8), (1, 4, 4), [-1]), ""),
         (mean((1, 4, 4, 3), (4, 4, 3), [0]), "reduces the batch dimension"),
         (pad(0), ""),
         (pad(1), "pads the batch"),
         (integers(Op.SQUEEZE, (1, 1, 10), (10,)), ""),
-        (integers(Op.SQUEEZE, (1, 5, 1, 10), (5, 10)), "takes [1, 5, 1, 10]: the sizes of 1 must lead"),
+        (integers(Op.SQUEEZE, (1, 5, 1, 10), (5, 10)), "[1, 5, 1, 10]"),
     ],
 )
-def test_the_edge_tpus_known_limitations(content, reason):
+def test_known_limitations_of_the_edge_tpu(content, reason):
     (verdict,) = judge(content, "edge_tpu").delegates[0].ops
     assert verdict.mapped == (not reason)
     assert reason in verdict.reason
 
 
 def packed_and_flex() -> bytes:
-    """A layer of 4-bit weights, and an operator of TensorFlow's own behind it."""
+    """Returns a layer of 4-bit weights, followed by an operator of TensorFlow's own."""
     graph = Graph()
     x = graph.tensor("x", [1, 8], Type.FLOAT32)
     kernel = graph.tensor("kernel", [4, 8], Type.INT4, data=bytes(16), scale=0.1)
@@ -347,7 +346,7 @@ def packed_and_flex() -> bytes:
     return by_hand.model(graph)
 
 
-def test_no_runtime_has_both_sub_byte_weights_and_tensorflows_own_operators():
+def test_no_runtime_supports_both_sub_byte_weights_and_flex_operators():
     verdict = judge(packed_and_flex(), "cpu")
     assert not verdict.runs
     assert "FlexErfinv" in verdict.problems[0]
@@ -356,7 +355,7 @@ def test_no_runtime_has_both_sub_byte_weights_and_tensorflows_own_operators():
     assert "int4" in verdict.runtime
 
 
-def test_convolutions_of_two_bits_are_refused_because_litert_gets_them_wrong():
+def test_convolutions_with_2_bit_weights_are_refused():
     graph = Graph()
     x = graph.tensor("x", [1, 1, 1, 8], Type.FLOAT32)
     kernel = graph.tensor("kernel", [4, 1, 1, 8], 19, data=bytes(8), scale=0.1)
@@ -365,10 +364,10 @@ def test_convolutions_of_two_bits_are_refused_because_litert_gets_them_wrong():
     y = graph.apply(Op.CONV_2D, [x, kernel, bias], [graph.tensor("y", [1, 1, 1, 4])], options, kind)
     graph.inputs, graph.outputs = [x], [y]
     (problem,) = judge(by_hand.model(graph), "cpu").problems
-    assert "CONV_2D" in problem and "2 bits wrong. Remedy: 'int4'" in problem
+    assert "CONV_2D" in problem and "'int4'" in problem
 
 
-def test_a_custom_operator_runs_nowhere_unless_tensorflow_has_it():
+def test_a_custom_operator_runs_only_if_tensorflow_has_it():
     for target in ("cpu", "android_nnapi_gpu", "ios_coreml"):
         assert "Remedy: " in judge(one("Mine"), target).problems[0]
         verdict = judge(one("FlexErfinv"), target)
@@ -377,37 +376,12 @@ def test_a_custom_operator_runs_nowhere_unless_tensorflow_has_it():
 
 
 @pytest.mark.slow
-def test_the_runtime_is_what_the_converter_says(models):
+def test_the_runtime_version_is_the_converters(models):
     runtime = judge(models["int8"], "cpu").runtime
     assert re.fullmatch(r"TensorFlow Lite \d+\.\d+\.\d+ or newer, or LiteRT", runtime)
     assert judge(one(Op.NEG), "cpu").runtime == "TensorFlow Lite or LiteRT"
 
 
-def test_what_is_no_model_is_refused():
-    with pytest.raises(ModelError, match="Not a TFLite model"):
+def test_other_content_is_refused():
+    with pytest.raises(ModelError):
         judge(b"nothing of the kind", "cpu")
-
-
-@pytest.mark.peers  # g++
-@pytest.mark.parametrize("size", [1, 12, 13, 1000])
-def test_a_compiled_c_array_has_the_bytes_of_the_model(tmp_path, size):
-    content = np.random.default_rng(size).integers(0, 256, size).astype(np.uint8).tobytes()
-    for name, text in c_array.sources(content, "digits").items():
-        (tmp_path / name).write_text(text)
-    (tmp_path / "main.cc").write_text(
-        '#include <cstdint>\n#include <cstdio>\n#include "digits.h"\n'
-        "int main() {\n"
-        "  if (reinterpret_cast<std::uintptr_t>(digits) % 16) return 2;\n"
-        "  return std::fwrite(digits, 1, digits_len, stdout) == digits_len ? 0 : 1;\n}\n"
-    )
-    command = ["g++", "-std=c++11", "-Wall", "-Wextra", "-Werror", "digits.cc", "main.cc", "-o", "main"]
-    subprocess.run(command, cwd=tmp_path, check=True)
-    assert subprocess.run([tmp_path / "main"], check=True, capture_output=True).stdout == content
-
-
-@pytest.mark.parametrize(
-    ("content", "name", "message"), [(b"x", "2 words", "'2 words' is no name"), (b"", "m", "no bytes")]
-)
-def test_a_c_array_that_would_not_compile_is_refused(content, name, message):
-    with pytest.raises(ModelError, match=message):
-        c_array.sources(content, name)
