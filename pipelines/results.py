@@ -10,7 +10,7 @@ from tfx_compression import store as stores
 from tfx_compression.cli.terminal import evaluation_table
 from tfx_compression.compressed_evaluator import gate, report
 from tfx_compression.compressed_evaluator.evaluation import FILE, Evaluation
-from tfx_compression.lineage import Records, properties
+from tfx_compression.lineage import MetadataReader, properties
 
 HEADINGS = {
     "edge": "For devices: TFLite models",
@@ -22,9 +22,9 @@ class Results:
     """A run in an ML Metadata file: by default the newest."""
 
     def __init__(self, metadata: Path, run_id: str | None = None):
-        records = Records(metadata)
-        executions = records.run(run_id or records.last_run())
-        self._outputs = {node: records.outputs(execution) for node, execution in executions.items()}
+        reader = MetadataReader(metadata)
+        executions = reader.run(run_id or reader.last_run())
+        self._outputs = {node: reader.outputs(execution) for node, execution in executions.items()}
         self._cached = {
             node for node, execution in executions.items() if execution.last_known_state == mlmd.Execution.CACHED
         }

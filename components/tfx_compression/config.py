@@ -1,4 +1,4 @@
-"""The base of every configuration: frozen, strict about names, one JSON string as a component's exec property."""
+"""The base class of configurations: frozen, strict about field names, stored as JSON in an exec property."""
 
 import json
 import re
@@ -13,12 +13,17 @@ ConfigT = TypeVar("ConfigT", bound="Config")
 
 
 class Config(pydantic.BaseModel):
-    """A frozen configuration that round-trips through JSON. Unknown fields are errors."""
+    """A frozen configuration that round-trips through JSON. Unknown fields are errors.
+
+    Raises:
+      ConfigError: A field has an invalid value. `field` names the first, and `code` is pydantic's error type for it,
+        such as "extra_forbidden".
+    """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     def to_json(self) -> str:
-        """The configuration as JSON, its fields as declared: equal ones give equal strings, for TFX's cache."""
+        """Returns the configuration as JSON. Equal configurations give equal strings, which TFX's cache needs."""
         return self.model_dump_json()
 
     def __init__(self, /, **fields: Any) -> None:
@@ -29,10 +34,10 @@ class Config(pydantic.BaseModel):
 
     @classmethod
     def merged(cls: type[ConfigT], config_json: str, overrides: Mapping[str, Any]) -> ConfigT:
-        """The configuration of `config_json` with the fields in `overrides` that are not None put over it.
+        """Returns the configuration in JSON, with fields replaced by those overrides that are not None.
 
         Raises:
-          ConfigError: naming each bad field, its value, and what it may be.
+          ConfigError: The text is not a JSON object, or a field has an invalid value.
         """
         try:
             fields = json.loads(config_json)
@@ -54,13 +59,13 @@ def _compiles(pattern: str) -> str:
     return pattern
 
 
-Pattern = Annotated[str, pydantic.AfterValidator(_compiles)]  # a regular expression
+Pattern = Annotated[str, pydantic.AfterValidator(_compiles)]  # A regular expression.
 
 
 def _explained(config: type[Config], error: pydantic.ValidationError) -> ConfigError:
     """Returns a pydantic error as a sentence per bad field, with the field and error type of the first.
 
-    A validator that raises a ConfigError with a field or code of its own passes them on.
+    A validator that raises a ConfigError with its own field or code passes them on.
     """
     problems = error.errors()
     cause = problems[0].get("ctx", {}).get("error")
@@ -73,7 +78,7 @@ def _explained(config: type[Config], error: pydantic.ValidationError) -> ConfigE
 
 
 def _sentence(config: type[Config], problem: Any) -> str:
-    """Returns the field, its value, what is wrong with it, and, for an unknown field, the fields that exist."""
+    """Returns the field, its value and the problem, or the existing fields if the field is unknown."""
     place = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         known = ", ".join(sorted(config.model_fields))

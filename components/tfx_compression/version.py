@@ -1,3 +1,3 @@
-"""The package's version, as pyproject.toml has it."""
+"""The version of the package. pyproject.toml reads it from here."""
 
 __version__ = "0.1.0"

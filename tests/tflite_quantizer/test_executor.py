@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tfx.types import standard_artifacts
-from tfx_compression.errors import DataError, ModelError
+from tfx_compression.errors import DataError, ModelError, WorkerError
 from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite_quantizer import self_test
 from tfx_compression.tflite_quantizer.config import AutoPrecision, Calibration, Metadata, Quantization
@@ -183,7 +183,7 @@ def test_a_microcontroller_gets_its_c_source(tmp_path, model, examples):
         (Quantization(calibration=Calibration(split="training")), DataError, "no split 'training', only: train"),
         (Quantization(calibration=Calibration(stratify_by="color")), ModelError, "has no 'color'; it has: image"),
         (Quantization(target="microcontroller", max_arena_bytes=100), ModelError, "target 'microcontroller'.*100"),
-        (Quantization(max_memory_bytes=10 * 2**20), ModelError, "in mode 'int8' ran out of memory"),
+        (Quantization(max_memory_bytes=10 * 2**20), WorkerError, "in mode 'int8' ran out of memory"),
     ],
 )
 def test_what_fails_leaves_nothing_behind(tmp_path, model, examples, config, error, message):

@@ -26,7 +26,7 @@ class TFLiteStorePusherSpec(ComponentSpec):
 
 
 class TFLiteStorePusher(base_component.BaseComponent):
-    """Publishes a blessed TFLite model as the next version in a store, and moves a channel to it.
+    """Publishes a blessed TFLite model as the next version in a store, and points a channel at it.
 
     ```python
     pusher = tfc.TFLiteStorePusher(
@@ -37,8 +37,8 @@ class TFLiteStorePusher(base_component.BaseComponent):
     ```
 
     Outputs:
-      pushed_model: PushedModel with the custom properties `pushed` (0 or 1), `pushed_destination`, `pushed_version`,
-        `store_name` and `sha256`; nothing is pushed where the blessing refuses the model.
+      pushed_model: PushedModel with the custom property `pushed`, 0 if the blessing refuses the model and otherwise 1,
+        with `pushed_destination`, `pushed_version`, `store_name`, `channel`, `sha256` and the file `manifest.json`.
     """
 
     SPEC_CLASS = TFLiteStorePusherSpec
@@ -48,12 +48,12 @@ class TFLiteStorePusher(base_component.BaseComponent):
         """Declares the release of `model`.
 
         Args:
-          model: a Model channel that holds a TFLite model.
-          target: the store, the model's name there and the channel.
-          model_blessing: obeyed where given; without it every model is pushed.
+          model: Channel of a Model artifact with a TFLite model.
+          target: Store, name of the model in it, and channel.
+          model_blessing: Channel of the model's blessing. Without one every model is pushed.
 
         Raises:
-          StoreError: for a store of an unknown kind.
+          StoreError: No backend has the scheme of the store's URI.
         """
         open_store(target.uri)
         super().__init__(

@@ -1,4 +1,4 @@
-"""Runs the TFLiteStorePusher: obeys the blessing, publishes, says on the artifact where the model went."""
+"""Runs the TFLiteStorePusher."""
 
 import json
 import os
@@ -17,9 +17,12 @@ from tfx_compression.store import open as open_store
 from tfx_compression.tflite import flatbuffer
 from tfx_compression.tfx_support import artifacts
 
+_MANIFEST = "manifest.json"
+_TFLITE_DETAILS = "tflite.json"  # TFLiteQuantizer writes it next to its model.
+
 
 class Executor(base_executor.BaseExecutor):
-    """See the component."""
+    """Publishes a blessed model, promotes it, and records the release on the artifact. See the component."""
 
     def Do(
         self,
@@ -27,12 +30,16 @@ class Executor(base_executor.BaseExecutor):
         output_dict: dict[str, list[types.Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        """Publishes.
+        """Publishes the model, unless its blessing refuses it.
 
         Args:
           input_dict: `model`, `model_blessing` (optional).
           output_dict: `pushed_model`.
           exec_properties: `target` (JSON).
+
+        Raises:
+          ModelError: The artifact has no TFLite model (code "no-tflite-model").
+          StoreError: The store can't be written.
         """
         pushed = artifacts.single(output_dict, "pushed_model")
         blessing = artifacts.optional(input_dict, "model_blessing")
@@ -43,20 +50,13 @@ class Executor(base_executor.BaseExecutor):
             return
         model = artifacts.single(input_dict, "model")
         target = StoreTarget.merged(exec_properties["target"], {})
-        path = os.path.join(artifacts.model_path(model), flatbuffer.MODEL_FILE)
-        if not tf.io.gfile.exists(path):
-            raise ModelError(
-                f"{model.uri} holds no TFLite model. Remedy: give TFLiteStorePusher an evaluator whose candidates are "
-                "TFLite models; a SavedModel goes to Pusher."
-            )
-        with tf.io.gfile.GFile(path, "rb") as file:
-            content = file.read()
+        content = _read_tflite(model)
         store = open_store(target.uri)
         store.require_writable()
-        version = store.publish(target.name, content, self._manifest(model, blessing))
+        version = store.publish(target.name, content, _manifest(model, blessing))
         store.promote(target.name, version, target.channel)
         manifest = store.manifest(target.name, version)
-        files.write_text(os.path.join(pushed.uri, "manifest.json"), json.dumps(manifest, indent=1, sort_keys=True))
+        files.write_text(os.path.join(pushed.uri, _MANIFEST), json.dumps(manifest, indent=1, sort_keys=True))
         artifacts.set_properties(
             pushed,
             pushed=1,
@@ -67,13 +67,26 @@ class Executor(base_executor.BaseExecutor):
             sha256=manifest["sha256"],
         )
 
-    def _manifest(self, model: types.Artifact, blessing: types.Artifact | None) -> dict[str, Any]:
-        """What the artifacts know of the model: recipe, metrics, operators, inputs and outputs, origin."""
-        properties = artifacts.custom_properties(model)
-        described = os.path.join(model.uri, "tflite.json")
-        return {
-            **(files.read_json(described) if tf.io.gfile.exists(described) else {}),
-            "properties": {name: value for name, value in properties.items() if isinstance(value, str | int | float)},
-            "model_uri": model.uri,
-            "blessing_uri": blessing.uri if blessing else None,
-        }
+
+def _read_tflite(model: types.Artifact) -> bytes:
+    path = os.path.join(artifacts.model_path(model), flatbuffer.MODEL_FILE)
+    if not tf.io.gfile.exists(path):
+        raise ModelError(
+            f"{model.uri} holds no TFLite model. Remedy: give TFLiteStorePusher an evaluator whose candidates are "
+            "TFLite models; a SavedModel goes to Pusher.",
+            code="no-tflite-model",
+        )
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return bytes(file.read())
+
+
+def _manifest(model: types.Artifact, blessing: types.Artifact | None) -> dict[str, Any]:
+    """Returns the description of a model in its artifacts: configuration, metrics, operators, inputs, outputs, URIs."""
+    details = os.path.join(model.uri, _TFLITE_DETAILS)
+    properties = artifacts.custom_properties(model)
+    return {
+        **(files.read_json(details) if tf.io.gfile.exists(details) else {}),
+        "properties": {name: value for name, value in properties.items() if isinstance(value, str | int | float)},
+        "model_uri": model.uri,
+        "blessing_uri": blessing.uri if blessing else None,
+    }
