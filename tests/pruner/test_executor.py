@@ -12,7 +12,7 @@ import tensorflow as tf
 import tf_keras
 import tfx_compression as tfc
 from tfx.types import standard_artifacts
-from tfx_compression.errors import ModelError
+from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.pruner.executor import Executor
 from tfx_compression.pruning import criteria
 from tfx_compression.pruning.plan import PruningPlan
@@ -21,6 +21,7 @@ from tfx_compression.pruning.record import PruningRecord
 
 from tests.pruning.test_techniques import residual_net, widths
 from tests.support import helpers, kinds
+from tests.support.errors import raises
 
 pytestmark = pytest.mark.slow  # imports TFX
 
@@ -286,3 +287,9 @@ def test_what_goes_with_the_model_is_written(tmp_path):
     assert len(run.record.channels["hidden"]) == 9
     assert "hidden" in Path(run.plan.uri, "report.html").read_text()
     assert json.loads(Path(run.pruned.uri, "summary.json").read_text())["after"]["parameters"] > 0
+
+
+def test_a_value_that_is_set_at_run_time_is_validated(tmp_path):
+    helpers.small_dense().save(serving(tmp_path), save_format="tf")
+    with raises(ConfigError, field="PruningPlan.sparsity"):
+        Run(tmp_path, PruningPlan(), sparsity=1.5).do()

@@ -1,11 +1,19 @@
 """Exec properties that components share: the configuration and the version of the code."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import tfx_compression
+import tfx_compression as tfc
+from tfx import v1 as tfx
+from tfx.types import standard_artifacts
+from tfx_compression.errors import ConfigError
 from tfx_compression.tfx_support import declaration
+
+from tests.support.artifacts import channel
+from tests.support.errors import raises
 
 pytestmark = pytest.mark.slow  # imports TFX
 
@@ -13,6 +21,51 @@ _PACKAGE = Path(tfx_compression.__file__).parent
 _COMPONENTS = {path.parent.name for path in _PACKAGE.glob("*/component.py")}
 _COMMAND_LINE = {"cli", "lineage.py"}
 _ENTRIES = {path.name for path in _PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"} - {"__pycache__"}
+
+
+def runtime_parameter(name: str, default: float) -> tfx.dsl.experimental.RuntimeParameter:
+    return tfx.dsl.experimental.RuntimeParameter(name=name, ptype=type(default), default=default)
+
+
+# Configurations
+
+
+def test_a_configuration_is_a_json_property_and_overrides_are_scalars():
+    overrides = {"sparsity": 0.9, "technique": None}
+    properties = declaration.config_properties("plan", tfc.PruningPlan(sparsity=0.3), overrides)
+    assert json.loads(properties.pop("plan"))["sparsity"] == 0.3
+    assert properties == {"sparsity": 0.9}
+
+
+def test_an_override_takes_the_type_of_its_field():
+    properties = declaration.config_properties("config", tfc.FineTuning(), {"learning_rate": 1})
+    assert properties["learning_rate"] == 1.0
+    assert isinstance(properties["learning_rate"], float)
+
+
+def test_an_override_can_have_another_name_than_its_field():
+    names = {"max_metric_drop": "max_bytes"}
+    properties = declaration.config_properties("budget", tfc.Budget(), {"max_metric_drop": 10}, names)
+    assert properties["max_metric_drop"] == 10
+
+
+def test_a_runtime_parameter_stays_one():
+    parameter = runtime_parameter("sparsity", 0.5)
+    assert declaration.config_properties("plan", tfc.PruningPlan(), {"sparsity": parameter})["sparsity"] is parameter
+
+
+@pytest.mark.parametrize("sparsity", [1.5, runtime_parameter("sparsity", 1.5)], ids=["value", "default"])
+def test_an_invalid_override_is_refused_when_the_pipeline_is_built(sparsity):
+    with raises(ConfigError, field="PruningPlan.sparsity", match="1.5"):
+        tfc.Pruner(model=channel(standard_artifacts.Model), sparsity=sparsity)
+
+
+# The version of the code
+
+
+def test_the_code_version_is_an_exec_property():
+    pruner = tfc.Pruner(model=channel(standard_artifacts.Model))
+    assert pruner.exec_properties["code_version"] == declaration.code_version("tfx_compression.pruner.component")
 
 
 @pytest.fixture(scope="module")

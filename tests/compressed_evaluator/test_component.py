@@ -1,0 +1,57 @@
+"""CompressedEvaluator when a pipeline is built: its inputs, and wrong wiring."""
+
+import json
+from typing import Any
+
+import pytest
+import tensorflow_model_analysis as tfma
+import tfx_compression as tfc
+from tfx.types import standard_artifacts
+from tfx_compression.errors import ConfigError
+
+from tests.support.artifacts import channel, model_channels
+from tests.support.errors import raises
+
+pytestmark = pytest.mark.slow  # imports TFX
+
+METRICS = [tfma.MetricsSpec(metrics=[tfma.MetricConfig(class_name="SparseCategoricalAccuracy")])]
+LABEL = [tfma.ModelSpec(label_key="label")]
+
+
+def evaluator(**arguments: Any) -> tfc.CompressedEvaluator:
+    defaults = {
+        "candidates": model_channels("int8"),
+        "baseline_model": channel(standard_artifacts.Model),
+        "examples": channel(standard_artifacts.Examples),
+        "eval_config": tfma.EvalConfig(model_specs=LABEL, metrics_specs=METRICS),
+    }
+    return tfc.CompressedEvaluator(**defaults | arguments)
+
+
+def test_each_evaluator_has_an_input_for_each_of_its_candidates():
+    edge = evaluator(candidates=model_channels("int8", "float16"))
+    serving = evaluator(candidates=model_channels("pruned"))
+    assert {name for name in edge.inputs if name.startswith("candidate_")} == {"candidate_int8", "candidate_float16"}
+    assert {name for name in serving.inputs if name.startswith("candidate_")} == {"candidate_pruned"}
+    assert json.loads(edge.exec_properties["candidates"]) == ["float16", "int8"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"eval_config": tfma.EvalConfig(metrics_specs=METRICS)}, "label"),
+        ({"eval_config": tfma.EvalConfig(model_specs=LABEL)}, "metrics"),
+        ({"budget": tfc.Budget(max_metric_drop={"auc": 0.1})}, "'auc'"),
+        ({"max_metric_drop": 0.1}, "max_metric_drop"),
+        ({"candidates": {}}, r"\[\]"),
+        ({"candidates": model_channels("int-8")}, "int-8"),
+        ({"baseline_model": None}, "allow_first=True"),
+    ],
+)
+def test_an_evaluator_that_cannot_decide_is_refused(arguments, named):
+    with raises(ConfigError, match=named):
+        evaluator(**arguments)
+
+
+def test_a_first_release_needs_no_baseline():
+    assert "baseline_model" not in evaluator(baseline_model=None, budget=tfc.Budget(allow_first=True)).inputs
