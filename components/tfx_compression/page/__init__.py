@@ -1,1 +1,1 @@
-"""What the components' reports share: style, scripts, tables, plots and numbers. Knows no component and no TFX."""
+"""Code that the reports share: style, scripts, tables, plots and formats of numbers. Knows no component and no TFX."""

@@ -1,40 +1,40 @@
-"""Numbers in words; nothing where there is none."""
+"""Numbers as text. A missing number gives an empty text."""
 
 import math
 
 
-def size(of: int) -> str:
-    """Bytes."""
-    return f"{of / 1e6:.2f} MB" if of >= 1e6 else f"{of / 1e3:.1f} kB"
+def size(count: int) -> str:
+    """Returns a count of bytes in kB or MB."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 def percent(fraction: float | None) -> str:
-    """To a tenth of a per cent."""
+    """Returns a fraction in percent, with one decimal."""
     return "" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def number(value: float | None, sign: str = "") -> str:
-    """A whole number in full, another to four digits; with `sign` `+`, positive ones have theirs."""
+    """Returns a whole number with all digits, another with four. With `sign` "+", positive ones get a sign."""
     if value is None:
         return ""
     return minus(f"{value:{sign},.0f}" if float(value).is_integer() else f"{value:{sign}.4g}")
 
 
 def metric(value: float | None) -> str:
-    """To four decimals."""
+    """Returns a metric with four decimals, or with one if it is large."""
     if value is None:
         return ""
     return minus("NaN" if math.isnan(value) else f"{value:.4f}" if abs(value) < 1000 else f"{value:,.1f}")
 
 
-def delta(value: float | None, against: float | None) -> str:
-    """How much more or less, in per cent."""
-    if value is None or not against or math.isnan(value):
+def delta(value: float | None, reference: float | None) -> str:
+    """Returns the change from a reference in percent."""
+    if value is None or not reference or math.isnan(value):
         return ""
-    change = round(100 * (value / against - 1))
+    change = round(100 * (value / reference - 1))
     return minus(f"{change:+,d}\u00a0%") if change else "same"
 
 
 def minus(text: str) -> str:
-    """With the sign for it instead of a hyphen."""
+    """Replaces hyphens by minus signs."""
     return text.replace("-", "−")

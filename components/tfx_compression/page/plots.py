@@ -1,4 +1,4 @@
-"""Vega-Lite specifications in the page's colours, and the script that draws them."""
+"""Vega-Lite specifications in the page's colors, and the script that draws them."""
 
 import functools
 from typing import Any
@@ -7,7 +7,7 @@ import altair as alt
 
 
 def themed(chart: alt.TopLevelMixin) -> dict[str, Any]:
-    """The specification in the page's colours: as SVG it takes them from CSS, in the dark and on paper too."""
+    """Returns a chart's specification with colors from the page's CSS, which fit light and dark screens and paper."""
     text = {"labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12, "titleFontSize": 12}
     spec: dict[str, Any] = (
         chart.properties(background="transparent", autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
@@ -30,9 +30,9 @@ def themed(chart: alt.TopLevelMixin) -> dict[str, Any]:
 
 @functools.cache
 def bundle() -> str:
-    """Vega-Embed, Vega-Lite and Vega as one script, in the version that Altair's charts are written for."""
+    """Returns Vega-Embed, Vega-Lite and Vega as one script, in the version that Altair's charts need."""
     import vl_convert
 
     version = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
-    script = vl_convert.javascript_bundle(vl_version=version)  # type: ignore[call-arg]  # its stub lacks the default
+    script = vl_convert.javascript_bundle(vl_version=version)  # type: ignore[call-arg]  # The stub lacks the default.
     return str(script).replace("</script", "<\\/script")

@@ -1,15 +1,22 @@
-"""Tables by columns, as the macro `table` shows them."""
+"""Tables by columns. The macro `table` in `macros.html.jinja` renders them."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-# How many lines a table has at most, or is shown with without a click; the JSON has them all.
+# Most lines of a table, or most lines that show without a click. The JSON in the page has all of them.
 LONGEST = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """`note` is a second, smaller line, `tone` one of good, bad and muted, `share` the length of a bar, from 0 to 1."""
+    """A cell of a table.
+
+    Attributes:
+      text: First line.
+      note: Second, smaller line.
+      tone: One of `good`, `bad`, `muted` and none.
+      share: Length of a bar, from 0 to 1, or None for no bar.
+    """
 
     text: str = ""
     note: str = ""
@@ -19,7 +26,13 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A heading and a cell for each line; `words` stand to the left and wrap, numbers do neither."""
+    """A column of a table.
+
+    Attributes:
+      heading: Heading of the column.
+      cells: A cell per line of the table.
+      words: Whether the cells hold words, which are aligned left and wrap, instead of numbers.
+    """
 
     heading: str
     cells: Sequence[Cell]
@@ -27,15 +40,15 @@ class Column:
 
 
 def columns(*candidates: Column) -> list[Column]:
-    """Those that hold anything."""
+    """Returns the columns in which any cell has text or a note."""
     return [column for column in candidates if any(cell.text or cell.note for cell in column.cells)]
 
 
 def words(heading: str, texts: Iterable[str]) -> Column:
-    """A column of names or sentences."""
+    """Returns a column of names or sentences."""
     return Column(heading, [Cell(text) for text in texts], words=True)
 
 
 def numbers(heading: str, texts: Iterable[str]) -> Column:
-    """A column of numbers."""
+    """Returns a column of numbers."""
     return Column(heading, [Cell(text) for text in texts])

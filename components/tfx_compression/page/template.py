@@ -1,4 +1,4 @@
-"""Fills in a report's template: style and scripts are in `base.html.jinja`, the content in the component's own."""
+"""Renders reports. `base.html.jinja` has style and scripts; each component's `report.html.jinja` has its content."""
 
 import json
 
@@ -8,10 +8,15 @@ from tfx_compression.page import plots
 
 
 def render(package: str, title: str, **content: object) -> str:
-    """The page of `report.html.jinja` in the Python package `package`, which extends `base.html.jinja`.
+    """Renders a report.
+
+    Args:
+      package: Name of the Python package with `report.html.jinja`, which extends `base.html.jinja`.
+      title: Title of the page.
+      **content: Variables of the template.
 
     Returns:
-      HTML with style, scripts and data inside: it needs no network.
+      HTML that needs no network: style, scripts and data are inside.
     """
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name, ".") for name in (package, __package__)]),
@@ -25,5 +30,5 @@ def render(package: str, title: str, **content: object) -> str:
 
 
 def _script(value: object) -> str:
-    """JSON in which nothing ends a script element: `</script>` in a model's name is no tag."""
+    """Returns a value as JSON that is safe inside a script element: `</script>` in a model's name doesn't end it."""
     return json.dumps(value).replace("<", "\\u003c")
