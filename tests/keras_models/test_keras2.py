@@ -1,29 +1,19 @@
-"""Loading what a Trainer wrote, and writing it again so that it answers as before."""
-
-import re
+"""Loading a Keras 2 model that a Trainer wrote, and saving it with the same signatures."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 from tfx_compression.errors import ModelError
-from tfx_compression.keras_models import graph, keras2
+from tfx_compression.keras_models import keras2
 
 from tests.support import helpers
+from tests.support.errors import raises
 
 
 def squared_error(labels, predictions):
     """A loss that Keras doesn't know."""
     return tf.reduce_mean(tf.square(labels - predictions), axis=-1)
-
-
-class Subclassed(tf_keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.inner = tf_keras.layers.Dense(2)
-
-    def call(self, inputs):
-        return self.inner(inputs)
 
 
 def compiled_and_trained(**compile_arguments) -> tf_keras.Model:
@@ -35,33 +25,24 @@ def compiled_and_trained(**compile_arguments) -> tf_keras.Model:
     return model
 
 
-@pytest.mark.parametrize("made", ["nothing", "an empty folder"])
-def test_where_there_is_no_model_the_error_names_the_place(tmp_path, made):
+@pytest.mark.parametrize("content", ["nothing", "an empty folder"])
+def test_a_path_without_a_model_is_refused(tmp_path, content):
     path = tmp_path / "Format-Serving"
-    if made == "an empty folder":
+    if content == "an empty folder":
         path.mkdir()
-    with pytest.raises(ModelError, match=re.escape(str(path))):
+    with raises(ModelError, code="missing-model", match=str(path)):
         keras2.load(str(path))
 
 
-@pytest.mark.parametrize("how", ["tf.saved_model.save", "model.export", "a module"])
-def test_a_saved_model_without_layers_is_refused_with_the_path_and_the_remedy(tmp_path, how):
-    path = str(tmp_path / "model")
-    if how == "tf.saved_model.save":
-        tf.saved_model.save(helpers.small_dense(), path)
-    elif how == "model.export":
-        helpers.small_dense().export(path)
-    else:
-        helpers.save_function(lambda x: {"y": 2 * x}, [tf.TensorSpec([None], tf.float32, name="x")], path)
-    with pytest.raises(ModelError) as caught:
+def test_a_saved_model_without_layers_is_refused_with_the_remedy(tmp_path):
+    path = helpers.save_function(lambda x: {"y": 2 * x}, [tf.TensorSpec([None], tf.float32, name="x")], tmp_path)
+    with raises(ModelError, code="no-keras-metadata", match=str(path)) as caught:
         keras2.load(path)
-    assert path in str(caught.value)
-    assert "keras_metadata.pb" in str(caught.value)
     assert 'model.save(fn_args.serving_model_dir, save_format="tf"' in str(caught.value)
 
 
 @pytest.mark.parametrize("ending", ["", ".keras", ".h5"])
-def test_every_format_that_keras_2_writes_loads(tmp_path, ending):
+def test_every_format_of_keras_2_loads(tmp_path, ending):
     model = helpers.small_dense()
     path = str(tmp_path / f"model{ending}")
     model.save(path, save_format=None if ending else "tf")
@@ -70,14 +51,14 @@ def test_every_format_that_keras_2_writes_loads(tmp_path, ending):
 
 
 @pytest.mark.parametrize("name", ["model.keras", "model.h5"])
-def test_a_file_that_is_no_model_is_refused_by_its_path(tmp_path, name):
+def test_a_file_that_is_no_model_is_refused(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(b"not a model")
-    with pytest.raises(ModelError, match=re.escape(str(path))):
+    with raises(ModelError, code="unreadable-model", match=str(path)):
         keras2.load(str(path))
 
 
-def test_the_users_own_classes_load_where_they_are_named(tmp_path):
+def test_user_classes_load_by_name(tmp_path):
     class Doubled(tf_keras.layers.Dense):
         def call(self, inputs):
             return 2 * super().call(inputs)
@@ -90,33 +71,14 @@ def test_the_users_own_classes_load_where_they_are_named(tmp_path):
     np.testing.assert_array_equal(loaded(x), model(x))
 
 
-@pytest.mark.parametrize("reloaded", [False, True])
-def test_a_subclassed_model_has_no_network_and_the_error_says_what_to_build_instead(tmp_path, reloaded):
-    model = Subclassed()
-    model(np.ones([1, 4], np.float32))
-    if reloaded:
-        model.save(tmp_path / "model", save_format="tf")
-        model = keras2.load(str(tmp_path / "model"))
-    with pytest.raises(ModelError, match=r"subclassed.*functional API"):
-        graph.extract_network(model)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The path of a model as a Trainer behind Transform saves it."""
+    """Path of a model that a Trainer behind Transform saved."""
     path = tmp_path_factory.mktemp("trainer") / "Format-Serving"
     return helpers.save_with_examples_signature(helpers.small_dense(), path, "x", (4,))
 
 
-def test_the_network_shares_the_models_weights_and_leaves_transforms_layer_out(trained):
-    loaded = keras2.load(trained)
-    network = graph.extract_network(loaded)
-    assert "transform_features_layer" in [layer.name for layer in loaded.layers]
-    assert "transform_features_layer" not in [layer.name for layer in network.layers]
-    assert [id(weight) for weight in network.weights] == [id(weight) for weight in loaded.weights]
-
-
-def test_a_saved_model_answers_its_examples_signature_as_before(tmp_path, trained):
+def test_the_examples_signature_survives_saving(tmp_path, trained):
     keras2.save(keras2.load(trained), str(tmp_path / "again"))
     examples = helpers.serialized({"x": helpers.points(7)[0]})
     before, after = (helpers.answers(path, examples=examples) for path in (trained, str(tmp_path / "again")))
@@ -124,8 +86,8 @@ def test_a_saved_model_answers_its_examples_signature_as_before(tmp_path, traine
     np.testing.assert_array_equal(after["probabilities"], before["probabilities"])
 
 
-def test_the_signature_answers_with_the_weights_as_they_are_when_saved(tmp_path, trained):
-    """Compression changes weights in place, so a signature that kept the old ones would serve the wrong model."""
+def test_the_saved_signature_uses_the_current_weights(tmp_path, trained):
+    """Compression changes weights in place. A signature with the old ones would serve the wrong model."""
     loaded = keras2.load(trained)
     x, _ = helpers.points(7)
     before = loaded(x / helpers.LARGEST).numpy()
@@ -136,7 +98,7 @@ def test_the_signature_answers_with_the_weights_as_they_are_when_saved(tmp_path,
     assert np.abs(answer - before).max() > 1e-3
 
 
-def test_all_signatures_survive(tmp_path):
+def test_all_signatures_survive_saving(tmp_path):
     model = helpers.small_dense()
 
     def signature(factor):
@@ -154,7 +116,7 @@ def test_all_signatures_survive(tmp_path):
     np.testing.assert_allclose(helpers.answers(str(tmp_path / "again"), "tripled", x=x)["y"], 3 * model(x), rtol=1e-6)
 
 
-def test_a_model_without_signatures_gets_kerass_own(tmp_path):
+def test_a_model_without_signatures_gets_those_of_keras(tmp_path):
     model = helpers.small_dense()
     keras2.save(model, str(tmp_path / "model"))
     x, _ = helpers.points(5)
@@ -173,12 +135,12 @@ def test_compile_arguments_survive_saving_and_the_optimizers_state_does_not(tmp_
     assert set(results) == {"loss", "mae"}
 
 
-def test_a_model_that_was_never_compiled_stays_so(tmp_path):
+def test_a_model_that_was_not_compiled_stays_so(tmp_path):
     keras2.save(helpers.small_dense(), str(tmp_path / "model"))
     assert keras2.compile_arguments(keras2.load(str(tmp_path / "model"))) == {}
 
 
-def test_a_model_compiled_with_the_users_own_loss_can_be_saved_again(tmp_path):
+def test_a_model_with_a_user_loss_can_be_saved_again(tmp_path):
     compiled_and_trained(loss=squared_error).save(tmp_path / "trained", save_format="tf")
     loaded = keras2.load(str(tmp_path / "trained"), {"squared_error": squared_error})
     keras2.save(loaded, str(tmp_path / "again"))

@@ -8,7 +8,6 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-from tfx_compression import kernels
 from tfx_compression.keras_models import model_size
 
 from tests.support import helpers
@@ -151,7 +150,6 @@ def test_a_layer_without_a_kernel_counts_its_parameters_only():
 def test_layers_of_a_model_in_a_model_are_found():
     inner = tf_keras.Sequential([tf_keras.Input((4,)), L.Dense(3, name="inside")], name="inner")
     model = tf_keras.Sequential([tf_keras.Input((4,)), inner, L.Dense(2, name="outside")])
-    assert list(kernels.find_kernels(model)) == ["inner/inside", "outside"]
     assert model_size.measure(model).macs == 4 * 3 + 3 * 2
 
 
@@ -159,7 +157,6 @@ def test_layers_of_the_same_name_in_two_inner_models_are_both_found():
     inner = [tf_keras.Sequential([tf_keras.Input((4,)), L.Dense(4, name="same")], name=name) for name in ("one", "two")]
     model = tf_keras.Sequential([tf_keras.Input((4,)), *inner])
     inner[0].get_layer("same").kernel.assign(np.zeros([4, 4]))
-    assert len(kernels.find_kernels(model)) == 2
     assert model_size.measure(model).sparsity == 0.5
 
 
@@ -170,7 +167,6 @@ def test_the_parameters_of_a_layer_that_is_called_twice_are_counted_once():
     model = tf_keras.Model(inputs, L.Concatenate()(pooled))
     size = model_size.measure(model)
     assert size.parameters == 3 * 3 * 3 + 3
-    assert list(kernels.find_kernels(model)) == ["shared"]
 
 
 @pytest.mark.parametrize("library", [tf_keras, keras])

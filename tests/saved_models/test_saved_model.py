@@ -27,57 +27,6 @@ def saved(tmp_path, function, shape, **variables):
     return saved_model.load(path)
 
 
-def conv2d_transpose(x, w):
-    return tf.nn.conv2d_transpose(x, w, [1, 10, 10, 4], 2)
-
-
-def depthwise(x, w):
-    return tf.nn.depthwise_conv2d(x, w, [1] * 4, "SAME")
-
-
-def conv3d(x, w):
-    return tf.nn.conv3d(x, w, [1] * 5, "SAME")
-
-
-@pytest.mark.parametrize(
-    ("function", "shape", "size", "kind", "inputs", "macs"),
-    [
-        (lambda x, w: x @ w, [None, 4], (4, 3), "dense", (0,), 12),
-        (lambda x, w: tf.matmul(x, w, transpose_b=True), [None, 4], (3, 4), "dense", (1,), 12),
-        (lambda x, w: tf.matmul(w, x, transpose_b=True), [None, 4], (3, 4), "dense", (1,), 12),
-        (lambda x, w: x @ tf.transpose(w), [None, 4], (3, 4), "dense", (1,), 12),
-        (lambda x, w: tf.reshape(x, [-1, 4]) @ tf.reshape(w, [4, 6]), [None, 4], (4, 2, 3), "dense", (0,), 24),
-        (lambda x, w: tf.einsum("ab,cbd->acd", x, w), [None, 4], (2, 4, 3), None, (1,), 24),
-        (lambda x, w: tf.nn.conv2d(x, w, 1, "SAME"), [None, 5, 5, 2], (3, 3, 2, 4), "convolution", (0, 1, 2), 25 * 72),
-        (lambda x, w: tf.nn.conv1d(x, w, 1, "SAME"), [None, 5, 2], (3, 2, 4), "convolution", (0, 1), 5 * 24),
-        (conv3d, [None, 3, 3, 3, 2], (1, 1, 1, 2, 4), "convolution", (0, 1, 2, 3), 27 * 8),
-        (depthwise, [None, 5, 5, 2], (3, 3, 2, 2), "depthwise", (0, 1), 25 * 36),
-        (conv2d_transpose, [1, 5, 5, 2], (2, 2, 4, 2), "transposed", (0, 1, 3), 25 * 32),
-        (lambda x, w: tf.gather(w, tf.cast(x, tf.int32)), [None], (10, 4), "embedding", (), 0),
-        (lambda x, w: tf.vectorized_map(lambda r: tf.linalg.matvec(w, r), x), [5, 4], (3, 4), None, (1,), None),
-    ],
-)
-def test_a_variable_is_a_kernel_by_what_the_graph_does_with_it(tmp_path, function, shape, size, kind, inputs, macs):
-    model = saved(tmp_path, function, shape, w=size)
-    (kernel,) = model.kernels.values()
-    assert (kernel.name, kernel.input_axes) == ("w", inputs)
-    assert sorted(kernel.input_axes + kernel.output_axes) == list(range(len(size)))
-    assert kind is None or kernel.kind == kind
-    assert macs is None or model.measure().macs == macs
-
-
-def test_variables_behind_calls_branches_and_loops_are_found(tmp_path):
-    @tf.function
-    def inner(x, w):
-        return tf.cond(tf.reduce_sum(x) > 0, lambda: x @ w, lambda: x @ w + 1)
-
-    def outer(x, first, second):
-        return tf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y @ second), (0, inner(x, first)))[1]
-
-    model = saved(tmp_path, outer, [None, 4], first=(4, 3), second=(3, 3))
-    assert {name: kernel.kind for name, kernel in model.kernels.items()} == {"first": "dense", "second": "recurrent"}
-
-
 def test_a_variable_that_is_used_otherwise_is_left_alone_and_named(tmp_path):
     model = saved_model.load(kinds.module(tmp_path / "model"))
     assert list(model.kernels) == ["first", "second"]
@@ -201,23 +150,3 @@ def test_the_ends_are_told_by_the_data_not_by_the_order_of_reading(tmp_path):
 
     model = saved(tmp_path, function, [None, 4], last=(8, 2), middle=(8, 8), first=(4, 8))
     assert model.ends == (("first",), ("last",))
-
-
-def test_every_tower_and_every_head_has_its_ends(tmp_path):
-    sizes = {"a1": (2, 8), "a2": (8, 8), "b1": (2, 8), "b2": (8, 8), "mid": (16, 8), "one": (8, 2), "two": (8, 3)}
-
-    def function(x, a1, a2, b1, b2, mid, one, two):
-        towers = tf.concat([tf.nn.relu(x[:, :2] @ a1) @ a2, tf.nn.relu(x[:, 2:] @ b1) @ b2], 1)
-        hidden = tf.nn.relu(towers @ mid)
-        return tf.concat([hidden @ one, tf.nn.softmax(hidden @ two)], 1)
-
-    first, last = saved(tmp_path, function, [None, 4], **sizes).ends
-    assert (set(first), set(last)) == ({"a1", "b1"}, {"one", "two"})
-
-
-def test_a_kernel_in_a_loop_is_between_the_ends(tmp_path):
-    def function(x, into, again, out):
-        hidden = tf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y @ again), (0, x @ into))[1]
-        return hidden @ out
-
-    assert saved(tmp_path, function, [None, 4], into=(4, 8), again=(8, 8), out=(8, 2)).ends == (("into",), ("out",))

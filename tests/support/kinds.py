@@ -10,6 +10,7 @@ import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 import tf_keras
 from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
+from tfx_compression.model_handle import ModelHandle
 
 from tests.support import helpers  # first: sets which Keras tf.keras is
 
@@ -125,3 +126,21 @@ def artifact(path: Any) -> str:
     folder = os.path.join(str(path), "Format-Serving")
     os.makedirs(os.path.dirname(folder), exist_ok=True)
     return folder
+
+
+class Subclassed(tf_keras.Model):
+    """A subclassed Keras 2 model, which has no graph of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tf_keras.layers.Dense(2, name="inner")
+
+    def call(self, inputs: Any) -> Any:
+        return self.inner(inputs)
+
+
+def zero_half(handle: ModelHandle) -> None:
+    """Zeroes the smaller half of the weights of every kernel in place."""
+    for kernel in handle.kernels.values():
+        size = np.abs(kernel.values)
+        kernel.variable.assign(kernel.values * (size > np.quantile(size, 0.5)))

@@ -1,4 +1,4 @@
-"""The calls that a functional Keras model is made of, alike for Keras 2 and Keras 3."""
+"""The graph of layers of a functional Keras model, in the same way for Keras 2 and Keras 3."""
 
 import dataclasses
 import inspect
@@ -11,15 +11,15 @@ from tfx_compression.keras_models.library import keras_library
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A layer (or a Keras 3 operation, which is none) called on symbolic tensors.
+    """A layer, or an operation of Keras 3, called on symbolic tensors.
 
     Attributes:
-      layer: what is called.
-      args: positional arguments; tensors are anywhere in lists, tuples and dicts.
-      kwargs: keyword arguments, the same.
-      arguments: both by name, in the order of the layer's parameters.
-      inputs: the symbolic tensors in the arguments, flat.
-      outputs: the symbolic tensors that it returns, flat.
+      layer: The layer or operation.
+      args: Positional arguments. Tensors can be anywhere in lists, tuples and dicts.
+      kwargs: Keyword arguments, in the same form.
+      arguments: Both, by name, in the order of the layer's parameters.
+      inputs: Flat symbolic tensors in the arguments.
+      outputs: Flat symbolic tensors of the result.
     """
 
     layer: Any
@@ -31,35 +31,34 @@ class Call:
 
 
 def is_functional(layer: Any) -> bool:
-    """Whether a layer is a model with a graph of layers."""
-    return bool(getattr(_graph_of(layer), "_nodes_by_depth", None)) and hasattr(layer, "inputs")
+    """Returns whether a layer is a model with a graph of layers."""
+    return bool(getattr(_functional(layer), "_nodes_by_depth", None)) and hasattr(layer, "inputs")
 
 
 def calls(model: Any) -> Iterator[Call]:
-    """The calls of a functional model in an order in which they can be made; input layers are none.
+    """Yields the calls of a functional model in an order in which they can be executed, without input layers.
 
-    A nested model is one call of its own.
+    A nested model is one call.
     """
-    graph = _graph_of(model)
-    depths = sorted(graph._nodes_by_depth, reverse=True)
-    for depth in depths:
-        for node in graph._nodes_by_depth[depth]:
+    nodes_by_depth = _functional(model)._nodes_by_depth
+    for depth in sorted(nodes_by_depth, reverse=True):
+        for node in nodes_by_depth[depth]:
             if hasattr(node, "operation"):  # Keras 3
                 layer, args, kwargs = node.operation, node.arguments.args, node.arguments.kwargs
             else:
                 layer, args, kwargs = node.layer, node.call_args or (), node.call_kwargs or {}
             if type(layer).__name__ != "InputLayer":
-                named = _arguments(layer, args, kwargs)
-                inputs = tuple(tensor for value in named.values() for tensor in flat_tensors(value))
-                yield Call(layer, tuple(args), dict(kwargs), named, inputs, tuple(flat_tensors(node.outputs)))
+                arguments = _arguments_by_name(layer, args, kwargs)
+                inputs = tuple(tensor for value in arguments.values() for tensor in flat_tensors(value))
+                yield Call(layer, tuple(args), dict(kwargs), arguments, inputs, tuple(flat_tensors(node.outputs)))
 
 
 def io_structures(model: Any) -> tuple[Any, Any]:
-    """What a functional model takes and returns: symbolic tensors, in the structures that it was made with."""
-    made = _graph_of(model)
-    if hasattr(made, "_inputs_struct"):  # Keras 3
-        return made._inputs_struct, made._outputs_struct
-    return made._nested_inputs, made._nested_outputs
+    """Returns the inputs and outputs of a functional model: symbolic tensors, in the structures it was built with."""
+    functional = _functional(model)
+    if hasattr(functional, "_inputs_struct"):  # Keras 3
+        return functional._inputs_struct, functional._outputs_struct
+    return functional._nested_inputs, functional._nested_outputs
 
 
 def extract_network(model: Any) -> Any:
@@ -68,56 +67,62 @@ def extract_network(model: Any) -> Any:
     Anything else that is attached to the model, such as the Transform layer of the serving signatures, is left out.
 
     Raises:
-      ModelError: The model is subclassed, so it has no graph of layers.
+      ModelError: The model is subclassed, so it has no graph of layers (code `subclassed-model`).
     """
     library = keras_library(model)
-    if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
+    if not has_inputs_and_outputs(model):
         raise ModelError(
             f"The model {model.name!r} is subclassed: it has no graph of layers. "
-            f"Remedy: build it with {library.__name__}.Sequential or the functional API."
+            f"Remedy: build it with {library.__name__}.Sequential or the functional API.",
+            code="subclassed-model",
         )
     return library.Model(*io_structures(model), name=model.name)
 
 
+def has_inputs_and_outputs(model: Any) -> bool:
+    """Returns whether a model has symbolic inputs and outputs, which a subclassed one lacks."""
+    return bool(getattr(model, "inputs", None) and getattr(model, "outputs", None))
+
+
 def flat_tensors(structure: Any) -> list[Any]:
-    """The symbolic tensors in lists, tuples and dicts, in Keras' order: a dict's by its keys."""
+    """Returns the symbolic tensors in lists, tuples and dicts in Keras' order, in which dicts are sorted by key."""
     if is_symbolic(structure):
         return [structure]
     if isinstance(structure, dict):
         structure = [structure[name] for name in sorted(structure)]
     if isinstance(structure, list | tuple):
-        return [tensor for part in structure for tensor in flat_tensors(part)]
+        return [tensor for item in structure for tensor in flat_tensors(item)]
     return []
 
 
-def map_tensors(structure: Any, replace: Callable[[Any], Any]) -> Any:
-    """`structure` with each symbolic tensor replaced."""
+def map_tensors(structure: Any, function: Callable[[Any], Any]) -> Any:
+    """Returns a structure with `function` applied to each symbolic tensor."""
     if is_symbolic(structure):
-        return replace(structure)
+        return function(structure)
     if isinstance(structure, dict):
-        return {name: map_tensors(part, replace) for name, part in structure.items()}
+        return {name: map_tensors(item, function) for name, item in structure.items()}
     if isinstance(structure, list | tuple) and not hasattr(structure, "_fields"):
-        return type(structure)(map_tensors(part, replace) for part in structure)
+        return type(structure)(map_tensors(item, function) for item in structure)
     return structure
 
 
 def add_loss_layers(model: Any) -> list[Any]:
-    """The layers by which Keras 2 keeps losses of symbolic tensors (add_loss): they lead to no output."""
+    """Returns the layers in which Keras 2 keeps losses of symbolic tensors (add_loss). They lead to no output."""
     return [layer for layer in model.layers if type(layer).__name__ == "AddLoss"]
 
 
 def is_symbolic(value: Any) -> bool:
-    """Whether a value is a symbolic tensor of Keras 2 or Keras 3."""
-    return any(kind.__name__ == "KerasTensor" for kind in type(value).__mro__)
+    """Returns whether a value is a symbolic tensor of Keras 2 or Keras 3."""
+    return any(base.__name__ == "KerasTensor" for base in type(value).__mro__)
 
 
-def _arguments(layer: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+def _arguments_by_name(layer: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     try:
         return dict(inspect.signature(layer.call).bind(*args, **kwargs).arguments)
-    except (TypeError, ValueError):  # a TensorFlow function without a signature
-        return {**{str(place): value for place, value in enumerate(args)}, **kwargs}
+    except (TypeError, ValueError):  # TensorFlow functions may have no Python signature.
+        return {**{str(index): value for index, value in enumerate(args)}, **kwargs}
 
 
-def _graph_of(model: Any) -> Any:
-    """The functional graph of a model: Keras 3 keeps a Sequential's apart."""
+def _functional(model: Any) -> Any:
+    """Returns the object that holds a model's graph, which in a Sequential of Keras 3 is an attribute."""
     return getattr(model, "_functional", None) or model

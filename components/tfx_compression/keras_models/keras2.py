@@ -1,4 +1,4 @@
-"""Keras 2 models as a Trainer writes them: load, look at the network, save again with the same signatures.
+"""Loading and saving Keras 2 models with their signatures, and what they were compiled with.
 
 Importing this module imports TensorFlow and tf_keras.
 """
@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # tfmot and Transform's layers are Keras 2: one Keras per process
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # tfmot and Transform's layers are Keras 2
 
 import tensorflow as tf
 import tf_keras
@@ -19,27 +19,31 @@ from tfx_compression.errors import ModelError
 from tfx_compression.keras_models import graph
 from tfx_compression.keras_models.keras3 import LOADING_FAILURES
 
-# AutoGraph passes over Keras' own source, but knows it as `keras` only: without this rule it rewrites all of tf_keras,
-# 20 s in every process that trains. User code is converted as before.
+# AutoGraph skips Keras' own source, but only knows it as `keras`. Without this rule it rewrites all of tf_keras, which
+# takes 20 s in every process that trains. User code is converted as before.
 autograph.CONVERSION_RULES = (autograph.DoNotConvert("tf_keras"), *autograph.CONVERSION_RULES)
 
 
 def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> tf_keras.Model:
-    """The Keras 2 model in a SavedModel directory, a `.keras` or an `.h5` file.
+    """Loads the Keras 2 model in a SavedModel folder, a `.keras` or an `.h5` file.
 
     Raises:
-      ModelError: where there is no model, or a SavedModel without Keras metadata: its layers can't be seen.
+      ModelError: There is no model (code `missing-model`), a SavedModel without Keras metadata, whose layers are
+        unknown (`no-keras-metadata`), or a model that can't be loaded (`unreadable-model`).
     """
     if not tf.io.gfile.exists(path):
-        raise ModelError(f"No model at {path}.")
+        raise ModelError(f"No model at {path}. Remedy: check the path.", code="missing-model")
     if tf.io.gfile.isdir(path):
         if not tf.io.gfile.exists(os.path.join(path, "saved_model.pb")):
-            raise ModelError(f"{path} holds no saved_model.pb: not a SavedModel.")
+            raise ModelError(
+                f"{path} holds no saved_model.pb. Remedy: the path of a SavedModel folder.", code="missing-model"
+            )
         if not tf.io.gfile.exists(os.path.join(path, "keras_metadata.pb")):
             raise ModelError(
-                f"The SavedModel in {path} has no Keras metadata (keras_metadata.pb), so its layers can't be seen. "
+                f"The SavedModel in {path} has no Keras metadata (keras_metadata.pb), so its layers are unknown. "
                 "tf.saved_model.save, model.export and Keras 3 write none. Remedy: in Trainer's run_fn, save a "
-                'tf_keras model with model.save(fn_args.serving_model_dir, save_format="tf", signatures=…).'
+                'tf_keras model with model.save(fn_args.serving_model_dir, save_format="tf", signatures=…).',
+                code="no-keras-metadata",
             )
     quantized = b"Quantize" in _configuration(path)
     with (
@@ -52,24 +56,26 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> tf_keras
             if quantized and path.endswith(".keras"):
                 raise ModelError(
                     f"The quantization-aware model in {path} can't be loaded: tfmot's layers can't be read from .keras "
-                    'files. Remedy: write it with model.save(path, save_format="tf").'
+                    'files. Remedy: write it with model.save(path, save_format="tf").',
+                    code="unreadable-model",
                 ) from error
             raise ModelError(
                 f"The Keras model in {path} can't be loaded: {str(error).rstrip(' .')}. "
                 "Remedy: for classes and functions of your own, a custom_objects() in the module file; "
-                "otherwise the file is damaged."
+                "otherwise the file is damaged.",
+                code="unreadable-model",
             ) from error
 
 
 def _quantize_scope() -> contextlib.AbstractContextManager:
-    """What makes tfmot's classes known."""
+    """Returns a scope in which Keras knows tfmot's classes."""
     import tensorflow_model_optimization as tfmot
 
     return tfmot.quantization.keras.quantize_scope()
 
 
 def _configuration(path: str) -> bytes:
-    """The text that names a model's layers; empty where it can't be read: loading will tell."""
+    """Returns the text that names a model's layers; empty if it can't be read, which loading then reports."""
     try:
         if path.endswith(".h5"):
             import h5py
@@ -89,11 +95,12 @@ def _configuration(path: str) -> bytes:
 
 
 def compile_arguments(model: tf_keras.Model) -> dict[str, Any]:
-    """What the model was compiled with, its optimizer a new one without state; empty where it never was."""
+    """Returns the arguments that a model was compiled with, and a new optimizer without state; empty if it was not."""
     if getattr(model, "optimizer", None) is None:
         return {}
-    # The objects themselves: a loss or metric of the user's own has no registered name to make it from again. Those
-    # that Keras has made of names: what "accuracy" means it finds out by the first labels, and not in a saved model.
+    # Losses and metrics are passed as objects, because the user's own have no registered name to build them from. Those
+    # that Keras built from names are passed too: it derives the meaning of "accuracy" from the first labels, and a
+    # saved model has forgotten it.
     arguments = dict(model._get_compile_args(user_metrics=False))
     for name in ("metrics", "weighted_metrics"):
         arguments[name] = _by_output(model, arguments[name])
@@ -101,41 +108,50 @@ def compile_arguments(model: tf_keras.Model) -> dict[str, Any]:
         **arguments,
         "optimizer": fresh_optimizer(model.optimizer),
         "run_eagerly": model._run_eagerly,
-        "from_serialized": model.compiled_metrics._from_serialized or model.compiled_metrics.built,  # names are whole
+        # Keras doesn't prefix the metrics' names with the output's again.
+        "from_serialized": model.compiled_metrics._from_serialized or model.compiled_metrics.built,
     }
 
 
 def _by_output(model: tf_keras.Model, metrics: Any) -> Any:
-    """Metrics in the structure of the model's outputs, where Keras holds a list for each output."""
+    """Returns metrics in the structure of the model's outputs, for which Keras keeps one list each."""
     if not isinstance(metrics, list | tuple) or not all(isinstance(each, list | tuple) for each in metrics):
         return metrics
-    found = [[metric for metric in each if metric is not None] for each in metrics]
-    if not found or len(found) != len(model.outputs):
+    by_output = [[metric for metric in each if metric is not None] for each in metrics]
+    if not by_output or len(by_output) != len(model.outputs):
         return metrics
-    if len(found) == 1:
-        return found[0]
-    return tf.nest.pack_sequence_as(graph.io_structures(model)[1], [tuple(each) for each in found])
+    if len(by_output) == 1:
+        return by_output[0]
+    return tf.nest.pack_sequence_as(graph.io_structures(model)[1], [tuple(each) for each in by_output])
 
 
 def fresh_optimizer(
     optimizer: tf_keras.optimizers.Optimizer, learning_rate: float | None = None
 ) -> tf_keras.optimizers.Optimizer:
-    """An optimizer of the same kind and settings without state, at another learning rate where one is given."""
+    """Returns a new optimizer of the same class and settings without state.
+
+    Args:
+      optimizer: The optimizer to copy.
+      learning_rate: Learning rate of the new one; None keeps the old one's, which may be a schedule.
+    """
     config = optimizer.get_config()
     if learning_rate is not None:
-        inner = config["inner_optimizer"]["config"] if "inner_optimizer" in config else config  # mixed precision wraps
+        inner = (
+            config["inner_optimizer"]["config"] if "inner_optimizer" in config else config
+        )  # mixed precision wraps it
         inner["learning_rate"] = learning_rate
     fresh = type(optimizer).from_config(config)
-    for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_names"):  # are in no configuration
+    for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_names"):  # missing in the configuration
         if hasattr(optimizer, name):
             setattr(fresh, name, list(getattr(optimizer, name)))
     return fresh
 
 
 def resolve_metrics(model: tf_keras.Model) -> None:
-    """Has Keras make the metrics of a model that has seen no labels yet: "accuracy" is another for each kind of them.
+    """Builds the metrics of a compiled model that has seen no labels yet.
 
-    Saved as a name, it would be read as that of one-hot labels.
+    The meaning of "accuracy" depends on the labels. A model that is saved before Keras resolves the name is loaded with
+    the metric for one-hot labels.
     """
     if getattr(model, "optimizer", None) is None or model.compiled_metrics.built:
         return
@@ -144,25 +160,25 @@ def resolve_metrics(model: tf_keras.Model) -> None:
     flat = graph.flat_tensors(outputs)
     if len(losses) != len(flat):
         losses = losses[:1] * len(flat)
-    answers, labels = [], []
+    predictions, labels = [], []
     for tensor, loss in zip(flat, losses, strict=True):
         shape = [size or 1 for size in tensor.shape]
         name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-        answers.append(tf.zeros(shape, tensor.dtype))
+        predictions.append(tf.zeros(shape, tensor.dtype))
         labels.append(tf.zeros([*shape[:-1], 1] if "sparse" in str(name).lower() else shape, tensor.dtype))
-    places = iter(range(len(flat)))
-    order = graph.map_tensors(outputs, lambda _: next(places))
+    indices = iter(range(len(flat)))
+    order = graph.map_tensors(outputs, lambda _: next(indices))
     model.compiled_metrics.build(
-        tf.nest.map_structure(lambda place: answers[place], order),
-        tf.nest.map_structure(lambda place: labels[place], order),
+        tf.nest.map_structure(lambda index: predictions[index], order),
+        tf.nest.map_structure(lambda index: labels[index], order),
     )
 
 
 def save(model: tf_keras.Model, path: str) -> None:
-    """Writes a SavedModel that answers the signatures that `model` was loaded with.
+    """Writes a SavedModel with the signatures that a model was loaded with.
 
-    Without `signatures=` Keras would silently replace `serving_default`. The optimizer's configuration is kept, its
-    state is not: it belongs to the training that is over.
+    Without `signatures=`, Keras would silently replace `serving_default`. The optimizer's configuration is saved, but
+    not its state, which belongs to a training that has ended.
     """
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None:

@@ -1,6 +1,6 @@
-"""Keras 3 models as a Trainer writes them: load them, save them beside a SavedModel.
+"""Loading and saving Keras 3 models.
 
-Keras 3 (`keras`) lives beside Keras 2 (`tf_keras`) in one process; it is imported where there is such a model only.
+Keras 3 (`keras`) can live beside Keras 2 (`tf_keras`) in one process. It is imported only for models that need it.
 """
 
 import json
@@ -16,7 +16,7 @@ from google.protobuf import message
 from tfx_compression.errors import ModelError
 from tfx_compression.keras_models.library import import_keras3
 
-# What libraries raise for a damaged file, or for a class that they don't know.
+# Errors that libraries raise for a damaged file or an unknown class.
 LOADING_FAILURES = (
     OSError,
     ValueError,
@@ -32,10 +32,10 @@ LOADING_FAILURES = (
 
 
 def keras_version(path: str) -> int:
-    """The Keras, 2 or 3, that wrote a `.keras` or `.h5` file.
+    """Returns the major version of Keras, 2 or 3, that wrote a `.keras` or `.h5` file.
 
     Raises:
-      ModelError: where the file doesn't say.
+      ModelError: The file doesn't tell (code `unreadable-model`).
     """
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
@@ -43,17 +43,18 @@ def keras_version(path: str) -> int:
         major = int(version.split(".")[0])
     except LOADING_FAILURES as error:
         raise ModelError(
-            f"{path} is no model of Keras: {str(error).rstrip(' .')}. "
-            "Remedy: write it with model.save(path); otherwise it is damaged."
+            f"{path} is not a Keras model: {str(error).rstrip(' .')}. "
+            "Remedy: write it with model.save(path); otherwise it is damaged.",
+            code="unreadable-model",
         ) from error
     return 2 if major < 3 else 3
 
 
 def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> Any:
-    """The Keras 3 model in a `.keras` or `.h5` file; code inside the file is not run (safe mode).
+    """Loads the Keras 3 model in a `.keras` or `.h5` file, without running code inside the file (safe mode).
 
     Raises:
-      ModelError: where it can't be loaded.
+      ModelError: The model can't be loaded (code `unreadable-model`).
     """
     keras = import_keras3()
     try:
@@ -65,32 +66,33 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> Any:
         raise ModelError(
             f"The Keras 3 model in {path} can't be loaded: {str(error).rstrip(' .')}. "
             "Remedy: for classes and functions of your own, a custom_objects() in the module file; "
-            "otherwise the file is damaged."
+            "otherwise the file is damaged.",
+            code="unreadable-model",
         ) from error
 
 
-def copy_compilation(model: Any, network: Any) -> None:
-    """Compiles a network as a model is, with the same loss and metrics, and a new optimizer without state.
+def copy_compilation(source: Any, target: Any) -> None:
+    """Compiles a model with the loss, metrics and settings of another, and a new optimizer without state.
 
-    The objects themselves are passed on: one of the user's own has no registered name to make it from again.
+    Losses and metrics are passed as objects, because the user's own have no registered name to build them from.
     """
-    loss, metrics = getattr(model, "_compile_loss", None), getattr(model, "_compile_metrics", None)
-    network.compile(
-        optimizer=type(model.optimizer).from_config(model.optimizer.get_config()),
+    loss, metrics = getattr(source, "_compile_loss", None), getattr(source, "_compile_metrics", None)
+    target.compile(
+        optimizer=type(source.optimizer).from_config(source.optimizer.get_config()),
         loss=getattr(loss, "_user_loss", None),
         loss_weights=getattr(loss, "_user_loss_weights", None),
         metrics=getattr(metrics, "_user_metrics", None),
         weighted_metrics=getattr(metrics, "_user_weighted_metrics", None),
-        run_eagerly=model.run_eagerly,
-        steps_per_execution=model.steps_per_execution,
-        jit_compile=model.jit_compile,
-        auto_scale_loss=False,  # the optimizer does where the model's did
+        run_eagerly=source.run_eagerly,
+        steps_per_execution=source.steps_per_execution,
+        jit_compile=source.jit_compile,
+        auto_scale_loss=False,  # The optimizer scales the loss if the source's did.
     )
-    network.optimizer.build(network.trainable_variables)
+    target.optimizer.build(target.trainable_variables)
 
 
 def save(model: Any, path: str) -> None:
-    """Writes a `.keras` file, here or on any file system that TensorFlow knows."""
+    """Writes a `.keras` file to any file system that TensorFlow knows."""
     with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
         local = os.path.join(folder, "model.keras")
         model.save(local)

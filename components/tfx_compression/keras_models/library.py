@@ -30,13 +30,14 @@ def import_keras3() -> Any:
     """Returns the module `keras`.
 
     Raises:
-      ModelError: Keras runs on another backend than TensorFlow.
+      ModelError: Keras runs on another backend than TensorFlow (code `keras-backend`).
     """
     import keras
 
     if keras.backend.backend() != "tensorflow":
         raise ModelError(
             f"Keras runs on {keras.backend.backend()!r}, the components on TensorFlow. "
-            "Remedy: KERAS_BACKEND=tensorflow in the environment, before Keras is imported."
+            "Remedy: KERAS_BACKEND=tensorflow in the environment, before Keras is imported.",
+            code="keras-backend",
         )
     return keras

@@ -1,9 +1,9 @@
-"""Which way a metric points, by its name."""
+"""Metric names: whether smaller values are better, and names without case and underscores."""
 
 import re
 
-# Metrics of Keras and TFMA that are better when they are smaller, as `plain_name` writes their names: the ones that the
-# pattern below doesn't tell. (recall_at_false_positive_rate, say, is better when larger.)
+# Metrics of Keras and TFMA that are better when smaller, as `plain_name` spells them, where the pattern below doesn't
+# match. It would match too much otherwise: recall_at_false_positive_rate, for example, is better when larger.
 _SMALLER_IS_BETTER = frozenset(
     [
         "falsenegatives",
@@ -41,15 +41,15 @@ _SMALLER_IS_BETTER_ENDING = re.compile(r"(loss|error|entropy|divergence|deviatio
 
 
 def smaller_is_better(metric: str) -> bool:
-    """Whether a metric measures something bad.
+    """Returns whether smaller values of a metric are better.
 
-    That is known by name for Keras' and TFMA's metrics and for names that end in loss, error, entropy, divergence or
-    deviation; any other metric is better when larger.
+    They are for some of Keras' and TFMA's metrics, known by name, and for names that end in loss, error, entropy,
+    divergence or deviation. For any other metric, larger values are better.
     """
     plain = plain_name(re.sub(r".*/|@.*", "", metric))
     return plain in _SMALLER_IS_BETTER or bool(_SMALLER_IS_BETTER_ENDING.search(plain))
 
 
 def plain_name(metric: str) -> str:
-    """A metric's name without case and underscores: Keras' class and function names are then one."""
+    """Returns a metric's name without case and underscores, so that Keras' class and function names are equal."""
     return metric.replace("_", "").lower()

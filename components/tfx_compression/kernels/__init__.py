@@ -1,9 +1,7 @@
 """Kernels: the weights of rank 2 or more that layers multiply with, and how graphs use them."""
 
-from tfx_compression.kernels.kernel import (
+from tfx_compression.kernels.keras_kernels import (
     KERNEL_ATTRIBUTES,
-    Kernel,
-    KernelKind,
     direct_weights,
     find_kernels,
     is_quantize_wrapper,
@@ -11,6 +9,7 @@ from tfx_compression.kernels.kernel import (
     quantization_variables,
     sublayers,
 )
+from tfx_compression.kernels.kernel import Kernel, KernelKind
 
 __all__ = [
     "KERNEL_ATTRIBUTES",

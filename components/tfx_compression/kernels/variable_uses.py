@@ -1,4 +1,4 @@
-"""What a function multiplies its variables with: read off its graph, whoever made it."""
+"""The operations that use a function's variables, read off its graph. It doesn't matter what made the graph."""
 
 import dataclasses
 import math
@@ -7,22 +7,22 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfx_compression.kernels import KernelKind
+from tfx_compression.kernels.kernel import KernelKind
 from tfx_compression.tf_graphs import walks
 from tfx_compression.tf_graphs.inlining import inline_calls, variable_spec
 
-# What a variable passes on its way to a multiplication without being changed.
-_SAME = (
+# Operations that a variable's values pass unchanged on their way to a multiplication.
+_UNCHANGED = (
     *("ReadVariableOp", "Identity", "Cast", "Enter", "Switch", "Merge", "StopGradient", "Snapshot"),
     *("FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxVarsPerChannel"),  # of quantization-aware training
 )
 _RESHAPING = ("Reshape", "Squeeze", "ExpandDims")
-_ADDING = ("Add", "AddV2", "Sub", "Mul", "RealDiv", "ClipByValue", "Maximum", "Minimum", "Mean")
+_ELEMENTWISE = ("Add", "AddV2", "Sub", "Mul", "RealDiv", "ClipByValue", "Maximum", "Minimum", "Mean")
 _REARRANGING = ("ConcatV2", "StridedSlice", "Transpose", "GatherV2", "Pack", "Unpack")
-_UNIMPORTANT = ("Shape", "NextIteration")
-UNKNOWN_OP = "Unknown"  # the operation of a use that can't be seen
+_IGNORED = ("Shape", "NextIteration")
+UNKNOWN_OP = "Unknown"  # operation of a use in a graph that can't be read
 
-Axes = tuple[tuple[int, ...], ...]  # for each axis of a tensor, the variable's axes that it is made of
+Axes = tuple[tuple[int, ...], ...]  # for each axis of a tensor, the axes of the variable that it consists of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +30,11 @@ class VariableUse:
     """An operation that takes a variable.
 
     Attributes:
-      op: TensorFlow's name for it.
-      kind: of the multiplication; None where it is none, or not one that is known.
-      input_axes: the variable's axes that are summed over.
-      output_axes: the others.
-      macs: multiply-accumulates for one row; None where a size is free.
+      op: TensorFlow's name of the operation.
+      kind: Kind of the multiplication; None where the operation is no known multiplication.
+      input_axes: Axes of the variable that the multiplication sums over.
+      output_axes: The other axes.
+      macs: Multiply-accumulates for one row; None where a size is free.
     """
 
     op: str
@@ -44,102 +44,116 @@ class VariableUse:
     macs: int | None = None
 
 
-def output_op_type(function: Any) -> str:
-    """The type of the operation that makes a function's or signature's first output: `Softmax`, `BiasAdd`.
-
-    What scales, shifts, clips, averages or rearranges its result is passed over.
-    """
-    output = _same_tensor(inline_calls(function).graph, function.outputs[0])
-    return str(walks.source(output, (*_SAME, *_RESHAPING, *_ADDING, *_REARRANGING)).op.type)
-
-
-def resource_handle(variable: Any) -> Any:
-    """The eager handle of a tf.Variable or a Keras 3 Variable; of a tensor, which has none, itself."""
-    inner = getattr(variable, "_value", variable)
-    if replicas := getattr(inner, "values", None):  # of a tf.distribute strategy
-        inner = replicas[0]
-    return getattr(inner, "handle", inner)
-
-
 def find_uses(function: Any) -> dict[int, list[VariableUse]]:
-    """What a concrete function uses its variables for, by the id of their handle; unknown where it can't be seen."""
+    """Returns the uses of the variables of a concrete function or signature, by `variable_id`.
+
+    In a graph that can't be read, each variable has one use, of the operation `UNKNOWN_OP`.
+    """
     try:
-        flat = inline_calls(function)
-    except (ValueError, tf.errors.OpError):  # a graph that Grappler takes apart in a way that can't be imported
+        inlined = inline_calls(function)
+    except (ValueError, tf.errors.OpError):  # Grappler splits some graphs so that they can't be imported.
         variables = [external for external, _ in function.graph.captures if variable_spec(external) is not None]
         return {id(external): [VariableUse(UNKNOWN_OP)] for external in variables}
-    return {captured: [use for _, _, use in _uses(flat.graph, tensor)] for captured, tensor in flat.handles.items()}
+    return {key: [use for _, _, use in _uses(inlined.graph, handle)] for key, handle in inlined.handles.items()}
 
 
-def first_and_last_kernels(function: Any, kernels: set[int]) -> tuple[set[int], set[int]]:
-    """Which kernels, by the id of their handle, are first and last on the way from a function's inputs to its outputs.
+def variable_id(variable: Any) -> int:
+    """Returns the id of the eager handle of a tf.Variable or a Keras 3 Variable.
 
-    First are those that multiply what depends on no other kernel, last those from which an output comes without another
-    kernel between. None are where the graph can't be seen.
+    It is the same for all objects that share the values. A tensor has no handle, so its own id is returned.
     """
-    try:
-        flat = inline_calls(function)
-    except (ValueError, tf.errors.OpError):
-        return set(), set()
-    sites: dict[str, dict[int, set[int]]] = {}  # by operation, its kernels, and which of its inputs they are
-    for captured, tensor in flat.handles.items():
-        for op, index, use in _uses(flat.graph, tensor):
-            if captured in kernels and use.kind is not None:
-                sites.setdefault(op.name, {}).setdefault(captured, set()).add(index)
-    first = set()
-    for name, kernels_here in sites.items():
-        op = flat.graph.get_operation_by_name(name)
-        for captured, own in kernels_here.items():
-            data = [tensor for index, tensor in enumerate(op.inputs) if index not in own]
-            if not _nearest_kernels(data, sites) - {captured}:
-                first.add(captured)
-    return first, _nearest_kernels([_same_tensor(flat.graph, output) for output in function.outputs], sites)
-
-
-def _nearest_kernels(ends: Iterable[tf.Tensor], sites: Mapping[str, Mapping[int, set[int]]]) -> set[int]:
-    """Returns the kernels in `sites` that come first on all ways back from tensors."""
-    stops = walks.walk_back(ends, lambda tensor: tensor.op.name in sites).stops
-    return {kernel for tensor in stops.values() for kernel in sites[tensor.op.name]}
-
-
-def _same_tensor(graph: tf.Graph, output: tf.Tensor) -> tf.Tensor:
-    """Returns the tensor of an inlined graph that is a function's output."""
-    return graph.get_operation_by_name(output.op.name).outputs[output.value_index]
+    inner = getattr(variable, "_value", variable)
+    if replicas := getattr(inner, "values", None):  # The variable belongs to a tf.distribute strategy.
+        inner = replicas[0]
+    return id(getattr(inner, "handle", inner))
 
 
 def total_macs(uses: list[VariableUse]) -> int | None:
-    """Multiply-accumulates of one row in all uses of a variable, or None where those of one are not known."""
+    """Returns the multiply-accumulates for one row over all uses; None where those of one are unknown."""
     macs = [use.macs for use in uses]
     return None if None in macs or not macs else sum(count for count in macs if count is not None)
 
 
-def _uses(graph: tf.Graph, variable: tf.Tensor) -> list[tuple[tf.Operation, int, VariableUse]]:
-    """The operations that take a variable, as which of their inputs, and what for."""
-    shape = tf.TensorShape(variable.op.get_attr("shape"))
+def output_op_type(function: Any) -> str:
+    """Returns the type of the operation that computes the first output: `Softmax`, `BiasAdd`.
+
+    Operations that scale, shift, clip, average or rearrange its result are skipped.
+    """
+    output = _output_tensor(inline_calls(function).graph, function.outputs[0])
+    return str(walks.source(output, (*_UNCHANGED, *_RESHAPING, *_ELEMENTWISE, *_REARRANGING)).op.type)
+
+
+def first_and_last_kernels(function: Any, kernels: set[int]) -> tuple[set[int], set[int]]:
+    """Returns the first and the last kernels on the way from a function's inputs to its outputs.
+
+    A first kernel multiplies values that depend on no other kernel. A last one has no other kernel between itself and
+    an output.
+
+    Args:
+      function: Concrete function or signature.
+      kernels: The `variable_id` of each kernel.
+
+    Returns:
+      The ids of both; empty sets where the graph can't be read.
+    """
+    try:
+        inlined = inline_calls(function)
+    except (ValueError, tf.errors.OpError):
+        return set(), set()
+    multiplications: dict[str, dict[int, set[int]]] = {}  # by operation, its kernels and the inputs that they arrive at
+    for key, handle in inlined.handles.items():
+        for op, index, use in _uses(inlined.graph, handle):
+            if key in kernels and use.kind is not None:
+                multiplications.setdefault(op.name, {}).setdefault(key, set()).add(index)
+    first = set()
+    for name, kernel_inputs in multiplications.items():
+        op = inlined.graph.get_operation_by_name(name)
+        for key, indices in kernel_inputs.items():
+            data = [tensor for index, tensor in enumerate(op.inputs) if index not in indices]
+            if not _nearest_kernels(data, multiplications) - {key}:
+                first.add(key)
+    outputs = [_output_tensor(inlined.graph, output) for output in function.outputs]
+    return first, _nearest_kernels(outputs, multiplications)
+
+
+def _nearest_kernels(ends: Iterable[tf.Tensor], multiplications: Mapping[str, Mapping[int, set[int]]]) -> set[int]:
+    """Returns the kernels that backward walks from tensors meet first."""
+    stops = walks.walk_back(ends, lambda tensor: tensor.op.name in multiplications).stops
+    return {key for tensor in stops.values() for key in multiplications[tensor.op.name]}
+
+
+def _output_tensor(graph: tf.Graph, output: tf.Tensor) -> tf.Tensor:
+    """Returns the tensor of an inlined graph that is an output of its function."""
+    return graph.get_operation_by_name(output.op.name).outputs[output.value_index]
+
+
+def _uses(graph: tf.Graph, handle: tf.Tensor) -> list[tuple[tf.Operation, int, VariableUse]]:
+    """Returns the operations that take a variable, the input that it arrives at, and the use."""
+    shape = tf.TensorShape(handle.op.get_attr("shape"))
     if shape.rank is None:
         return []
     start: Axes = tuple((axis,) for axis in range(shape.rank))
-    found, seen = [], set()
-    places: list[tuple[tf.Tensor, Axes | None, str]] = [(variable, start, "")]
-    while places:
-        tensor, axes, loop = places.pop()
-        if tensor.name in seen:
+    uses, visited = [], set()
+    pending: list[tuple[tf.Tensor, Axes | None, str]] = [(handle, start, "")]
+    while pending:
+        tensor, axes, loop = pending.pop()
+        if tensor.name in visited:
             continue
-        seen.add(tensor.name)
+        visited.add(tensor.name)
         for op, index in walks.consumers(tensor):
-            if op.type in (*_SAME, "Transpose", *_RESHAPING) and index == 0:
+            if op.type in (*_UNCHANGED, "Transpose", *_RESHAPING) and index == 0:
                 frame = op.get_attr("frame_name").decode() if op.type == "Enter" else loop
-                moved = _moved(op, axes)
-                places += [(output, moved, frame) for output in op.outputs[: 2 if op.type == "Switch" else 1]]
-            elif op.type not in _UNIMPORTANT:
+                moved = _output_axes(op, axes)
+                pending += [(output, moved, frame) for output in op.outputs[: 2 if op.type == "Switch" else 1]]
+            elif op.type not in _IGNORED:
                 use = _use(op, index, axes, shape)
-                found.append((op, index, _repeated(graph, use, shape, loop) if loop else use))
-    return found
+                uses.append((op, index, _use_in_loop(graph, use, shape, loop) if loop else use))
+    return uses
 
 
-def _moved(op: tf.Operation, axes: Axes | None) -> Axes | None:
-    """Where the variable's axes are behind an operation that changes none of its values."""
-    if op.type in _SAME or axes is None:
+def _output_axes(op: tf.Operation, axes: Axes | None) -> Axes | None:
+    """Returns the variable's axes in the output of an operation that changes no values; None where unknown."""
+    if op.type in _UNCHANGED or axes is None:
         return axes
     if op.type == "Transpose":
         order = tf.get_static_value(op.inputs[1])
@@ -147,20 +161,20 @@ def _moved(op: tf.Operation, axes: Axes | None) -> Axes | None:
     before, after = op.inputs[0].shape, op.outputs[0].shape
     if not before.is_fully_defined() or not after.is_fully_defined():
         return None
-    return _regrouped(axes, before.as_list(), after.as_list())
+    return _reshaped_axes(axes, before.as_list(), after.as_list())
 
 
-def _regrouped(axes: Axes, before: list[int], after: list[int]) -> Axes | None:
-    """The axes behind a reshape that joins neighbours or adds and removes axes of size 1; None where it splits one."""
+def _reshaped_axes(axes: Axes, before: list[int], after: list[int]) -> Axes | None:
+    """Returns the axes after a reshape that joins neighbors or adds and removes axes of size 1; None for a split."""
     result, place = [], 0
     for size in after:
         group: tuple[int, ...] = ()
-        have = 1
-        while place < len(before) and (have < size or (not group and size == before[place] == 1)):
-            have *= before[place]
+        joined = 1
+        while place < len(before) and (joined < size or (not group and size == before[place] == 1)):
+            joined *= before[place]
             group += axes[place]
             place += 1
-        if have != size:
+        if joined != size:
             return None
         result.append(group)
     return tuple(result)
@@ -169,25 +183,26 @@ def _regrouped(axes: Axes, before: list[int], after: list[int]) -> Axes | None:
 def _use(op: tf.Operation, index: int, axes: Axes | None, shape: tf.TensorShape) -> VariableUse:
     if (op.type == "ResourceGather" and index == 0) or (op.type == "GatherV2" and index == 0 and axes is not None):
         return VariableUse(op.type, "embedding", (), tuple(range(shape.rank)), 0)
-    split = _split(op, index, axes) if axes is not None and shape.rank >= 2 else None
-    if axes is None or split is None:
+    multiplication = _multiplication(op, index, axes) if axes is not None and shape.rank >= 2 else None
+    if axes is None or multiplication is None:
         return VariableUse(op.type)
-    kind, summed = split
-    inputs = tuple(axis for place in summed for axis in axes[place])
-    outputs = tuple(axis for axis in range(shape.rank) if axis not in inputs)
-    return VariableUse(op.type, kind, inputs, outputs, _macs(op, kind, [shape[axis] for axis in inputs], shape))
+    kind, summed = multiplication
+    input_axes = tuple(axis for place in summed for axis in axes[place])
+    output_axes = tuple(axis for axis in range(shape.rank) if axis not in input_axes)
+    macs = _macs(op, kind, [shape[axis] for axis in input_axes], shape)
+    return VariableUse(op.type, kind, input_axes, output_axes, macs)
 
 
-def _split(op: tf.Operation, index: int, axes: Axes) -> tuple[KernelKind, tuple[int, ...]] | None:
-    """The kind of a multiplication, and the axes of the tensor at `index` that it sums over."""
+def _multiplication(op: tf.Operation, index: int, axes: Axes) -> tuple[KernelKind, tuple[int, ...]] | None:
+    """Returns the kind of a multiplication, and the axes of the tensor at `index` that it sums over."""
     rank = len(axes)
     every = tuple(range(rank))
     match op.type, index:
         case "MatMul", (0 | 1):
-            return "dense", (_row(op.get_attr(("transpose_a", "transpose_b")[index]), index, rank),)
+            return "dense", (_summed_axis(op.get_attr(("transpose_a", "transpose_b")[index]), index, rank),)
         case (("BatchMatMul" | "BatchMatMulV2" | "BatchMatMulV3"), (0 | 1)):
             kind: KernelKind = "dense" if rank == 2 else "einsum"
-            return kind, (_row(op.get_attr(("adj_x", "adj_y")[index]), index, rank),)
+            return kind, (_summed_axis(op.get_attr(("adj_x", "adj_y")[index]), index, rank),)
         case (("Conv2D" | "Conv3D"), 1):
             return "convolution", every[:-1]
         case "DepthwiseConv2dNative", 1:
@@ -202,14 +217,16 @@ def _split(op: tf.Operation, index: int, axes: Axes) -> tuple[KernelKind, tuple[
     return None
 
 
-def _row(transposed: bool, index: int, rank: int) -> int:
-    """The axis of a matrix that a product sums over: the right one of the left factor, unless it is transposed."""
+def _summed_axis(transposed: bool, index: int, rank: int) -> int:
+    """Returns the axis that a matrix product sums over: the last of an untransposed left factor."""
     return rank - 1 if (index == 0) != transposed else rank - 2
 
 
 def _macs(op: tf.Operation, kind: KernelKind, summed: list[int], shape: tf.TensorShape) -> int | None:
-    """Each number that comes out takes one multiplication per weight that it sums over; transposed: each that goes in
-    takes one per weight that it is spread over.
+    """Returns the multiply-accumulates of a multiplication.
+
+    Each number of the output takes one per weight that it sums over. In a transposed convolution, each number of the
+    input takes one per weight that it is multiplied with.
     """
     places = op.inputs[2].shape if kind == "transposed" else _undilated(op.outputs[0]).shape
     if not places.is_fully_defined():
@@ -220,7 +237,7 @@ def _macs(op: tf.Operation, kind: KernelKind, summed: list[int], shape: tf.Tenso
 
 
 def _undilated(tensor: tf.Tensor) -> tf.Tensor:
-    """The result of a convolution; of a dilated one, which TensorFlow takes apart and pads, it put together again."""
+    """Returns the result of a convolution. TensorFlow splits and pads a dilated one, and joins the parts later."""
     for op in tensor.consumers():
         if op.type == "BatchToSpaceND":
             return op.outputs[0]
@@ -229,8 +246,8 @@ def _undilated(tensor: tf.Tensor) -> tf.Tensor:
     return tensor
 
 
-def _repeated(graph: tf.Graph, use: VariableUse, shape: tf.TensorShape, loop: str) -> VariableUse:
-    """A use inside a loop: once for each step of the sequence that the loop reads, where its length is fixed."""
+def _use_in_loop(graph: tf.Graph, use: VariableUse, shape: tf.TensorShape, loop: str) -> VariableUse:
+    """Returns a use once per step of the sequence that its loop reads, where the sequence has a fixed length."""
     lengths = {
         enter.inputs[0].op.inputs[0].shape[0]
         for enter in graph.get_operations()
@@ -240,6 +257,6 @@ def _repeated(graph: tf.Graph, use: VariableUse, shape: tf.TensorShape, loop: st
     steps = lengths.pop() if len(lengths) == 1 else None
     if use.kind != "dense":
         return dataclasses.replace(use, macs=None)
-    # The sizes of what goes round are lost: a step of a recurrent layer multiplies one row.
+    # The loop loses the sizes of its variables. One step of a recurrent layer multiplies one row.
     weights = int(shape.num_elements())
     return dataclasses.replace(use, kind="recurrent", macs=None if steps is None else steps * weights)

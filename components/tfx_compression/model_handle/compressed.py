@@ -1,4 +1,4 @@
-"""What pruning and fine-tuning return: a model, what was done to it, and the files that go with it."""
+"""The result of pruning and fine-tuning: a model, its size before and after, its masks, and their files."""
 
 import dataclasses
 import io
@@ -20,7 +20,7 @@ SUMMARY_FILE = "summary.json"
 
 
 class Summary(pydantic.BaseModel):
-    """A model before and after a step, in numbers."""
+    """The size of a model before and after a step."""
 
     model_config = pydantic.ConfigDict(frozen=True)
 
@@ -33,9 +33,10 @@ class Compressed:
     """A compressed model.
 
     Attributes:
-      model: a Keras model, or a SavedModel without a graph of layers.
-      summary: parameters, sparsity, multiply-accumulates and bytes before and after, whole and per layer.
-      masks: by kernel name (the layer's, mostly), an array of 0 and 1 in the kernel's shape: 0 where it was pruned.
+      model: A Keras model, or a `SavedModel` without a graph of layers.
+      summary: Parameters, sparsity, multiply-accumulates and bytes before and after, in total and per layer.
+      masks: By kernel name, an array of 0 and 1 in the kernel's shape, with 0 for each pruned weight. The name is
+        mostly the layer's.
     """
 
     model: Any
@@ -43,7 +44,7 @@ class Compressed:
     masks: Masks
 
     def save(self, path: str) -> None:
-        """Writes a SavedModel that answers the same signatures."""
+        """Writes a SavedModel with the same signatures."""
         model_handle.wrap(self.model).save(path)
 
 
@@ -57,24 +58,42 @@ def write_masks(path: str, masks: Masks) -> None:
 
 
 def read_masks(path: str) -> dict[str, np.ndarray]:
-    """The masks in a file that `write_masks` wrote."""
+    """Returns the masks in a file that `write_masks` wrote."""
     with tf.io.gfile.GFile(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as stored:
         return {name.removeprefix("mask/"): stored[name] for name in stored.files}
 
 
 def require_masked_zeros(model: Any, masks: Masks, place: str) -> None:
-    """Checks that every weight of a model, or of what `model_handle.load` gave, that a mask prunes is zero.
+    """Checks that every weight that a mask prunes is zero.
+
+    Args:
+      model: Model, or its handle.
+      masks: Masks by kernel name.
+      place: Description of the model; error messages start with it.
 
     Raises:
-      ModelError: naming `place`, the first layer where one is not, and how many there are.
+      ModelError: A pruned weight is not zero (code `revived-weights`), or the masks belong to another model
+        (`mask-mismatch`).
     """
     kernels = model_handle.wrap(model).kernels
     for name, mask in masks.items():
         if name not in kernels:
-            raise ModelError(f"{place} has no layer {name!r} that the masks name; its kernels: {', '.join(kernels)}.")
+            raise ModelError(
+                f"{place} has no kernel {name!r}, which the masks name; its kernels: {', '.join(kernels)}. "
+                "Remedy: masks of the same model.",
+                code="mask-mismatch",
+            )
         kernel = kernels[name].values
         if kernel.shape != mask.shape:
-            raise ModelError(f"{place}: layer {name!r} has a kernel of {kernel.shape}, its mask is {mask.shape}.")
+            raise ModelError(
+                f"{place}: the kernel {name!r} has shape {kernel.shape}, its mask {mask.shape}. "
+                "Remedy: masks of the same model.",
+                code="mask-mismatch",
+            )
         revived = np.count_nonzero(kernel[~mask.astype(bool)])
         if revived:
-            raise ModelError(f"{place}: {revived} weights of layer {name!r} that were pruned are not zero.")
+            raise ModelError(
+                f"{place}: {revived} pruned weights of the kernel {name!r} are not zero. "
+                "Remedy: prune the model again, or pass the masks that belong to it.",
+                code="revived-weights",
+            )

@@ -1,0 +1,42 @@
+"""Writing Keras networks: what they are compiled with, and what their signatures use."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tfx_compression import model_handle
+
+from tests.support import helpers, kinds
+
+
+def test_user_losses_and_metrics_are_copied_to_a_keras_3_network():
+    class DoubledError(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            return 2 * keras.ops.mean((y_true - y_pred) ** 2, -1)
+
+    def metric(y_true, y_pred):
+        return keras.ops.mean(y_pred, -1)
+
+    class Descent(keras.optimizers.SGD):
+        pass
+
+    x, _ = helpers.points(7)
+    source, target = kinds.keras3_dense(), kinds.keras3_dense(units=3)
+    source.compile(Descent(0.5), DoubledError(), loss_weights=[2.0], metrics=[metric, "mae"])
+    y = np.ones((len(x), 2), np.float32)
+    source.fit(x, y, verbose=0)
+    model_handle.copy_compilation(source, target)
+    assert (type(target.optimizer), float(target.optimizer.learning_rate)) == (Descent, 0.5)
+    expected = 2 * 2 * np.mean((np.asarray(target(x)) - y) ** 2)
+    results = target.evaluate(x, y, verbose=0, return_dict=True)
+    assert results["loss"] == pytest.approx(expected, rel=1e-4)
+    assert {"metric", "mae"} <= set(results)
+
+
+def test_the_table_of_a_lookup_layer_is_saved_with_a_keras_3_network(tmp_path):
+    word = keras.Input((1,), dtype="string", name="word")
+    one_hot = keras.layers.StringLookup(vocabulary=["red", "green"], output_mode="one_hot")(word)
+    model = keras.Model(word, keras.layers.Dense(2, name="y")(one_hot))
+    model_handle.wrap(model).save(str(tmp_path / "model"))
+    words = tf.constant([["red"], ["green"], ["none"]])
+    np.testing.assert_allclose(helpers.answers(str(tmp_path / "model"), word=words)["y"], model(words), atol=1e-6)
