@@ -216,7 +216,7 @@ def test_zeros_that_int8_would_not_keep(written, monkeypatch):
         helpers.save_function(lambda x: {"y": network(x)}, [spec], f"{path}-dense", weights=network.weights)
         return real(f"{path}-dense", mode)
 
-    monkeypatch.setattr(conversion, "convert", dense)
+    monkeypatch.setattr(conversion, "convert_in_worker", dense)
     with pytest.raises(ModelError, match="are zero after conversion to int8"):
         written.check(network=written.network)
 
