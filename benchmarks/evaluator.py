@@ -1,46 +1,38 @@
-"""How fast the CompressedEvaluator is beside TFX's own Evaluator, on Fashion-MNIST and a small CNN.
+"""Measures the speed of CompressedEvaluator compared with TFX's own Evaluator, on Fashion-MNIST and a small CNN.
 
-Four parts, each chosen by its letter in `--only`:
+Four parts, chosen by letter in `--only`:
 
-  a  rows per second beyond the fixed cost, on the same int8 TFLite model and the same files, ours and the stock one's
-  b  one run of ours over a SavedModel and its four TFLite models, beside five runs of the stock one
-  c  peak memory of ours as the rows grow
-  d  how much of our pass is spent in the interpreter, and how near we are to a bare loop around it
+  a  rows per second beyond the fixed cost of both evaluators, on the same int8 TFLite model and the same files
+  b  one run of ours over a SavedModel and its four TFLite models, compared with five runs of the stock Evaluator
+  c  peak memory of ours by the number of rows
+  d  the share of our pass that the interpreter takes, and our speed relative to a bare loop around the interpreter
 
-Prints one JSON object: medians of `--repeats` runs, and what each run measured. Every run is a process of its own,
-which times the evaluation alone, after its imports. Data and models are prepared once, in `--cache`; what the runs log
-is there too.
+Prints one JSON object: medians of `--repeats` runs, and the figures of each run. Every run is a separate process and
+times the evaluation alone, after its imports. Data, models and the log are in `--cache`.
 """
 
-import gzip
 import json
 import os
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import running
 import typer
 
 CACHE = Path(__file__).parents[1] / ".cache" / "benchmarks" / "evaluator"
-DATA = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
-IDX = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
+PACKAGES = ("tfx", "tensorflow", "tfx-compression")
 MEMORY_ROWS = [10_000, 100_000, 1_000_000]
-SHARD = 10_000  # rows of a file
-SHARDS = 7  # different ones; more rows than these repeat them
+SHARD = 10_000  # Rows of a file.
+SHARDS = 7  # Different files; more rows repeat them.
 MODES = ("float32", "float16", "dynamic", "int8")
 BATCH = 1024
-SAME_ACCURACY = 0.02  # the stock Evaluator truncates int8 inputs instead of rounding them
+SAME_ACCURACY = 0.02  # The stock Evaluator truncates int8 inputs instead of rounding them.
 SCHEMA = """
 feature { name: "image" type: FLOAT presence { min_fraction: 1 min_count: 1 } shape { dim { size: 784 } } }
 feature { name: "label" type: INT presence { min_fraction: 1 min_count: 1 } shape { dim { size: 1 } } }
@@ -51,7 +43,7 @@ app = typer.Typer(add_completion=False)
 
 
 class Run(NamedTuple):
-    """One evaluation: `ours`, `stock` or the `bare` loop, of a model (or `all`), on so many rows."""
+    """One evaluation: `ours`, `stock` or the `bare` loop, of a model (or `all`), on a number of rows."""
 
     side: str
     model: str
@@ -62,12 +54,14 @@ class Run(NamedTuple):
 def main(
     context: typer.Context,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each kind.")] = 3,
-    only: Annotated[str, typer.Option(help="The letters of the parts to run.")] = "abcd",
-    data: Annotated[Path, typer.Option(help="The folder with the idx files, gzipped or not.")] = DATA,
-    cache: Annotated[Path, typer.Option(help="Where data and models are kept.")] = CACHE,
+    only: Annotated[str, typer.Option(help="Letters of the parts to run.")] = "abcd",
+    data: Annotated[Path, typer.Option(help="Folder with the idx files, gzipped or not.")] = running.DATA,
+    cache: Annotated[Path, typer.Option(help="Folder for data and models.")] = CACHE,
     rows_small: Annotated[int, typer.Option(min=1)] = 10_000,
     rows_large: Annotated[int, typer.Option(min=1)] = 70_000,
-    memory_rows: Annotated[list[int], typer.Option(min=1, help="Of part c; may be given several times.")] = MEMORY_ROWS,
+    memory_rows: Annotated[
+        list[int], typer.Option(min=1, help="Rows of part c; can be given several times.")
+    ] = MEMORY_ROWS,
 ) -> None:
     """Measure and print."""
     if context.invoked_subcommand:
@@ -76,22 +70,24 @@ def main(
         raise typer.BadParameter(f"{only!r}: the parts are a, b, c and d.")
     if rows_small >= rows_large:
         raise typer.BadParameter("--rows-small must be smaller than --rows-large.")
-    for name in (name for names in IDX.values() for name in names):
-        _idx_file(data, name)
+    running.require_data(data)
     folder = cache / str(data.resolve()).strip("/").replace("/", "-")
     wanted = _wanted(only, rows_small, rows_large, memory_rows)
-    print(f"data and models go to {folder}", file=sys.stderr)
-    _child(folder, "prepare", str(data.resolve()), *(str(rows) for rows in sorted({run.rows for run in wanted})))
+    print(f"Data and models are in {folder}", file=sys.stderr)
+    run_child = running.Children(__file__, folder / "log.txt")
+    run_child(
+        "prepare", str(folder), str(data.resolve()), *(str(rows) for rows in sorted({run.rows for run in wanted}))
+    )
     results: dict[Run, list[dict[str, Any]]] = {run: [] for run in wanted}
     for repeat in range(repeats):
         for run in wanted:
-            results[run].append(_child(folder, "measure", *(str(part) for part in run)))
+            results[run].append(run_child("measure", str(folder), *(str(part) for part in run)))
             print(f"{repeat + 1}/{repeats} {_name(run)}: {results[run][-1]}", file=sys.stderr)
     print(json.dumps(_report(results, only, rows_small, rows_large, memory_rows), indent=1))
 
 
 def _wanted(only: str, small: int, large: int, memory_rows: Sequence[int]) -> list[Run]:
-    """The runs that the parts need, ours and the stock one's in turn; what several parts need is run once."""
+    """Returns the runs that the parts need, ours and stock interleaved. A run that several parts need is made once."""
     ours, stock, bare = ([Run(side, "int8", rows) for rows in (small, large)] for side in ("ours", "stock", "bare"))
     parts = {
         "a": [ours[0], stock[0], ours[1], stock[1]],
@@ -102,20 +98,7 @@ def _wanted(only: str, small: int, large: int, memory_rows: Sequence[int]) -> li
     return list(dict.fromkeys(run for part in "abcd" if part in only for run in parts[part]))
 
 
-def _child(folder: Path, *arguments: str) -> dict[str, Any]:
-    """What this file, run with `arguments` in a process of its own, prints as its last line."""
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "log.txt"
-    command = [sys.executable, __file__, arguments[0], str(folder), *arguments[1:]]
-    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1"}
-    with log.open("a") as file:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=file, env=environment, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"`{' '.join(arguments)}` failed with {done.returncode}; why is at the end of {log}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-# What the runs say.
+# Evaluation of the runs.
 
 
 def _report(results: Results, only: str, small: int, large: int, memory_rows: Sequence[int]) -> dict[str, Any]:
@@ -129,9 +112,7 @@ def _report(results: Results, only: str, small: int, large: int, memory_rows: Se
     return {
         **{names[part]: report() for part, report in parts.items() if part in only},
         "rows": {"small": small, "large": large},
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in ("tfx", "tensorflow", "tfx-compression")},
+        **running.machine(PACKAGES),
         "runs": {_name(run): _columns(measured) for run, measured in results.items()},
     }
 
@@ -150,11 +131,11 @@ def _speed(results: Results, small: int, large: int) -> dict[str, Any]:
 
 
 def _require_same_numbers(results: Results, rows: int) -> None:
-    """Raises SystemExit where ours and the stock one did not evaluate the same: their times mean nothing then."""
+    """Raises SystemExit if ours and stock did not evaluate the same model and rows: their times would not compare."""
     ours, stock = (results[Run(side, "int8", rows)][0] for side in ("ours", "stock"))
     counts = {ours["example_count"], stock["example_count"]}
     if counts != {rows} or abs(ours["accuracy"] - stock["accuracy"]) > SAME_ACCURACY:
-        raise SystemExit(f"The two did not evaluate the same model on {rows} rows: ours {ours}, stock {stock}")
+        raise SystemExit(f"Ours and stock did not evaluate the same model on {rows} rows: ours {ours}, stock {stock}")
 
 
 def _five_models(results: Results, rows: int) -> dict[str, Any]:
@@ -169,11 +150,13 @@ def _interpreter(results: Results, small: int, large: int) -> dict[str, Any]:
     bare = round(large / _median(results, Run("bare", "int8", large), "seconds"))
     run = Run("ours", "int8", large)
     known = all(measured["interpreter_seconds"] is not None for measured in results[run])
-    within, whole = (_median(results, run, f"{name}_seconds") if known else None for name in ("interpreter", "pass"))
+    in_interpreter, in_pass = (
+        _median(results, run, f"{name}_seconds") if known else None for name in ("interpreter", "pass")
+    )
     return {
-        "pass_seconds": whole,
-        "interpreter_seconds": within,
-        "share_of_pass": _ratio(within, whole),
+        "pass_seconds": in_pass,
+        "interpreter_seconds": in_interpreter,
+        "share_of_pass": _ratio(in_interpreter, in_pass),
         "ours_rows_per_second": ours,
         "bare_rows_per_second": bare,
         "bare_runtime": results[Run("bare", "int8", large)][0]["runtime"],
@@ -182,7 +165,7 @@ def _interpreter(results: Results, small: int, large: int) -> dict[str, Any]:
 
 
 def _rows_per_second(results: Results, side: str, small: int, large: int) -> int | None:
-    """Of the rows beyond the first `small`: what starting and finishing takes is in both times. None if it's noise."""
+    """Returns the rate of the rows beyond the first `small`, so that fixed costs cancel; None if noise exceeds it."""
     seconds = _median(results, Run(side, "int8", large), "seconds") - _median(
         results, Run(side, "int8", small), "seconds"
     )
@@ -194,12 +177,12 @@ def _fixed_seconds(results: Results, side: str, small: int, large: int) -> float
     return round(_median(results, Run(side, "int8", small), "seconds") - small / rate, 2) if rate else None
 
 
-def _median(results: Results, run: Run, what: str) -> float:
-    return statistics.median(measured[what] for measured in results[run])
+def _median(results: Results, run: Run, field: str) -> float:
+    return statistics.median(measured[field] for measured in results[run])
 
 
-def _ratio(above: float | None, below: float | None) -> float | None:
-    return round(above / below, 3) if above is not None and below else None
+def _ratio(numerator: float | None, denominator: float | None) -> float | None:
+    return round(numerator / denominator, 3) if numerator is not None and denominator else None
 
 
 def _columns(measured: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -210,12 +193,12 @@ def _name(run: Run) -> str:
     return " ".join(str(part) for part in run)
 
 
-# What runs in the children. The parent imports nothing large: a child's peak memory starts at its parent's.
+# Child processes. The parent imports nothing large, because a child's peak memory starts at its parent's.
 
 
 @app.command(hidden=True)
 def measure(folder: Path, side: str, model: str, rows: int) -> None:
-    """Time one evaluation."""
+    """Times one evaluation."""
     measured = {"ours": _ours, "stock": _stock, "bare": _bare}[side](folder, model, folder / "rows" / str(rows))
     measured["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     digits = {"memory_mb": None, "accuracy": 5}
@@ -238,16 +221,16 @@ def _ours(folder: Path, model: str, rows: Path) -> dict[str, Any]:
         "eval_config": tfma.EvalConfig(metrics_specs=_metrics_specs()),
         "budget": tfc.Budget(),
     }
-    evaluate = tfc.evaluate  # loads on first use
+    evaluate = tfc.evaluate  # The first use imports it.
     started = time.perf_counter()
-    found = evaluate({name: str(_serving(folder, name) / "tflite") for name in names}, **arguments)
+    evaluation = evaluate({name: str(_serving(folder, name) / "tflite") for name in names}, **arguments)
     seconds = time.perf_counter() - started
-    metrics = found.metrics[names[-1]]
-    inside = getattr(found, "seconds", {})
+    metrics = evaluation.metrics[names[-1]]
+    seconds_by_step = getattr(evaluation, "seconds", {})
     return {
         "seconds": seconds,
-        "pass_seconds": inside.get("pass"),
-        "interpreter_seconds": inside.get("interpreter"),
+        "pass_seconds": seconds_by_step.get("pass"),
+        "interpreter_seconds": seconds_by_step.get("interpreter"),
         "accuracy": metrics["sparse_categorical_accuracy"],
         "example_count": metrics["example_count"],
     }
@@ -294,7 +277,7 @@ def _metrics_specs() -> list[Any]:
 
 
 def _bare(folder: Path, model: str, rows: Path) -> dict[str, Any]:
-    """The interpreter on rows that are in memory already, as the model takes them: nothing can be faster here."""
+    """Times the interpreter alone, on rows that are already in memory in the model's types: an upper bound."""
     import numpy as np
     import tensorflow as tf
 
@@ -303,22 +286,24 @@ def _bare(folder: Path, model: str, rows: Path) -> dict[str, Any]:
     except ImportError:
         from tensorflow.lite import Interpreter
     interpreter = Interpreter(str(_serving(folder, model) / "tflite"), num_threads=os.cpu_count())
-    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
-    scale, zero_point = taken["quantization"]
+    (model_input,), (model_output,) = interpreter.get_input_details(), interpreter.get_output_details()
+    scale, zero_point = model_input["quantization"]
     files = tf.data.TFRecordDataset(sorted(str(path) for path in (rows / "Split-eval").iterdir()), "GZIP")
     spec = {"image": tf.io.FixedLenFeature([784], tf.float32)}
     parsed = files.batch(BATCH).map(lambda batch: tf.io.parse_example(batch, spec)["image"])
-    batches = [np.round(batch / scale + zero_point).astype(taken["dtype"]) for batch in parsed.as_numpy_iterator()]
+    batches = [
+        np.round(batch / scale + zero_point).astype(model_input["dtype"]) for batch in parsed.as_numpy_iterator()
+    ]
     started = time.perf_counter()
     size = 0
     for batch in batches:
         if len(batch) != size:
             size = len(batch)
-            interpreter.resize_tensor_input(taken["index"], batch.shape)
+            interpreter.resize_tensor_input(model_input["index"], batch.shape)
             interpreter.allocate_tensors()
-        interpreter.set_tensor(taken["index"], batch)
+        interpreter.set_tensor(model_input["index"], batch)
         interpreter.invoke()
-        interpreter.get_tensor(given["index"])
+        interpreter.get_tensor(model_output["index"])
     return {"seconds": time.perf_counter() - started, "runtime": Interpreter.__module__}
 
 
@@ -326,12 +311,12 @@ def _serving(folder: Path, model: str) -> Path:
     return folder / "models" / model / "Format-Serving"
 
 
-# What is prepared once.
+# Preparation.
 
 
 @app.command(hidden=True)
 def prepare(folder: Path, data: Path, rows: list[int]) -> None:
-    """Write the rows as TFX's ExampleGen does, the schema, and the models as its Trainer and Rewriter do."""
+    """Writes the rows as TFX's ExampleGen does, the schema, and the models as its Trainer and Rewriter do."""
     (folder / "schema").mkdir(exist_ok=True)
     (folder / "schema" / "schema.pbtxt").write_text(SCHEMA)
     for number in rows:
@@ -344,7 +329,7 @@ def prepare(folder: Path, data: Path, rows: list[int]) -> None:
 
 
 def _link_rows(folder: Path, data: Path, rows: int) -> None:
-    """`rows` rows as an Examples artifact: links to files of 10,000 rows each, and to one with what is left."""
+    """Makes an Examples artifact of `rows` rows: links to files of 10,000 rows, and to one with the remainder."""
     split = folder / "rows" / str(rows) / "Split-eval"
     split.mkdir(parents=True, exist_ok=True)
     for position, first in enumerate(range(0, rows, SHARD)):
@@ -355,6 +340,7 @@ def _link_rows(folder: Path, data: Path, rows: int) -> None:
 
 
 def _shard(folder: Path, data: Path, position: int, rows: int) -> Path:
+    import nets
     import numpy as np
     import tensorflow as tf
 
@@ -362,50 +348,26 @@ def _shard(folder: Path, data: Path, position: int, rows: int) -> Path:
     if path.exists():
         return path
     path.parent.mkdir(exist_ok=True)
-    both = [_read(data, split) for split in IDX]
+    splits = [nets.fashion_mnist(data, split) for split in nets.IDX]
     chosen = np.arange(position * SHARD, position * SHARD + rows)
-    images, labels = (np.concatenate(parts).take(chosen, axis=0, mode="wrap") for parts in zip(*both, strict=True))
+    images, labels = (np.concatenate(parts).take(chosen, axis=0, mode="wrap") for parts in zip(*splits, strict=True))
     unfinished = path.with_suffix(".unfinished")
     with tf.io.TFRecordWriter(str(unfinished), "GZIP") as writer:
         for image, label in zip(images, labels, strict=True):
             example = tf.train.Example()
-            example.features.feature["image"].float_list.value.extend(image)
+            example.features.feature["image"].float_list.value.extend(image.ravel())
             example.features.feature["label"].int64_list.value.append(label)
             writer.write(example.SerializeToString())
     return unfinished.rename(path)
 
 
-def _read(data: Path, split: str) -> tuple[Any, Any]:
-    """Images [rows, 784] in 0..1 and labels [rows], from idx files (yann.lecun.com/exdb/mnist)."""
-    import numpy as np
-
-    arrays = []
-    for name in IDX[split]:
-        path = _idx_file(data, name)
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read()
-        dimensions = content[3]
-        shape = np.frombuffer(content, ">i4", dimensions, offset=4)
-        arrays.append(np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape))
-    images, labels = arrays
-    return images.reshape(len(images), -1).astype(np.float32) / 255, labels
-
-
-def _idx_file(data: Path, name: str) -> Path:
-    for path in (data / f"{name}.gz", data / name):
-        if path.is_file():
-            return path
-    raise typer.BadParameter(
-        f"There is no {name} or {name}.gz in the folder {data}. Remedy: apt-get install dataset-fashion-mnist, or "
-        "--data FOLDER with (Fashion-)MNIST's four idx files."
-    )
-
-
 def _make_models(folder: Path, data: Path) -> None:
+    import nets
     import tensorflow as tf
     import tfx_compression as tfc
 
-    images, labels = _read(data, "train")
+    images, labels = nets.fashion_mnist(data, "train")
+    images = images.reshape(len(images), -1)
     path = folder / "saved_model" / "Format-Serving"
     _save_trained(images, labels, path)
     rows = tf.data.Dataset.from_tensor_slices({"image": images[:1000]}).batch(100)

@@ -1,7 +1,6 @@
-"""How long the digits pipeline takes: from nothing, again (all cached), and with one plan value changed.
+"""Times the digits pipeline: from nothing, again (everything cached), and with one value of the plan changed.
 
-Prints one JSON object: seconds of wall time, median of `--repeats` runs of each, and what the last one measured of the
-models.
+Prints one JSON object: wall time in seconds, median of `--repeats` runs of each kind, and the last run's summary.
 """
 
 import json
@@ -29,7 +28,7 @@ def main(repeats: Annotated[int, typer.Option(help="Runs of each kind.")] = 3) -
             summary = json.loads((Path(folder) / "summary.json").read_text())
             seconds["all_cached"].append(_run(folder))
             seconds["sparsity_changed"].append(_run(folder, "--sparsity", "0.7"))
-    for part in (summary["serving"], summary["store"]):  # where this machine put them
+    for part in (summary["serving"], summary["store"]):  # Paths of this machine don't belong in the results.
         part.pop("path", None)
         part.pop("uri", None)
     result = {

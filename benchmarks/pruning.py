@@ -1,15 +1,15 @@
-"""What Pruner makes of a ResNet and a MobileNet, what it costs in accuracy, and how long 25 million weights take.
+"""Measures size, latency and accuracy of pruned ResNets and MobileNets, and the time to prune 25 million weights.
 
-Four parts, each chosen by its letter in `--only`:
+Four parts, chosen by letter in `--only`:
 
-  a  sizes: half of the filters removed, beside the net built by hand at half the width and weights that only are zero:
+  a  sizes: half of the filters removed, compared with a network of half the width and with zeroed weights:
      parameters, multiply-accumulates, bytes of the float TFLite file, its latency on one thread
-  b  accuracy on Fashion-MNIST by criterion, allocation and sparsity, at once and after a short fine-tuning
+  b  accuracy on Fashion-MNIST by criterion, allocation and sparsity, one-shot and after short fine-tuning
   c  resnet50: time and peak memory of pruning half of the filters of ResNet-50
-  d  weights: the same for four fifths of its weights, beside tfmot; and that the zeros are tfmot's
+  d  weights: the same for 80 % of its weights, compared with tfmot, and a check that both zero the same weights
 
-Prints one JSON object; `--out FOLDER` also writes each part to `pruning-<part>.json` there, from which
-`pruning_figures.py` makes the table and the plots of docs/pruning.md. Every run is a process of its own.
+Prints one JSON object. `--out FOLDER` also writes each part to `pruning-<part>.json`, from which
+`pruning_figures.py` makes the tables and the plot of docs/pruning.md. Every run is a separate process.
 """
 
 import itertools
@@ -30,15 +30,15 @@ PARTS = {"a": "sizes", "b": "accuracy", "c": "resnet50", "d": "weights"}
 PACKAGES = ("tensorflow", "tf-keras", "tensorflow-model-optimization", "ai-edge-litert", "tfx-compression")
 NETS = ("resnet", "mobilenet")
 
-# Part b: a ResNet that trains in minutes.
+# Part b uses a ResNet that trains in minutes.
 SMALL = {"widths": (16, 32, 64), "stem_strides": 2}
 CRITERIA = ("l1", "geometric_median", "bn_scale", "taylor", "random")
 ALLOCATIONS = ("uniform", "global", "lamp")
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-TUNED = (0.3, 0.5, 0.7)  # those of them that are fine-tuned
-TUNING_ROWS = 20_000  # a third of an epoch
+TUNED = (0.3, 0.5, 0.7)  # The sparsities that are also fine-tuned.
+TUNING_ROWS = 20_000  # A third of an epoch.
 BATCH = 128
-WEIGHT_DECAY = 0.2  # without it all filters keep the size that they started with, and no norm tells them apart
+WEIGHT_DECAY = 0.2  # Without it, all filters keep their initial norms.
 
 app = typer.Typer(add_completion=False)
 
@@ -46,15 +46,13 @@ app = typer.Typer(add_completion=False)
 @app.callback(invoke_without_command=True, help=__doc__.splitlines()[0])
 def main(
     context: typer.Context,
-    repeats: Annotated[int, typer.Option(min=1, help="Of everything that is timed.")] = 3,
-    only: Annotated[str, typer.Option(help="The letters of the parts to run.")] = "abcd",
-    data: Annotated[
-        Path, typer.Option(help="The folder with Fashion-MNIST's idx files, gzipped or not.")
-    ] = running.DATA,
-    epochs: Annotated[int, typer.Option(min=1, help="Of the training before part b.")] = 6,
-    rows: Annotated[int, typer.Option(min=BATCH, help="Of the data in part b.")] = 60_000,
-    cache: Annotated[Path, typer.Option(help="Where the trained net and the log are kept.")] = CACHE,
-    out: Annotated[Path | None, typer.Option(help="The folder for pruning-<part>.json.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats of everything that is timed.")] = 3,
+    only: Annotated[str, typer.Option(help="Letters of the parts to run.")] = "abcd",
+    data: Annotated[Path, typer.Option(help="Folder with Fashion-MNIST's idx files, gzipped or not.")] = running.DATA,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of training before part b.")] = 6,
+    rows: Annotated[int, typer.Option(min=BATCH, help="Rows of data in part b.")] = 60_000,
+    cache: Annotated[Path, typer.Option(help="Folder for the trained network and the log.")] = CACHE,
+    out: Annotated[Path | None, typer.Option(help="Folder for pruning-<part>.json.")] = None,
 ) -> None:
     """Measure and print."""
     if context.invoked_subcommand:
@@ -79,7 +77,7 @@ def main(
     print(json.dumps({**report, **machine}, indent=1))
 
 
-# What the runs say.
+# Evaluation of the runs.
 
 
 def _sizes(run: running.Children, repeats: int) -> dict[str, Any]:
@@ -87,20 +85,20 @@ def _sizes(run: running.Children, repeats: int) -> dict[str, Any]:
 
 
 def _ratios(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Each model's figures, and how many times smaller or faster than the whole net it is."""
-    whole = measured["whole"]
+    """Returns each model's figures and how many times smaller and faster it is than the original."""
+    original = measured["whole"]
     return {
         name: {
             **model,
             "latency_ms": round(statistics.median(model["latency_ms"]), 4),
             "latencies_ms": model["latency_ms"],
             "times_smaller": {
-                what: round(whole[what] / model[what], 3) for what in ("parameters", "macs", "tflite_bytes")
+                name: round(original[name] / model[name], 3) for name in ("parameters", "macs", "tflite_bytes")
             },
-            # Of each repeat, in which all models took turns; then their median.
+            # The median over repeats of the ratio within a repeat, in which all models are interleaved.
             "times_faster": round(
                 statistics.median(
-                    before / after for before, after in zip(whole["latency_ms"], model["latency_ms"], strict=True)
+                    before / after for before, after in zip(original["latency_ms"], model["latency_ms"], strict=True)
                 ),
                 3,
             ),
@@ -130,22 +128,22 @@ def _weights(run: running.Children, repeats: int) -> dict[str, Any]:
     }
 
 
-# What runs in the children. The parent imports nothing large: a child's peak memory starts at its parent's.
+# Child processes. The parent imports nothing large, because a child's peak memory starts at its parent's.
 
 
 @app.command(hidden=True)
 def sizes(net: str, repeats: int) -> None:
-    """Part a for one net: its five models, and their latency in turn."""
+    """Part a for one network: builds its five models and measures their interleaved latency."""
     import numpy as np
     from tfx_compression.compressed_evaluator import latency
     from tfx_compression.tflite.interpreter import Interpreter
 
     rows = {"image": np.random.default_rng(0).random((1, 28, 28, 1), np.float32)}
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     calls = {}
     for name, (model, size) in _variants(net).items():
         content = _tflite(model)
-        found[name] = {
+        results[name] = {
             "parameters": size.parameters,
             "macs": size.macs,
             "nonzero_macs": size.nonzero_macs,
@@ -154,15 +152,15 @@ def sizes(net: str, repeats: int) -> None:
         }
         interpreter = Interpreter(content)
         calls[name] = interpreter.prepare(rows)
-        found[name]["runtime"] = interpreter.runtime
+        results[name]["runtime"] = interpreter.runtime
     for _ in range(repeats):
         for name, measured in latency.measure(calls).items():
-            found[name]["latency_ms"].append(round(measured.median, 4))
-    print(json.dumps(found))
+            results[name]["latency_ms"].append(round(measured.median, 4))
+    print(json.dumps(results))
 
 
 def _variants(net: str) -> dict[str, tuple[Any, Any]]:
-    """The whole net, what Pruner makes of it in three ways, and the one built by hand; each with its size."""
+    """Returns the original network, three pruned ones and the one built by hand, each with its size."""
     import nets
     import tf_keras
     import tfx_compression as tfc
@@ -179,11 +177,11 @@ def _variants(net: str) -> dict[str, tuple[Any, Any]]:
             print(note, file=sys.stderr)
         return result.model, result.summary.after
 
-    whole, half = built(), built(halve=True)
+    original, half = built(), built(halve=True)
     removed = pruned(technique="filter", sparsity=0.5, protect=("last",))
-    zeros = 1 - removed[1].parameters / model_size.measure(whole).parameters  # as many as removal takes away
+    zeros = 1 - removed[1].parameters / model_size.measure(original).parameters  # As many as removal removes.
     return {
-        "whole": (whole, model_size.measure(whole)),
+        "whole": (original, model_size.measure(original)),
         "classifier_protected": removed,
         "default_protection": pruned(technique="filter", sparsity=0.5),
         "half_width_by_hand": (half, model_size.measure(half)),
@@ -201,14 +199,14 @@ def _tflite(model: Any) -> bytes:
 
 @app.command(hidden=True)
 def accuracy(cache: Path, data: Path, epochs: int, rows: int) -> None:
-    """Part b: trains a small net, then prunes it in every way."""
+    """Part b: trains a small network, then prunes it with every recipe."""
     import nets
 
     train, test = (tuple(column[:rows] for column in nets.fashion_mnist(data, split)) for split in nets.IDX)
     path = _trained(cache / f"small-{epochs}-{rows}.keras", train, epochs)
-    whole = _load(path)
-    before = _accuracy(whole, test)
-    longer = _tuned(whole, train, test)
+    original = _load(path)
+    before = _accuracy(original, test)
+    longer = _tuned(original, train, test)
     table = []
     for criterion, allocation in _recipes():
         for sparsity in SPARSITIES:
@@ -224,7 +222,7 @@ def accuracy(cache: Path, data: Path, epochs: int, rows: int) -> None:
 
 
 def _recipes() -> list[tuple[str, str]]:
-    """Criteria and allocations; what `sensitivity` takes is measured, so it stands for one criterion only."""
+    """Returns criteria and allocations. `sensitivity` measures, so one criterion suffices for it."""
     return [*itertools.product(CRITERIA, ALLOCATIONS), ("l1", "sensitivity")]
 
 
@@ -243,7 +241,7 @@ def _trained(path: Path, train: Sequence[Any], epochs: int) -> Path:
 
 
 def _fit(model: Any, train: Sequence[Any], epochs: int, learning_rate: float) -> None:
-    """AdamW, its learning rate falling to zero along a cosine."""
+    """Trains with AdamW and cosine decay of the learning rate to zero."""
     import tf_keras
 
     steps = epochs * -(-len(train[0]) // BATCH)
@@ -265,13 +263,13 @@ def _accuracy(model: Any, test: Sequence[Any]) -> float:
 
 
 def _tuned(model: Any, train: Sequence[Any], test: Sequence[Any]) -> float:
-    """The accuracy after a little more training."""
+    """Returns the accuracy after a little more training."""
     import tf_keras
 
     tf_keras.utils.set_random_seed(1)
     for layer in model.layers:
         if isinstance(layer, tf_keras.layers.BatchNormalization):
-            layer.momentum = 0.9  # by default its averages would still be those of the whole net after so few steps
+            layer.momentum = 0.9  # The default would keep the averages of the original network for so few steps.
     _fit(model, [column[:TUNING_ROWS] for column in train], 1, 1e-3)
     return _accuracy(model, test)
 
@@ -287,9 +285,11 @@ def _pruned_accuracy(
     tf_keras.backend.clear_session()
     plan = tfc.PruningPlan(technique="filter", criterion=criterion, allocation=allocation, sparsity=sparsity)
     rows = tf.data.Dataset.from_tensor_slices(tuple(column[: plan.sample_rows] for column in train)).batch(BATCH)
-    kept = SensitivityOptions(str(path.with_suffix(".sensitivity.json")), path.stem)  # the same at every sparsity
+    options = SensitivityOptions(
+        str(path.with_suffix(".sensitivity.json")), path.stem
+    )  # Measurements are the same at every sparsity.
     started = time.perf_counter()
-    pruned = tfc.prune(_load(path), plan, rows, sensitivity_options=kept)
+    pruned = tfc.prune(_load(path), plan, rows, sensitivity_options=options)
     seconds = time.perf_counter() - started
     before, after = pruned.summary.before, pruned.summary.after
     return {
@@ -306,7 +306,7 @@ def _pruned_accuracy(
 
 @app.command(hidden=True)
 def resnet50(technique: str, allocation: str, sparsity: float) -> None:
-    """Parts c and d: plan and surgery on ResNet-50, or the masks of its weights, ours or tfmot's."""
+    """Parts c and d: prunes ResNet-50's filters, or its weights with our masks or tfmot's."""
     import tf_keras
     import tfx_compression as tfc
 
@@ -315,8 +315,8 @@ def resnet50(technique: str, allocation: str, sparsity: float) -> None:
     weights = sum(weight.numpy().nbytes for weight in model.weights)
     kind = "weight" if technique == "tfmot" else technique
     plan = tfc.PruningPlan(technique=kind, criterion="l1", allocation=allocation, sparsity=sparsity)
-    prune = _prune_with_tfmot if technique == "tfmot" else tfc.prune  # loads on first use
-    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory is now what is used (proc(5))
+    prune = _prune_with_tfmot if technique == "tfmot" else tfc.prune  # The first use imports it.
+    Path("/proc/self/clear_refs").write_text("5")  # Resets the peak of memory to the current use (proc(5)).
     loaded = _memory("VmRSS")
     started = time.perf_counter()
     result = prune(model, plan)
@@ -336,14 +336,14 @@ def resnet50(technique: str, allocation: str, sparsity: float) -> None:
     print(json.dumps(report))
 
 
-def _memory(what: str) -> int:
-    """Bytes of memory that this process has (VmRSS), or had at most (VmHWM)."""
+def _memory(field: str) -> int:
+    """Returns this process's memory in bytes: resident (VmRSS) or its peak (VmHWM)."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024 * int(lines[what].split()[0])
+    return 1024 * int(lines[field].split()[0])
 
 
 def _prune_with_tfmot(model: Any, plan: Any) -> None:
-    """Each layer through tfmot's wrapper, at its first step."""
+    """Prunes each layer with tfmot's wrapper at its first step."""
     for layer in model.layers:
         if hasattr(layer, "kernel"):
             _masked_by_tfmot(layer, plan.sparsity)
@@ -363,7 +363,7 @@ def _masked_by_tfmot(layer: Any, sparsity: float, pattern: str = "unstructured")
 
 @app.command(hidden=True)
 def same_zeros() -> None:
-    """Part d: on the small net, how many of tfmot's zeros and of ours are at the same places."""
+    """Part d: counts the positions at which tfmot's zeros and ours differ, on the small network."""
     import nets
     import numpy as np
     import tf_keras

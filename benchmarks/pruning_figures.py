@@ -1,4 +1,4 @@
-"""Writes what `pruning.py` measured into docs/pruning.md: the tables between its marks, and the plot beside it."""
+"""Writes the results of `pruning.py` into the tables of docs/pruning.md, and draws its plot."""
 
 import json
 import math
@@ -11,11 +11,11 @@ import figures
 import typer
 
 MODELS = {
-    "whole": "whole",
+    "whole": "original",
     "classifier_protected": '`filter` at 0.5, `protect=("last",)`',
     "default_protection": "`filter` at 0.5, default protection",
     "half_width_by_hand": "half the width, built by hand",
-    "only_zeroed": "as many weights only set to zero",
+    "only_zeroed": "the same number of weights set to zero",
 }
 NETS = {"resnet": "ResNet", "mobilenet": "MobileNet"}
 
@@ -24,23 +24,23 @@ def main(
     docs: Annotated[Path, typer.Option(help="The folder with pruning.md and benchmarks/.")] = figures.DOCS,
 ) -> None:
     """Write the figures."""
-    found = {
+    results = {
         name: json.loads((docs / "benchmarks" / f"pruning-{name}.json").read_text())
         for name in ("sizes", "accuracy", "resnet50", "weights")
     }
     tables = {
-        "sizes": _sizes(found["sizes"]),
-        "accuracy": _accuracy(found["accuracy"]),
-        "times": _times(found["resnet50"], found["weights"]),
+        "sizes": _sizes(results["sizes"]),
+        "accuracy": _accuracy(results["accuracy"]),
+        "times": _times(results["resnet50"], results["weights"]),
     }
     figures.fill(docs / "pruning.md", tables)
-    _plot(found["accuracy"]).save(docs / "pruning-accuracy.svg")
+    _plot(results["accuracy"]).save(docs / "pruning-accuracy.svg")
 
 
-def _sizes(found: Mapping[str, Any]) -> str:
+def _sizes(results: Mapping[str, Any]) -> str:
     rows = []
     for net, title in NETS.items():
-        for name, model in found[net].items():
+        for name, model in results[net].items():
             smaller = model["times_smaller"]
             columns = [
                 (f"{model['parameters']:,}", smaller["parameters"]),
@@ -53,9 +53,9 @@ def _sizes(found: Mapping[str, Any]) -> str:
     return figures.table(["", "parameters", "MACs", "float TFLite", "one row, one thread"], rows)
 
 
-def _accuracy(found: Mapping[str, Any]) -> str:
+def _accuracy(results: Mapping[str, Any]) -> str:
     by_recipe: dict[tuple[str, str], dict[float, Mapping[str, Any]]] = {}
-    for row in found["table"]:
+    for row in results["table"]:
         by_recipe.setdefault((row["criterion"], row["allocation"]), {})[row["sparsity"]] = row
     first = next(iter(by_recipe.values()))
     tuned = [sparsity for sparsity, row in first.items() if row["fine_tuned"] is not None]
@@ -89,13 +89,13 @@ def _times(removal: Mapping[str, Any], zeroing: Mapping[str, Any]) -> str:
     return figures.table(["ResNet-50", "time", "peak memory / weights", "parameters", "MACs"], rows)
 
 
-def _plot(found: Mapping[str, Any]) -> alt.TopLevelMixin:
-    """Accuracy by the multiply-accumulates that are left: a column for each allocation, at once and fine-tuned."""
-    table = [row for row in found["table"] if row["allocation"] != "sensitivity"]
+def _plot(results: Mapping[str, Any]) -> alt.TopLevelMixin:
+    """Plots accuracy by the remaining multiply-accumulates: one column per allocation, one-shot and fine-tuned."""
+    table = [row for row in results["table"] if row["allocation"] != "sensitivity"]
     columns = []
     for allocation in dict.fromkeys(row["allocation"] for row in table):
         panels = []
-        for when, field in (("at once", "accuracy"), ("fine-tuned", "fine_tuned")):
+        for when, field in (("one-shot", "accuracy"), ("fine-tuned", "fine_tuned")):
             known = [row for row in table if row[field] is not None]
             lowest = math.floor(min(row[field] for row in known) * 20) / 20
             rows = [row for row in known if row["allocation"] == allocation]
@@ -106,16 +106,16 @@ def _plot(found: Mapping[str, Any]) -> alt.TopLevelMixin:
 
 
 def _panel(rows: Sequence[Mapping[str, Any]], field: str, title: str, domain: Sequence[float]) -> alt.Chart:
-    left = alt.X(
+    remaining = alt.X(
         "macs_left:Q",
-        title="multiply-accumulates left",
+        title="remaining multiply-accumulates",
         scale=alt.Scale(domain=[0, 1], reverse=True),
         axis=alt.Axis(format="%"),
     )
     accuracy = alt.Y(f"{field}:Q", title=title, scale=alt.Scale(domain=domain), axis=alt.Axis(format="%"))
     criterion = alt.Color("criterion:N", sort=None, legend=alt.Legend(title=None, orient="bottom"))
     chart = alt.Chart(alt.Data(values=list(rows))).mark_line(point=True)
-    return chart.encode(x=left, y=accuracy, color=criterion, order="sparsity:Q").properties(width=250, height=180)
+    return chart.encode(x=remaining, y=accuracy, color=criterion, order="sparsity:Q").properties(width=250, height=180)
 
 
 if __name__ == "__main__":

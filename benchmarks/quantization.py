@@ -1,18 +1,18 @@
-"""What TFLiteQuantizer's modes cost in accuracy and win in bytes and time, beside TensorFlow's own converter.
+"""Measures accuracy, size and latency of TFLiteQuantizer's modes, compared with TensorFlow's own converter.
 
-Six parts, each chosen by its letter in `--only`; nets trained on 55,000 rows of Fashion-MNIST, judged on its 10,000
-test rows. Of the 5,000 others the first 200 calibrate, and mode `auto` searches on those behind them:
+Six parts, chosen by letter in `--only`. Networks are trained on 55,000 rows of Fashion-MNIST and evaluated on its
+10,000 test rows. The first 200 of the 5,000 held-out rows calibrate, and mode `auto` searches on the others:
 
-  a  modes: accuracy, difference from the float net, bytes and latency of every mode, on three nets
-  b  hard: a net whose channels differ a thousandfold in range, without, with equalization and in mode `auto`
-  c  auto: mode `auto` beside the smallest uniform mode that loses no more, on nets of 200,000 parameters and more
-  d  converter: bytes and time of a conversion beside a script with TensorFlow's TFLiteConverter and the same options
-  e  calibration: time and memory of drawing the calibration rows out of 20,000 and out of 1,000,000
-  f  ranges: int8 where some calibration rows are fifty times too large, by the way that ranges are made
+  a  modes: accuracy, difference from the float network, bytes and latency of every mode, on three networks
+  b  hard: a network whose channels differ a thousandfold in range; plain, with equalization, and in mode `auto`
+  c  auto: mode `auto` and the smallest uniform mode that loses no more, on networks of at least 200,000 parameters
+  d  converter: bytes and time of a conversion, and of a script with TensorFlow's TFLiteConverter and the same options
+  e  calibration: time and memory of sampling the calibration rows from 20,000 and from 1,000,000 rows
+  f  ranges: int8 when some calibration rows are fifty times too large, by the method that computes the ranges
 
-Prints one JSON object; `--out FOLDER` also writes each part to `quantization-<part>.json` there, from which
-`quantization_figures.py` makes the tables and the plot of docs/quantization.md. Every run is a process of its own.
-ModelHandle nets are kept in `--cache`, by the settings that they were trained with.
+Prints one JSON object. `--out FOLDER` also writes each part to `quantization-<part>.json`, from which
+`quantization_figures.py` makes the tables and the plot of docs/quantization.md. Every run is a separate process.
+Trained networks are stored in `--cache` by their training settings.
 """
 
 import functools
@@ -34,21 +34,21 @@ CACHE = Path(__file__).parents[1] / ".cache" / "benchmarks" / "quantization"
 PARTS = {"a": "modes", "b": "hard", "c": "auto", "d": "converter", "e": "calibration", "f": "ranges"}
 PACKAGES = ("tensorflow", "tf-keras", "ai-edge-litert", "ai-edge-quantizer", "tfx-compression")
 
-TRAINED_ON = 55_000  # rows of the training split; the rest is held out
+TRAINED_ON = 55_000  # Rows of the training split; the others are held out.
 BATCH = 128
 NETS: Mapping[str, Mapping[str, Any]] = {
     "cnn": {"settings": {"units": 192, "dropout": 0.1}, "epochs": 6},
     "resnet": {"settings": {"widths": [18, 36, 72], "stem_strides": 2}, "epochs": 3},
     "depthwise": {"settings": {}, "epochs": 3},
 }
-HARD = "depthwise"  # the net that is made hard to quantize
-LARGE = 200_000  # parameters, of part c
-CALIBRATED = 200  # of the rows held out; mode `auto` searches on those behind them
-MAX_DROP = 0.005  # of mode `auto`
+HARD = "depthwise"  # The network that is made hard to quantize.
+LARGE = 200_000  # Parameters; part c leaves smaller networks out.
+CALIBRATED = 200  # Of the held-out rows; mode `auto` searches on the others.
+MAX_DROP = 0.005  # For mode `auto`.
 AUTO: Mapping[str, Any] = {"mode": "auto", "auto": {"max_drop": MAX_DROP, "rows": 60_000 - TRAINED_ON - CALIBRATED}}
-CONVERTED = "cnn"  # of parts d and f
+CONVERTED = "cnn"  # For parts d and f.
 
-OUTLIERS, TIMES = 0.005, 50.0  # the share of the calibration rows that are too large, and how much
+OUTLIERS, TIMES = 0.005, 50.0  # Share of the calibration rows that are too large, and their factor.
 _ROWS: Mapping[str, Any] = {"rows": 1000}
 SUITES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "modes": {
@@ -79,7 +79,7 @@ SUITES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     },
 }
 CONVERTER_MODES = ("float32", "float16", "dynamic", "int8", "int16x8")
-SAMPLED = (20_000, 1_000_000)  # rows to draw from, in part e
+SAMPLED = (20_000, 1_000_000)  # Rows to sample from in part e.
 SHARD = 20_000
 
 app = typer.Typer(add_completion=False)
@@ -89,13 +89,11 @@ Measured = dict[str, Any]
 @app.callback(invoke_without_command=True, help=__doc__.splitlines()[0])
 def main(
     context: typer.Context,
-    repeats: Annotated[int, typer.Option(min=1, help="Of everything that is timed.")] = 3,
-    only: Annotated[str, typer.Option(help="The letters of the parts to run.")] = "abcdef",
-    data: Annotated[
-        Path, typer.Option(help="The folder with Fashion-MNIST's idx files, gzipped or not.")
-    ] = running.DATA,
-    cache: Annotated[Path, typer.Option(help="Where trained nets, rows and the log are kept.")] = CACHE,
-    out: Annotated[Path | None, typer.Option(help="The folder for quantization-<part>.json.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats of everything that is timed.")] = 3,
+    only: Annotated[str, typer.Option(help="Letters of the parts to run.")] = "abcdef",
+    data: Annotated[Path, typer.Option(help="Folder with Fashion-MNIST's idx files, gzipped or not.")] = running.DATA,
+    cache: Annotated[Path, typer.Option(help="Folder for trained networks, rows and the log.")] = CACHE,
+    out: Annotated[Path | None, typer.Option(help="Folder for quantization-<part>.json.")] = None,
 ) -> None:
     """Measure and print."""
     if context.invoked_subcommand:
@@ -123,7 +121,7 @@ def main(
 
 
 class _Runs:
-    """What the children measure; what two parts need is measured once."""
+    """Measurements made in child processes. A measurement that two parts need is made once."""
 
     def __init__(self, cache: Path, data: Path, repeats: int):
         self._cache, self._data, self._repeats = cache, str(data), str(repeats)
@@ -136,18 +134,18 @@ class _Runs:
         return self._child("measure", suite, str(path), self._data, self._repeats)
 
     def conversions(self) -> Measured:
-        """Part d."""
+        """Runs part d."""
         return self._child("conversions", str(self._net(CONVERTED)), self._data, self._repeats, str(self._log))
 
     def sampling(self, rows: int) -> Measured:
-        """Part e, for so many rows."""
+        """Runs part e for a number of rows."""
         folder = self._cache / "rows" / str(rows)
         self._child("link-rows", str(folder), self._data, str(rows))
-        found = self._child("sampling", str(folder))
-        return {**found, "rows_per_second": round(rows / found["seconds"])}
+        results = self._child("sampling", str(folder))
+        return {**results, "rows_per_second": round(rows / results["seconds"])}
 
     def _net(self, net: str, hard: bool = False) -> Path:
-        """The folder of the trained net's SavedModel; trained now where it isn't there yet."""
+        """Returns the folder of a network's SavedModel, and trains the network first if it is missing."""
         settings = json.dumps([net, NETS[net], TRAINED_ON, BATCH], sort_keys=True)
         path = self._cache / f"{net}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
         if not path.exists():
@@ -160,12 +158,12 @@ class _Runs:
         return hardened
 
 
-# What the runs say.
+# Evaluation of the runs.
 
 
 def _auto(modes: Mapping[str, Measured]) -> Measured:
-    """For each large net, mode `auto` and the smallest other one that loses no more on the rows that it searched on."""
-    found = {}
+    """Returns mode `auto` and the smallest other mode within the allowed drop, for each large network."""
+    results = {}
     for net, measured in modes.items():
         if measured["parameters"] < LARGE:
             continue
@@ -173,23 +171,23 @@ def _auto(modes: Mapping[str, Measured]) -> Measured:
         auto = table.pop("auto")
         within = [name for name, run in table.items() if run["search_drop"] <= 100 * MAX_DROP]
         smallest = min(within, key=lambda name: table[name]["bytes"])
-        found[net] = {
+        results[net] = {
             "parameters": measured["parameters"],
             "max_drop": 100 * MAX_DROP,
             "auto": auto,
             "smallest_uniform": {"mode": smallest, **table[smallest]},
             "bytes_ratio": round(auto["bytes"] / table[smallest]["bytes"], 3),
         }
-    return found
+    return results
 
 
 def _converter(turns: Measured) -> Measured:
-    """By mode: bytes of each, the medians of the seconds, and of their ratio in a turn."""
-    found = {}
+    """Returns bytes, median seconds and the median of the ratios within a turn, by mode."""
+    results = {}
     for mode, runs in turns.items():
         ours, script = ([run[side] for run in runs] for side in ("ours", "script"))
         ratios = [our["seconds"] / its["seconds"] for our, its in zip(ours, script, strict=True)]
-        found[mode] = {
+        results[mode] = {
             "bytes": ours[0]["bytes"],
             "script_bytes": script[0]["bytes"],
             "seconds": _median(ours, "seconds"),
@@ -203,7 +201,7 @@ def _converter(turns: Measured) -> Measured:
             "script_whole_seconds": _median(script, "whole"),
             "turns": runs,
         }
-    return found
+    return results
 
 
 def _median(runs: Sequence[Mapping[str, float]], name: str) -> float:
@@ -214,12 +212,12 @@ def _ranges(clean: Measured, outliers: Measured) -> Measured:
     return {"outliers": OUTLIERS, "times": TIMES, **_ROWS, "clean": clean, "with_outliers": outliers}
 
 
-# What runs in the children. The parent imports nothing large: a child's peak memory starts at its parent's.
+# Child processes. The parent imports nothing large, because a child's peak memory starts at its parent's.
 
 
 @app.command(hidden=True)
 def train(net: str, path: Path, data: Path) -> None:
-    """Trains a net, its learning rate falling to zero along a cosine, and writes its SavedModel."""
+    """Trains a network with cosine decay of the learning rate to zero, and writes its SavedModel."""
     import nets
     import tf_keras
 
@@ -235,7 +233,7 @@ def train(net: str, path: Path, data: Path) -> None:
 
 @app.command(hidden=True)
 def hardened(path: Path, hard: Path) -> None:
-    """Writes the net that is hard to quantize."""
+    """Writes the network that is hard to quantize."""
     import nets
     import tf_keras
 
@@ -251,7 +249,7 @@ def _save(model: Any, path: Path) -> None:
 
 @app.command(hidden=True)
 def measure(suite: str, path: Path, data: Path, repeats: int) -> None:
-    """Parts a, b, c and f: converts a net in several ways; what each is worth, and their latency in turn."""
+    """Parts a, b, c and f: converts a network in several modes, and measures accuracy and interleaved latency."""
     import nets
     import numpy as np
     import tf_keras
@@ -267,11 +265,11 @@ def measure(suite: str, path: Path, data: Path, repeats: int) -> None:
     table: dict[str, Measured] = {}
     contents = {}
     for name, config in SUITES[suite].items():
-        contents[name], found = _quantized(path, config, rows)
+        contents[name], results = _quantized(path, config, rows)
         outputs = _outputs(contents[name], images)
         drops = right.astype(float) - (outputs.argmax(axis=1) == labels)
         table[name] = {
-            **found,
+            **results,
             "accuracy": round(float(right[seen:].mean() - drops[seen:].mean()), 4),
             "drop": round(100 * float(drops[seen:].mean()), 2),
             "search_drop": round(100 * float(drops[CALIBRATED:seen].mean()), 3),
@@ -292,19 +290,19 @@ def measure(suite: str, path: Path, data: Path, repeats: int) -> None:
 
 
 def _with_outliers(images: Any) -> Any:
-    """A copy in which some rows, spread evenly, are too large."""
-    spoilt = images.copy()
-    spoilt[:: round(1 / OUTLIERS)] *= TIMES
-    return spoilt
+    """Returns a copy in which evenly spaced rows are too large."""
+    spoiled = images.copy()
+    spoiled[:: round(1 / OUTLIERS)] *= TIMES
+    return spoiled
 
 
 def _quantized(path: Path, fields: Mapping[str, Any], rows: Sequence[Any]) -> tuple[bytes, Measured]:
-    """The TFLite model, and what the record says of it."""
+    """Returns the TFLite model and figures from its record."""
     from tfx_compression.compressed_size import gzipped
 
     started = time.perf_counter()
     content, record = _with_record(path, fields, rows)
-    found: Measured = {
+    results: Measured = {
         "seconds": round(time.perf_counter() - started, 2),
         "bytes": len(content),
         "bytes_gzip": gzipped(content),
@@ -312,16 +310,16 @@ def _quantized(path: Path, fields: Mapping[str, Any], rows: Sequence[Any]) -> tu
     }
     if record.auto is not None:
         precisions = list(record.auto.precisions.values())
-        found["auto"] = {
+        results["auto"] = {
             "equalized": record.auto.equalized,
             "trials": len(record.auto.trials),
             "layers": {precision: precisions.count(precision) for precision in sorted(set(precisions))},
         }
-    return content, found
+    return content, results
 
 
 def _with_record(path: Path, fields: Mapping[str, Any], rows: Sequence[Any]) -> tuple[bytes, Any]:
-    """As the component converts: the first rows calibrate, those behind them are searched on."""
+    """Converts as the component does: the first rows calibrate, and the search uses the others."""
     from tfx_compression.tflite_quantizer.config import Quantization
     from tfx_compression.tflite_quantizer.quantize import Rows, quantize_saved_model
 
@@ -329,12 +327,12 @@ def _with_record(path: Path, fields: Mapping[str, Any], rows: Sequence[Any]) -> 
     config = Quantization(**fields)
     count = config.calibration.rows
     data = Rows(calibration={"image": images[:count]}, trial={"image": images[count:]}, labels=labels[count:])
-    found = quantize_saved_model(str(path), config, lambda _: data)
-    return found.content, found.record
+    results = quantize_saved_model(str(path), config, lambda _: data)
+    return results.content, results.record
 
 
 def _outputs(content: bytes, images: Any) -> Any:
-    """The class probabilities, [rows, 10]."""
+    """Returns the class probabilities, [rows, 10]."""
     import numpy as np
     from tfx_compression.tflite.interpreter import Interpreter
 
@@ -345,21 +343,21 @@ def _outputs(content: bytes, images: Any) -> Any:
 
 
 def _latencies(contents: Mapping[str, bytes], image: Any, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of one row on one thread: the medians of each repeat, in which the models take turns."""
+    """Returns the latency of one row on one thread in ms: the median of each repeat, with the models interleaved."""
     from tfx_compression.compressed_evaluator import latency
     from tfx_compression.tflite.interpreter import Interpreter
 
     calls = {name: Interpreter(content).prepare({"image": image}) for name, content in contents.items()}
-    found: dict[str, list[float]] = {name: [] for name in contents}
+    results: dict[str, list[float]] = {name: [] for name in contents}
     for _ in range(repeats):
         for name, measured in latency.measure(calls).items():
-            found[name].append(round(measured.median, 4))
-    return found
+            results[name].append(round(measured.median, 4))
+    return results
 
 
 @app.command(hidden=True)
 def conversions(path: Path, data: Path, repeats: int, log: Path) -> None:
-    """Part d: the script and ours in turn, each conversion in a process of its own."""
+    """Part d: alternates between the script and ours, each conversion in a separate process."""
     import nets
     import numpy as np
 
@@ -377,13 +375,13 @@ def conversions(path: Path, data: Path, repeats: int, log: Path) -> None:
 
 def _timed(run: running.Children, side: str, mode: str, path: Path, calibration: Path) -> Measured:
     started = time.perf_counter()
-    found = run(side, mode, str(path), str(calibration))
-    return {**found, "whole": time.perf_counter() - started}
+    results = run(side, mode, str(path), str(calibration))
+    return {**results, "whole": time.perf_counter() - started}
 
 
 @app.command(hidden=True)
 def ours(mode: str, path: Path, calibration: Path) -> None:
-    """Part d: the signature's graph cut out of the SavedModel, and its conversion."""
+    """Part d: cuts the signature's graph out of the SavedModel and converts it."""
     import numpy as np
 
     images = np.load(calibration)
@@ -395,7 +393,7 @@ def ours(mode: str, path: Path, calibration: Path) -> None:
 
 @app.command(hidden=True)
 def script(mode: str, path: Path, calibration: Path) -> None:
-    """Part d's other side: what anybody would write with TensorFlow's converter."""
+    """Part d, peer: the script that a user would write with TensorFlow's converter."""
     import numpy as np
     import tensorflow as tf
 
@@ -423,7 +421,7 @@ def script(mode: str, path: Path, calibration: Path) -> None:
 
 @app.command(hidden=True)
 def link_rows(folder: Path, data: Path, rows: int) -> None:
-    """Part e: so many rows as TFRecords, links to one file that is written once."""
+    """Part e: makes a folder of TFRecords with `rows` rows, as links to one file that is written once."""
     import nets
     import tensorflow as tf
 
@@ -448,7 +446,7 @@ def link_rows(folder: Path, data: Path, rows: int) -> None:
 
 @app.command(hidden=True)
 def sampling(folder: Path) -> None:
-    """Part e: draws the calibration rows as the component does."""
+    """Part e: samples the calibration rows as the component does."""
     import tensorflow as tf
     from tfx_compression.tflite_quantizer import sampling
 

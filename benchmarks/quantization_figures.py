@@ -1,4 +1,4 @@
-"""Writes what `quantization.py` measured into docs/quantization.md: the tables between its marks, and the plot."""
+"""Writes the results of `quantization.py` into the tables of docs/quantization.md, and draws its plot."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -18,15 +18,15 @@ def main(
     docs: Annotated[Path, typer.Option(help="The folder with quantization.md and benchmarks/.")] = figures.DOCS,
 ) -> None:
     """Write the figures."""
-    found = {name: json.loads((docs / "benchmarks" / f"quantization-{name}.json").read_text()) for name in PARTS}
-    modes = {net: found["modes"][net] for net in NETS}
+    results = {name: json.loads((docs / "benchmarks" / f"quantization-{name}.json").read_text()) for name in PARTS}
+    modes = {net: results["modes"][net] for net in NETS}
     tables = {
         "modes": _modes(modes),
-        "hard": _hard(found["hard"]),
-        "auto": _auto(found["auto"]),
-        "converter": _converter(found["converter"]),
-        "calibration": _calibration(found["calibration"]),
-        "ranges": _ranges(found["ranges"]),
+        "hard": _hard(results["hard"]),
+        "auto": _auto(results["auto"]),
+        "converter": _converter(results["converter"]),
+        "calibration": _calibration(results["calibration"]),
+        "ranges": _ranges(results["ranges"]),
     }
     figures.fill(docs / "quantization.md", tables)
     _plot(modes).save(docs / "quantization-modes.svg")
@@ -44,7 +44,7 @@ def _modes(modes: Mapping[str, Mapping[str, Any]]) -> str:
 def _hard(measured: Mapping[str, Any]) -> str:
     whole = measured["table"]["float32"]["bytes"]
     rows = [[name, *_cells(run), f"{run['bytes'] / whole:.2f}x"] for name, run in measured["table"].items()]
-    return figures.table([*MODES, "of float32"], rows)
+    return figures.table([*MODES, "relative to float32"], rows)
 
 
 def _cells(run: Mapping[str, Any]) -> list[str]:
@@ -58,31 +58,31 @@ def _cells(run: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _auto(found: Mapping[str, Any]) -> str:
+def _auto(results: Mapping[str, Any]) -> str:
     rows = []
     for net, title in NETS.items():
-        if net in found:
-            auto, uniform = found[net]["auto"], found[net]["smallest_uniform"]
+        if net in results:
+            auto, uniform = results[net]["auto"], results[net]["smallest_uniform"]
             layers = ", ".join(f"{count} {precision}" for precision, count in auto["auto"]["layers"].items())
             cells = [f"{run['bytes']:,} ({run['drop']:.2f})" for run in (auto, uniform)]
-            rows.append([title, layers, cells[0], uniform["mode"], cells[1], f"**{found[net]['bytes_ratio']:.2f}x**"])
+            rows.append([title, layers, cells[0], uniform["mode"], cells[1], f"**{results[net]['bytes_ratio']:.2f}x**"])
     columns = ["net", "layers of `auto`", "bytes (drop)", "smallest uniform mode", "bytes (drop)", "ratio"]
     return figures.table(columns, rows)
 
 
-def _converter(found: Mapping[str, Any]) -> str:
+def _converter(results: Mapping[str, Any]) -> str:
     rows = []
-    for mode, run in _only_measured(found):
+    for mode, run in _only_measured(results):
         ratio = f"**{run['ratio']:.2f}x** ({min(run['ratios']):.2f} to {max(run['ratios']):.2f})"
         sizes = [f"{run['bytes']:,}", f"{run['script_bytes']:,}"]
         seconds = [f"{run[name]:.2f} s" for name in ("seconds", "script_seconds")]
         whole = [f"{run[name]:.1f} s" for name in ("whole_seconds", "script_whole_seconds")]
         rows.append([mode, *sizes, *seconds, ratio, *whole])
-    columns = ["mode", "bytes", "script's", "conversion", "script's", "ratio", "the whole job", "script's"]
+    columns = ["mode", "bytes", "script: bytes", "conversion", "script: conversion", "ratio", "total", "script: total"]
     return figures.table(columns, rows)
 
 
-def _calibration(found: Mapping[str, Any]) -> str:
+def _calibration(results: Mapping[str, Any]) -> str:
     rows = [
         [
             f"{int(number):,}",
@@ -91,20 +91,20 @@ def _calibration(found: Mapping[str, Any]) -> str:
             f"{run['memory_before_mb']:.0f} MB",
             f"{run['memory_mb']:.0f} MB",
         ]
-        for number, run in _only_measured(found)
+        for number, run in _only_measured(results)
     ]
-    return figures.table(["rows", "time", "rows per second", "memory before", "at most"], rows)
+    return figures.table(["rows", "time", "rows per second", "memory before", "peak memory"], rows)
 
 
-def _ranges(found: Mapping[str, Any]) -> str:
-    runs = {"min_max, without such rows": found["clean"]["table"]["min_max"], **found["with_outliers"]["table"]}
+def _ranges(results: Mapping[str, Any]) -> str:
+    runs = {"min_max, without outliers": results["clean"]["table"]["min_max"], **results["with_outliers"]["table"]}
     rows = [[name, figures.percent(run["accuracy"]), f"**{run['drop']:.2f}**"] for name, run in runs.items()]
     return figures.table(["ranges", "accuracy", "drop, points"], rows)
 
 
-def _only_measured(found: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The runs; what is said of the machine is beside them."""
-    return ((name, run) for name, run in found.items() if isinstance(run, Mapping) and "seconds" in run)
+def _only_measured(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields the runs without the description of the machine, which is in the same object."""
+    return ((name, run) for name, run in results.items() if isinstance(run, Mapping) and "seconds" in run)
 
 
 def _plot(modes: Mapping[str, Mapping[str, Any]]) -> alt.TopLevelMixin:

@@ -1,4 +1,4 @@
-"""How benchmarks run their parts: each in a process of its own, and what machine that was."""
+"""Runs each part of a benchmark in a separate process, and describes the machine."""
 
 import json
 import os
@@ -13,15 +13,15 @@ from typing import Any
 
 import typer
 
-DATA = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
+DATA = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist installs it here.
 
 
 class Children:
-    """Runs a script's commands in processes of their own: a peak of memory, or a failure, is then theirs alone.
+    """Runs a script's commands in separate processes, so that each has its own peak memory and its own failures.
 
     Args:
-      script: the file.
-      log: to which their errors go.
+      script: Path of the script.
+      log: File that receives the standard error of all commands.
     """
 
     def __init__(self, script: str, log: Path):
@@ -29,20 +29,20 @@ class Children:
         self._script, self._log = script, log
 
     def __call__(self, *arguments: str) -> dict[str, Any]:
-        """What the command prints as its last line."""
+        """Returns the JSON object that the command prints as its last line."""
         print(f"{time.strftime('%H:%M:%S')} {' '.join(arguments)}", file=sys.stderr)
         environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
         command = [sys.executable, self._script, *arguments]
         with self._log.open("a") as file:
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=file, env=environment, text=True, check=False)
         if done.returncode:
-            message = f"`{' '.join(arguments)}` failed with {done.returncode}; why is at the end of {self._log}"
+            message = f"`{' '.join(arguments)}` failed with {done.returncode}; the reason is at the end of {self._log}"
             raise SystemExit(message)
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def machine(packages: Sequence[str]) -> dict[str, Any]:
-    """The processor, and the versions of Python and of these packages."""
+    """Returns the processor, the Python version and the versions of `packages`."""
     return {
         "cores": os.cpu_count(),
         "processor": _processor(),
@@ -52,7 +52,7 @@ def machine(packages: Sequence[str]) -> dict[str, Any]:
 
 
 def require_data(folder: Path) -> None:
-    """Raises typer's error where (Fashion-)MNIST isn't."""
+    """Raises typer.BadParameter if `folder` does not hold (Fashion-)MNIST."""
     if not any((folder / f"train-images-idx3-ubyte{end}").is_file() for end in ("", ".gz")):
         raise typer.BadParameter(
             f"There is no train-images-idx3-ubyte or .gz in the folder {folder}. Remedy: apt-get install "
@@ -61,7 +61,7 @@ def require_data(folder: Path) -> None:
 
 
 def write(path: Path, content: Any) -> None:
-    """Writes JSON, with the folder."""
+    """Writes JSON to `path` and creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
 
