@@ -8,7 +8,7 @@ export UV_COMPILE_BYTECODE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline test test-fast test-peers test-next lint format bench constraints clean
+.PHONY: help setup pipeline test test-fast test-peers test-next lint format bench digests constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -48,7 +48,11 @@ format: setup  ## format the code
 	$(BIN)/ruff format .
 
 bench: setup  ## every benchmark, one after the other; each prints one JSON object
-	@for benchmark in benchmarks/*.py; do echo "$$benchmark" >&2; $(BIN)/python $$benchmark || exit 1; done
+	@for benchmark in pipeline evaluator pruning fine_tuning quantization; do \
+	  echo "benchmarks/$$benchmark.py" >&2; $(BIN)/python benchmarks/$$benchmark.py || exit 1; done
+
+digests: setup  ## digests of what the public functions return (ARGS="--against FILE" compares with an earlier output)
+	@$(BIN)/python benchmarks/digests.py $(ARGS)
 
 constraints: setup  ## resolve pyproject.toml anew, for both TFX lines
 	$(BIN)/uv pip compile --quiet --universal --upgrade --all-extras --no-annotate --no-header --no-emit-index-url \
