@@ -72,7 +72,7 @@ def test_n_of_m_zeros_are_those_of_tfmot(shape, n, m):
     values = np.round(np.random.default_rng(0).normal(size=shape), 1)  # with ties
     values[values == 0] = 0.1
     made = kernel(values, "dense" if len(shape) == 2 else "convolution")
-    if masks.carries(made, PruningPlan(pattern=f"{n}:{m}")):
+    if masks.supports_pattern(made, PruningPlan(pattern=f"{n}:{m}")):
         ours = masked(made, 1 - n / m, PruningPlan(pattern=f"{n}:{m}"))
         np.testing.assert_array_equal(ours, tfmot_mask(values, 0.5, sparsity_m_by_n=(m - n, m)))
         assert pruning_utils.is_pruned_m_by_n(tf.constant(ours * values), (m - n, m))
@@ -145,7 +145,7 @@ def test_of_an_incomplete_group_at_most_n_stay():
 )
 def test_which_kernels_carry_a_pattern(shape, kind, pattern, expected):
     made, plan = random_kernel(shape, kind), PruningPlan(pattern=pattern)
-    assert masks.carries(made, plan) == expected
+    assert masks.supports_pattern(made, plan) == expected
     if not expected:
         with pytest.raises(ConfigError, match="too small"):
             masked(made, 0.5, plan)
@@ -167,7 +167,7 @@ def kernels(draw):
 @given(kernels(), st.sampled_from(["unstructured", "2:4", "1:4", "3:5", "4x1", "1x4", "2x3"]), st.floats(0, 0.999))
 def test_any_mask_has_the_shape_obeys_its_pattern_and_keeps_something(made, pattern, sparsity):
     plan = PruningPlan(pattern=pattern)
-    if not masks.carries(made, plan):
+    if not masks.supports_pattern(made, plan):
         return
     kept = masked(made, sparsity, plan)
     assert kept.shape == made.shape and kept.dtype == bool
@@ -182,7 +182,7 @@ def test_any_mask_has_the_shape_obeys_its_pattern_and_keeps_something(made, patt
 @given(kernels(), st.sampled_from(["unstructured", "4x1", "2x3"]), st.floats(0, 0.9), st.floats(0, 0.9))
 def test_what_goes_at_a_sparsity_goes_at_any_higher_one(made, pattern, one, other):
     plan = PruningPlan(pattern=pattern)
-    if masks.carries(made, plan):
+    if masks.supports_pattern(made, plan):
         low, high = masked(made, min(one, other), plan), masked(made, max(one, other), plan)
         assert (low | ~high).all()
 

@@ -1,4 +1,4 @@
-"""Whole filters, units and heads, removed from a network with all that depends on them."""
+"""Channel pruning: whole filters, units and heads, removed from a network with everything that depends on them."""
 
 import contextlib
 import math
@@ -8,181 +8,191 @@ from typing import Any
 import numpy as np
 
 from tfx_compression.errors import ModelError
-from tfx_compression.keras_models import graph
+from tfx_compression.keras_models import graph, model_size
 from tfx_compression.keras_models.model_size import ModelSize
-from tfx_compression.model_handle import ModelHandle
-from tfx_compression.pruning import criteria, surgery
+from tfx_compression.model_handle import ModelHandle, copy_compilation
+from tfx_compression.pruning import importance, surgery
 from tfx_compression.pruning.dependency_graph import ChannelGroup, DependencyGraph
+from tfx_compression.pruning.model_pruner import AppliedPruning, Kept, ModelPruner, assigned
 from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.pruning_group import PruningGroup
 from tfx_compression.pruning.statistics import Statistics
-from tfx_compression.pruning.technique import Technique, assigned
 
-_KINDS = {"filter": ("filter",), "neuron": ("neuron", "head")}
+_KINDS = {"filter": ("filter",), "neuron": ("neuron", "head")}  # kinds of channel groups that a technique prunes
 
 
-class ChannelPruner(Technique):
-    """The techniques `filter` and `neuron`: the parts are groups of coupled channels.
+class ChannelPruner(ModelPruner):
+    """The techniques `filter` and `neuron`. Each group is a group of coupled channels.
+
+    Args:
+      handle: The model, which is left as it is.
+      plan: The plan.
 
     Raises:
-      ModelError: for a model without a graph of layers, or with a layer that isn't supported where the plan is strict.
-      ConfigError: where a rule matches no layer or nothing is left.
+      ModelError: The model has no graph of layers, or an unsupported layer while the plan is strict.
+      ConfigError: A rule matches no layer, or nothing is left to prune.
     """
 
-    rounding = "what stays of each layer is a whole number of channels, a multiple of round_to, and at least one"
+    rounding_reason = "each layer keeps a whole number of channels, a multiple of round_to, and at least one"
 
-    def __init__(self, trained: ModelHandle, whole: ModelSize, plan: PruningPlan):
-        if trained.network is None:
-            what = f"{trained.path} is a SavedModel" if trained.path else f"{trained.model.name!r} is"
+    def __init__(self, handle: ModelHandle, plan: PruningPlan):
+        if handle.network is None:
+            model = f"{handle.path} is a SavedModel" if handle.path else f"{handle.model.name!r} is"
             raise ModelError(
-                f"Technique {plan.technique!r} removes channels, which needs the graph of layers, and the model "
-                f"{what} without one. Remedy: in Trainer's run_fn, save a tf_keras model "
+                f"Technique {plan.technique!r} removes channels, which requires the graph of layers, and the model "
+                f"{model} without one. Remedy: in Trainer's run_fn, save a tf_keras model "
                 'with model.save(fn_args.serving_model_dir, save_format="tf", signatures=…), or a Keras 3 model also '
-                "with model.save(os.path.join(fn_args.serving_model_dir, 'model.keras')); or use technique 'weight'."
+                "with model.save(os.path.join(fn_args.serving_model_dir, 'model.keras')); or use technique 'weight'.",
+                code="no-layer-graph",
             )
-        _require_no_loss_inside(trained.model)
-        self.structure = DependencyGraph(trained.network)
+        _require_no_added_loss(handle.model)
+        self.dependencies = DependencyGraph(handle.network)
         if plan.strict:
-            self.structure.require_supported()
-        groups = {name: group for name, group in self.structure.groups.items() if group.kind in _KINDS[plan.technique]}
+            self.dependencies.require_supported()
+        channel_groups = self.dependencies.groups.items()
+        groups = {name: group for name, group in channel_groups if group.kind in _KINDS[plan.technique]}
         locked = {name: group.blocked for name, group in groups.items() if group.blocked}
-        locked |= _tied(groups, trained)
-        why = {name: reason for name, group in groups.items() if (reason := self._left_alone(group, trained, plan))}
-        super().__init__(
-            trained, whole, plan, {name: group.layers for name, group in groups.items()}, {**why, **locked}
-        )
+        locked |= _tied(groups, handle)
+        protected = {name: reason for name, group in groups.items() if (reason := self._protected(group, handle, plan))}
+        layers = {name: group.layers for name, group in groups.items()}
+        super().__init__(handle, plan, layers, {**protected, **locked})
         self._note_blocked(locked)
-        self.follow_rules(locked)
-        self._size = _Size(self.structure, trained, whole)
+        self.apply_rules(locked)
+        self._estimate = _SizeEstimate(self.dependencies, handle, self.size)
 
     def score(self, statistics: Statistics | None) -> None:
-        """See the base class. A unit's score is the mean of what the kernels that make it say, each of mean 1."""
-        producers = [producer for name in self.names for producer in self.structure.groups[name].producers]
+        """See the base class. The score of a unit is the mean of its producing kernels' scores, each of mean 1."""
+        producers = [producer for name in self.names for producer in self.dependencies.groups[name].producers]
         axes = {producer.kernel: (producer.axis,) for producer in producers}
-        scores = criteria.score(self.trained.kernels, list(axes), self.plan, statistics, axes)
+        scores = importance.score(self.handle.kernels, list(axes), self.plan, self.criterion, statistics, axes)
         for name in self.names:
-            group = self.structure.groups[name]
-            shapes = [self.trained.kernels[producer.kernel].shape for producer in group.producers]
+            group = self.dependencies.groups[name]
+            shapes = [self.handle.kernels[producer.kernel].shape for producer in group.producers]
             density = sum(map(sum, shapes)) / sum(map(math.prod, shapes))
             multiple = self.plan.round_to // math.gcd(self.plan.round_to, group.width)
-            self.parts[name] = PruningGroup(name, self._scores(group, scores), density, min(multiple, group.size))
+            self.groups[name] = PruningGroup(
+                name, self._unit_scores(group, scores), density, min(multiple, group.size)
+            )
 
-    def choices(self, sparsities: Mapping[str, float]) -> dict[str, np.ndarray]:
-        """Which units stay, of the groups of which some go."""
-        chosen = {}
-        for name, sparsity in sparsities.items():
-            part = self.parts[name]
-            kept = part.kept(sparsity)
-            if kept < part.scores.size:
-                chosen[name] = np.zeros(part.scores.size, bool)
-                chosen[name][np.argsort(-part.scores, kind="stable")[:kept]] = True
-        return chosen
+    def select(self, sparsity: Mapping[str, float]) -> dict[str, np.ndarray]:
+        """Returns the units to keep of the groups that lose some, [units] of bool."""
+        kept = {}
+        for name, fraction in sparsity.items():
+            group = self.groups[name]
+            count = group.kept(fraction)
+            if count < group.scores.size:
+                kept[name] = np.zeros(group.scores.size, bool)
+                kept[name][np.argsort(-group.scores, kind="stable")[:count]] = True
+        return kept
 
-    def apply(self, choices: Mapping[str, np.ndarray]) -> Any:
-        """A new network without what goes."""
-        return surgery.remove(self.structure, choices)
+    def apply(self, kept: Kept) -> AppliedPruning:
+        """Builds a new network without the removed units, compiled as the model is."""
+        network = surgery.remove(self.dependencies, kept)
+        copy_compilation(self.handle.model, network)
+        channels = surgery.channels_left(self.dependencies, kept)
+        return AppliedPruning(network, model_size.measure(network), channels=channels)
 
-    def size(self, name: str) -> int:
+    def elements(self, name: str) -> int:
         """See the base class."""
-        return self.structure.groups[name].size
+        return self.dependencies.groups[name].size
 
-    def saved(self, sparsities: Mapping[str, float]) -> float:
-        """See the base class. Exact for what layers' configurations say: weights, and the MACs that they take."""
-        return self._size.saved(self.plan.target, self.choices(sparsities))
+    def saved_fraction(self, sparsity: Mapping[str, float]) -> float:
+        """See the base class. It is exact for parameters and MACs that the layers' configurations determine."""
+        return self._estimate.saved(self.plan.target, self.select(sparsity))
 
     def ablated(self, name: str, sparsity: float) -> contextlib.AbstractContextManager[None]:
-        """See the base class: what goes is zero wherever it is made or used, which is the same as its removal."""
-        kept = self.structure.kept(self.choices({name: sparsity}))
+        """See the base class. Removed units are zero wherever they are produced or used, which equals removal."""
+        keep = self.dependencies.kept(self.select({name: sparsity}))
         values: dict[int, tuple[Any, np.ndarray]] = {}
-        for each in self.structure.channels.slices.values():
-            stays = kept(each.channel_ids)
+        for weight_axis in self.dependencies.channels.slices.values():
+            stays = keep(weight_axis.channel_ids)
             if not stays.all():
-                variable, value = values.get(id(each.variable), (each.variable, None))
+                variable, value = values.get(id(weight_axis.variable), (weight_axis.variable, None))
                 value = np.asarray(variable.numpy()) if value is None else value
-                shape = [-1 if axis == each.axis else 1 for axis in range(value.ndim)]
+                shape = [-1 if axis == weight_axis.axis else 1 for axis in range(value.ndim)]
                 values[id(variable)] = (variable, value * stays.reshape(shape).astype(value.dtype))
         return assigned(list(values.values()))
 
-    def _scores(self, group: ChannelGroup, scores: Mapping[str, np.ndarray]) -> np.ndarray:
-        found = []
+    def _unit_scores(self, group: ChannelGroup, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+        per_kernel = []
         for producer in group.producers:
             if producer.kernel in scores:
-                of = scores[producer.kernel]
-                units = (
-                    producer.units if producer.outputs is None or of.size == producer.units.size else producer.outputs
-                )
-                summed = np.bincount(units[units >= 0], of[units >= 0], group.size)
-                found.append(criteria.normalize(summed))
-        if not found:
-            raise criteria.unscored(self.plan, group.name)
-        return np.mean(found, axis=0)
+                values, outputs = scores[producer.kernel], producer.outputs
+                units = producer.units if outputs is None or values.size == producer.units.size else outputs
+                summed = np.bincount(units[units >= 0], values[units >= 0], group.size)
+                per_kernel.append(importance.normalize(summed))
+        if not per_kernel:
+            raise importance.unscored(self.criterion, group.name)
+        return np.mean(per_kernel, axis=0)
 
-    def _left_alone(self, group: ChannelGroup, trained: ModelHandle, plan: PruningPlan) -> str:
-        """Why the plan, or the user, leaves a group alone; empty where they don't."""
-        first = [layer for layer in group.layers if layer in self.structure.firsts]
+    def _protected(self, group: ChannelGroup, handle: ModelHandle, plan: PruningPlan) -> str:
+        """Returns the reason why the plan or the user protects a group; empty if they don't."""
+        first = [layer for layer in group.layers if layer in self.dependencies.firsts]
         if first and "first" in plan.protect:
             return f"first layer ({first[0]}), protected by default"
-        if frozen := [producer.kernel for producer in group.producers if producer.kernel in trained.frozen]:
+        if frozen := [producer.kernel for producer in group.producers if producer.kernel in handle.frozen]:
             return f"frozen ({frozen[0]}): fine-tuning could not make up for it"
         return ""
 
     def _note_blocked(self, locked: Mapping[str, str]) -> None:
-        self.notes += [f"Left as it is: layer {name!r} {why}." for name, why in self.structure.unsupported.items()]
-        for name, why in locked.items():
-            if "is an output" not in why:
-                self.notes.append(f"The channels of {name!r} are left alone: one of them {why}.")
-        for name, why in self.protected.items():
-            coupled = [layer for layer in self.layers[name] if layer not in self.structure.firsts]
-            if why.startswith("first") and coupled:
+        unsupported = self.dependencies.unsupported.items()
+        self.notes += [f"Left as it is: layer {name!r} {reason}." for name, reason in unsupported]
+        for name, reason in locked.items():
+            if "is an output" not in reason:
+                self.notes.append(f"The channels of {name!r} are left alone: one of them {reason}.")
+        for name, reason in self.protected.items():
+            coupled = [layer for layer in self.layers[name] if layer not in self.dependencies.firsts]
+            if reason.startswith("first") and coupled:
                 self.notes.append(
-                    f"Protecting the first layer locks what is coupled to its channels, {len(coupled)} more layers: "
-                    f"{', '.join(coupled)}. protect=('last',) prunes them all."
+                    f"Protecting the first layer also protects the layers coupled to its channels, {len(coupled)} "
+                    f"more: {', '.join(coupled)}. protect=('last',) prunes them all."
                 )
 
 
-def _require_no_loss_inside(model: Any) -> None:
-    """Raises ModelError for a loss on symbolic tensors, which a network built anew would not have."""
+def _require_no_added_loss(model: Any) -> None:
+    """Raises ModelError for a loss on symbolic tensors, which a rebuilt network would lose."""
     if graph.add_loss_layers(model):
         raise ModelError(
-            f"The model {model.name!r} has a loss of its own (add_loss on a tensor), which a narrower network would "
-            "lose. Remedy: add it in a layer's call, or compile the model with it; or use technique 'weight'."
+            f"The model {model.name!r} adds a loss on a tensor (add_loss), which a narrower network would lose. "
+            "Remedy: add it in a layer's call, or compile the model with it; or use technique 'weight'.",
+            code="added-loss",
         )
 
 
-class _Size:
-    """What removal saves, worked out without building anything."""
+class _SizeEstimate:
+    """The savings of a removal, computed without building the network."""
 
-    def __init__(self, structure: DependencyGraph, trained: ModelHandle, measured: ModelSize):
-        self._structure = structure
-        self._slices: dict[int, list[Any]] = {}
-        for (variable, _), each in structure.channels.slices.items():
-            self._slices.setdefault(variable, []).append(each)
-        macs = {layer.name: layer.macs or 0 for layer in measured.layers}
-        self._macs = {id(kernel.variable): macs.get(name, 0) for name, kernel in trained.kernels.items()}
-        self._whole = {"parameters": measured.parameters, "bytes": measured.bytes, "macs": max(1, measured.macs)}
+    def __init__(self, dependencies: DependencyGraph, handle: ModelHandle, size: ModelSize):
+        self._dependencies = dependencies
+        self._axes: dict[int, list[Any]] = {}
+        for (variable, _), weight_axis in dependencies.channels.slices.items():
+            self._axes.setdefault(variable, []).append(weight_axis)
+        macs = {layer.name: layer.macs or 0 for layer in size.layers}
+        self._macs = {id(kernel.variable): macs.get(name, 0) for name, kernel in handle.kernels.items()}
+        self._total = {"parameters": size.parameters, "bytes": size.bytes, "macs": max(1, size.macs)}
 
-    def saved(self, target: str, choices: Mapping[str, np.ndarray]) -> float:
-        """The fraction of the target that goes."""
-        kept = self._structure.kept(choices)
-        gone = 0.0
-        for key, slices in self._slices.items():
-            variable = slices[0].variable
-            share = 1 - math.prod(float(kept(each.channel_ids).mean()) for each in slices)
+    def saved(self, target: str, kept: Kept) -> float:
+        """Returns the fraction of the target that is removed."""
+        keep = self._dependencies.kept(kept)
+        removed = 0.0
+        for key, axes in self._axes.items():
+            variable = axes[0].variable
+            share = 1 - math.prod(float(keep(axis.channel_ids).mean()) for axis in axes)
             size = math.prod(int(size) for size in variable.shape)
             if target == "macs":
-                gone += share * self._macs.get(key, 0)
+                removed += share * self._macs.get(key, 0)
             else:
-                gone += share * size * (np.dtype(_dtype(variable)).itemsize if target == "bytes" else 1)
-        return gone / self._whole[target]
+                removed += share * size * (np.dtype(_dtype(variable)).itemsize if target == "bytes" else 1)
+        return removed / self._total[target]
 
 
 def _dtype(variable: Any) -> str:
     return getattr(variable.dtype, "name", variable.dtype)
 
 
-def _tied(groups: Mapping[str, ChannelGroup], trained: ModelHandle) -> dict[str, str]:
-    """The groups that touch a variable which two layers share: they could not be built anew with one."""
-    shared = {*trained.tied, *trained.tied.values()}
+def _tied(groups: Mapping[str, ChannelGroup], handle: ModelHandle) -> dict[str, str]:
+    """Returns the groups with a variable that two layers share, which can't be rebuilt with one variable."""
+    shared = {*handle.tied, *handle.tied.values()}
     return {
         name: f"shares the weights of {producer.kernel!r} between layers"
         for name, group in groups.items()

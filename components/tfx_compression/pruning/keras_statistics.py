@@ -14,7 +14,6 @@ import tf_keras
 from tfx_compression.errors import ModelError
 from tfx_compression.keras_models import graph
 from tfx_compression.kernels import Kernel, sublayers
-from tfx_compression.pruning.plan import PruningPlan
 
 NORMALISATIONS = ("BatchNormalization", "SyncBatchNormalization", "LayerNormalization", "GroupNormalization")
 # Layers that change no channel into another, so that what follows sees the same ones: after normalisation and
@@ -47,13 +46,14 @@ class Sample:
     They are read once: another pass over shuffled data would give other rows, and a sensitivity that is noise.
 
     Args:
-      data: batches; None has no rows.
-      plan: its `sample_rows` and `batch_size` are used.
-      model: whose, for the error.
+      data: Batches; None has no rows.
+      rows: Number of rows.
+      batch_size: Rows per batch.
+      model: Name of the model, for the error message.
     """
 
-    def __init__(self, data: tf.data.Dataset | None, plan: PruningPlan, model: str):
-        self.data = () if data is None else data.unbatch().take(plan.sample_rows).batch(plan.batch_size).cache()
+    def __init__(self, data: tf.data.Dataset | None, rows: int, batch_size: int, model: str):
+        self.data = () if data is None else data.unbatch().take(rows).batch(batch_size).cache()
         self._name = model
 
     def batches(self) -> Iterator[Any]:
@@ -83,13 +83,14 @@ class KerasStatistics(Sample):
       data: batches of (features, labels) or (features, labels, weights), as `fit` takes them. None suffices for
         `scales`.
       kernels: of the model, by name.
-      plan: its `sample_rows` and `batch_size` are used.
+      rows: Number of rows of the data to use.
+      batch_size: Rows per batch.
     """
 
     def __init__(
-        self, model: Any, data: tf.data.Dataset | None, kernels: Mapping[str, Kernel], plan: PruningPlan
+        self, model: Any, data: tf.data.Dataset | None, kernels: Mapping[str, Kernel], rows: int, batch_size: int
     ) -> None:
-        super().__init__(data, plan, model.name)
+        super().__init__(data, rows, batch_size, model.name)
         self._model = model
         self._kernels = kernels
         self._traced: dict[tuple[int, ...], Any] = {}

@@ -28,11 +28,11 @@ def mask(kernel: Kernel, scores: np.ndarray, sparsity: float, plan: PruningPlan)
       Booleans in the kernel's shape; at least one weight or block is True. What ties with the last that stays, stays.
 
     Raises:
-      ConfigError: where the kernel is too small for the pattern, see `carries`.
+      ConfigError: where the kernel is too small for the pattern, see `supports_pattern`.
     """
     if sparsity <= 0:
         return np.ones(scores.shape, bool)
-    if not carries(kernel, plan):
+    if not supports_pattern(kernel, plan):
         raise ConfigError(
             f"PruningPlan.pattern = {plan.pattern!r}: the kernel {kernel.name!r} of shape {kernel.shape} is too small "
             f"for it, nothing of it could be zero. Remedy: rules=[LayerRule(layers={kernel.name!r}, sparsity=0)]."
@@ -46,7 +46,7 @@ def mask(kernel: Kernel, scores: np.ndarray, sparsity: float, plan: PruningPlan)
     return kernel.from_matrix(kept.repeat(plan.block[0], 0).repeat(plan.block[1], 1)[:rows, :columns])
 
 
-def carries(kernel: Kernel, plan: PruningPlan) -> bool:
+def supports_pattern(kernel: Kernel, plan: PruningPlan) -> bool:
     """Whether anything in the kernel can be zero in the plan's pattern.
 
     Not of a convolution with N input channels or fewer at N:M (tfmot leaves it dense and says nothing), of an embedding

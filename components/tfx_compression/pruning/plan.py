@@ -1,4 +1,4 @@
-"""What is to be pruned, how and by how much: the contract between Pruner and SparsityFineTuner."""
+"""The pruning plan: the configuration of Pruner, and its contract with SparsityFineTuner."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -8,64 +8,74 @@ from pydantic import Field, field_validator, model_validator
 
 from tfx_compression.config import Config, Pattern
 from tfx_compression.errors import ConfigError
+from tfx_compression.pruning.allocation import ALLOCATIONS
 
 UNSTRUCTURED = "unstructured"
 
 
 class LayerRule(Config):
-    """The sparsity of the layers whose name matches `layers`, a regular expression for the whole name."""
+    """The sparsity of layers chosen by name.
+
+    Attributes:
+      layers: Regular expression that matches the whole name of a layer.
+      sparsity: Sparsity of these layers; 0 leaves them dense.
+    """
 
     layers: Pattern
     sparsity: float = Field(ge=0.0, lt=1.0)
 
 
 class PruningPlan(Config):
-    """What is pruned: single weights set to zero, or whole filters and neurons removed.
+    """Configuration of a pruning: which weights, filters or units to prune, and how many.
 
     Attributes:
-      technique: `weight`, single weights of convolution, dense, recurrent and embedding kernels are set to zero.
-        `filter`, whole convolution filters are removed, with all that depends on them. `neuron`, the same for dense
-        units, attention heads, LSTM and GRU units.
-      pattern: of the zeros, for `weight`. `unstructured`; `N:M` (2:4), N weights stay of every M along the input
-        channels; `RxC` (4x1), blocks of R inputs and C outputs stay or go together.
-      criterion: what tells the important ones: a name in `criteria.NAMES`, or one that the module file registers.
-      scores: for the criterion `scores`, the path of an NPZ file of importances by kernel name, each in its kernel's
-        shape (or, for `filter` and `neuron`, one per output channel).
-      allocation: how the sparsity is spread. `uniform`, the same everywhere; `global`, the least important of the whole
-        model go; `erdos_renyi` (ERK, arXiv:1911.11134), layers with few weights keep more of them; `lamp`
-        (arXiv:2010.07611); `sensitivity`, each layer's effect on the metric is measured and the least loss solved for.
-      target: what `sparsity` is a fraction of. `sparsity`: the weights, filters or units that can be pruned; otherwise
-        of the whole model's `parameters`, `macs` or `bytes` (for `weight`: of those that are not zero, the bytes with
-        a bit mask of the zeros).
-      sparsity: the fraction that goes, in [0, 1). Set by the pattern for N:M.
-      protect: layers that are left alone unless a rule names them: the `first` with a kernel, the `last` before each
-        output. What is coupled to a protected layer's channels (a residual trunk to its stem) is left alone with it.
-      rules: exceptions by layer name; the last rule that matches a layer wins. Sparsity 0 leaves a layer alone.
-      round_to: for `filter` and `neuron`, what is left of each layer is a multiple of this (8 suits most kernels), at
-        least one multiple, unless nothing is removed.
-      strict: an unsupported layer is an error; otherwise what it touches is left alone, with a note in the report.
-      schedule: `one_shot`, all at once. Of the others Pruner takes the first step, and SparsityFineTuner the rest, in
-        its mode `gradual`: `constant` (the target at once, masks chosen anew while training), `polynomial` and `cubic`
-        (from `initial_sparsity`; Zhu & Gupta, arXiv:1710.01878); in its mode `iterative`: `iterative` (prune and train,
-        `iterations` times).
-      initial_sparsity: where `polynomial` and `cubic` start.
-      power: of `polynomial`.
-      iterations: of `iterative`; each removes the same fraction of what is left.
-      begin_step, end_step, frequency: training steps of `constant`, `polynomial` and `cubic`; without `end_step`, three
-        quarters of the training.
-      sample_rows: rows of the data that criteria and sensitivity look at.
-      batch_size: rows at a time.
-      label_key: the label's feature; by default the one feature of the schema that is no input of the model.
-      sensitivity_levels: the sparsities at which `sensitivity` measures each layer, ascending, in (0, 1).
-      sensitivity_metric: `loss`, or the name of a metric that the model was compiled with.
-      seed: of the sample and of the criterion `random`.
+      technique: `weight` sets single weights of convolution, dense, recurrent and embedding kernels to zero. `filter`
+        removes whole convolution filters and everything that depends on them. `neuron` does the same for dense units,
+        attention heads, LSTM and GRU units.
+      pattern: Pattern of the zeros, for technique `weight`: `unstructured`; `N:M` (2:4), which keeps N of every M
+        weights along the input channels; `RxC` (4x1), which keeps or prunes blocks of R inputs and C outputs.
+      criterion: Importance criterion: a name in `criteria.NAMES`, or one that the module file registers.
+      scores: For criterion `scores`, the path of an NPZ file of importances by kernel name, each in its kernel's shape
+        (or, for `filter` and `neuron`, one per output channel).
+      allocation: Distribution of the sparsity over layers. `uniform` prunes all alike; `global` prunes the least
+        important elements of the whole model; `erdos_renyi` (ERK, arXiv:1911.11134) keeps more of layers with few
+        weights; `lamp` (arXiv:2010.07611) ranks weights by layer-adaptive magnitude; `sensitivity` measures each
+        layer's effect on the metric and solves for the least loss.
+      target: Quantity that `sparsity` is a fraction of. `sparsity`: the weights, filters or units that can be pruned;
+        otherwise the whole model's `parameters`, `macs` or `bytes` (for technique `weight` those of nonzero weights,
+        the bytes with a bit mask of the zeros).
+      sparsity: Fraction to prune, in [0, 1). The pattern N:M sets it.
+      protect: Layers to leave dense unless a rule names them: the `first` with a kernel, the `last` before each
+        output. Layers whose channels are coupled to a protected layer (a residual trunk to its stem) are left dense
+        too.
+      rules: Exceptions by layer name; the last matching rule wins. Sparsity 0 leaves a layer dense.
+      round_to: For `filter` and `neuron`, each layer keeps a multiple of this number of channels (8 suits most
+        kernels), at least one multiple, unless nothing is removed.
+      strict: Whether an unsupported layer is an error. Otherwise the channels that it touches are left alone, with a
+        note in the report.
+      schedule: `one_shot` prunes everything at once. For the other schedules Pruner takes the first step and
+        SparsityFineTuner the rest. Its mode `gradual` takes `constant` (the whole sparsity at once, with masks that
+        are updated during training), `polynomial` and `cubic` (from `initial_sparsity`; Zhu & Gupta,
+        arXiv:1710.01878); its mode `iterative` takes `iterative` (prune and train, `iterations` times).
+      initial_sparsity: First sparsity of `polynomial` and `cubic`.
+      power: Exponent of `polynomial`.
+      iterations: Rounds of `iterative`; each prunes the same fraction of the remaining elements.
+      begin_step: First training step of `constant`, `polynomial` and `cubic`.
+      end_step: Last training step of these schedules; None means three quarters of the training.
+      frequency: Training steps between two mask updates.
+      sample_rows: Number of rows of data that criteria and sensitivity use.
+      batch_size: Rows per batch of this sample.
+      label_key: Name of the label feature; None means the one feature of the schema that isn't an input of the model.
+      sensitivity_levels: Sparsities at which `sensitivity` measures each layer, ascending, in (0, 1).
+      sensitivity_metric: `loss`, or the name of a metric that the model is compiled with.
+      seed: Random seed of the sample and of the criterion `random`.
     """
 
     technique: Literal["weight", "filter", "neuron"] = "weight"
     pattern: str = UNSTRUCTURED
     criterion: str = "magnitude"
     scores: str | None = None
-    allocation: Literal["uniform", "global", "erdos_renyi", "lamp", "sensitivity"] = "uniform"
+    allocation: str = "uniform"
     target: Literal["sparsity", "parameters", "macs", "bytes"] = "sparsity"
     sparsity: float = Field(default=0.5, ge=0.0, lt=1.0)
     protect: tuple[Literal["first", "last"], ...] = ("first", "last")
@@ -89,7 +99,7 @@ class PruningPlan(Config):
     @model_validator(mode="before")
     @classmethod
     def _pattern_sets_sparsity(cls, fields: Any) -> Any:
-        """N:M says itself how much goes."""
+        """Fills in the sparsity that an N:M pattern implies."""
         n_of_m = _n_of_m(fields.get("pattern")) if isinstance(fields, dict) else None
         if n_of_m and fields.get("sparsity") is None:
             return {**fields, "sparsity": 1 - n_of_m[0] / n_of_m[1]}
@@ -97,62 +107,87 @@ class PruningPlan(Config):
 
     @field_validator("pattern")
     @classmethod
-    def _is_pattern(cls, pattern: str) -> str:
+    def _pattern_is_known(cls, pattern: str) -> str:
         sizes = _n_of_m(pattern) or _block(pattern)
         if pattern != UNSTRUCTURED and not sizes:
-            raise ValueError("not `unstructured`, `N:M` with 0 < N < M (2:4), or `RxC` with positive numbers (4x1)")
+            raise ConfigError(
+                "not `unstructured`, `N:M` with 0 < N < M (2:4), or `RxC` with positive numbers (4x1)",
+                code="unknown-pattern",
+            )
         return pattern
+
+    @field_validator("allocation")
+    @classmethod
+    def _allocation_is_known(cls, allocation: str) -> str:
+        if allocation not in ALLOCATIONS:
+            raise ConfigError(f"not one of {', '.join(ALLOCATIONS)}", code="unknown-allocation")
+        return allocation
 
     @field_validator("sensitivity_levels")
     @classmethod
     def _levels_ascend(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
         if not levels or list(levels) != sorted(set(levels)) or not 0 < levels[0] <= levels[-1] < 1:
-            raise ValueError("not one or more ascending fractions between 0 and 1")
+            raise ConfigError("not one or more ascending fractions between 0 and 1", code="bad-levels")
         return levels
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "PruningPlan":
-        structured = self.technique != "weight"
-        if structured and self.pattern != UNSTRUCTURED:
-            raise ValueError(f"pattern {self.pattern!r} is of technique 'weight', not of {self.technique!r}")
-        if structured and self.schedule not in ("one_shot", "iterative"):
-            raise ValueError(
-                f"schedule {self.schedule!r} moves masks while training; {self.technique}s are removed for good: "
-                "use 'one_shot' or 'iterative'"
+    def _technique_fits(self) -> "PruningPlan":
+        if self.structured and self.pattern != UNSTRUCTURED:
+            message = f"pattern {self.pattern!r} is for technique 'weight', not for {self.technique!r}"
+            raise ConfigError(message, field="PruningPlan.pattern", code="pattern-of-channels")
+        if self.structured and self.schedule not in ("one_shot", "iterative"):
+            raise ConfigError(
+                f"schedule {self.schedule!r} updates masks during training, and {self.technique}s are removed for "
+                "good: use 'one_shot' or 'iterative'",
+                field="PruningPlan.schedule",
+                code="schedule-of-channels",
             )
-        if not structured and self.round_to != 1:
-            raise ValueError(f"round_to={self.round_to} is for the techniques 'filter' and 'neuron'")
-        if n_of_m := _n_of_m(self.pattern):
-            fixed = 1 - n_of_m[0] / n_of_m[1]
-            if abs(self.sparsity - fixed) > 1e-6:
-                raise ValueError(f"sparsity={self.sparsity} with pattern {self.pattern!r}, which makes it {fixed:g}")
-            if (
-                self.allocation != "uniform"
-                or self.target != "sparsity"
-                or self.schedule not in ("one_shot", "constant")
-            ):
-                raise ValueError(
-                    f"pattern {self.pattern!r} prunes every layer alike and at once: leave allocation at 'uniform', "
-                    "target at 'sparsity' and schedule at 'one_shot' or 'constant'"
-                )
-            if any(rule.sparsity not in (0.0, self.sparsity) for rule in self.rules):
-                raise ValueError(f"a rule's sparsity must be 0 (leave it dense) or {fixed:g} with {self.pattern!r}")
+        if not self.structured and self.round_to != 1:
+            message = f"round_to={self.round_to} is for techniques 'filter' and 'neuron'"
+            raise ConfigError(message, field="PruningPlan.round_to", code="round-to-of-weights")
+        return self
+
+    @model_validator(mode="after")
+    def _n_of_m_fits(self) -> "PruningPlan":
+        if self.n_of_m is None:
+            return self
+        implied = 1 - self.n_of_m[0] / self.n_of_m[1]
+        if abs(self.sparsity - implied) > 1e-6:
+            message = f"sparsity={self.sparsity} with pattern {self.pattern!r}, which implies {implied:g}"
+            raise ConfigError(message, field="PruningPlan.sparsity", code="sparsity-of-pattern")
+        if self.allocation != "uniform" or self.target != "sparsity" or self.schedule not in ("one_shot", "constant"):
+            raise ConfigError(
+                f"pattern {self.pattern!r} prunes every layer alike and at once: leave allocation at 'uniform', "
+                "target at 'sparsity' and schedule at 'one_shot' or 'constant'",
+                field="PruningPlan.pattern",
+                code="n-of-m-is-uniform",
+            )
+        if any(rule.sparsity not in (0.0, self.sparsity) for rule in self.rules):
+            message = f"a rule's sparsity must be 0 (leave it dense) or {implied:g} with {self.pattern!r}"
+            raise ConfigError(message, field="PruningPlan.rules", code="rule-of-pattern")
+        return self
+
+    @model_validator(mode="after")
+    def _values_fit(self) -> "PruningPlan":
         if (self.criterion == "scores") != (self.scores is not None):
-            raise ValueError("criterion 'scores' and the path `scores` go together")
+            message = "criterion 'scores' and the path `scores` require each other"
+            raise ConfigError(message, field="PruningPlan.scores", code="scores-without-criterion")
         if self.schedule in ("polynomial", "cubic") and self.initial_sparsity > self.sparsity:
-            raise ValueError(f"initial_sparsity={self.initial_sparsity} is above sparsity={self.sparsity}")
+            message = f"initial_sparsity={self.initial_sparsity} is above sparsity={self.sparsity}"
+            raise ConfigError(message, field="PruningPlan.initial_sparsity", code="initial-above-sparsity")
         if self.end_step is not None and self.end_step <= self.begin_step:
-            raise ValueError(f"end_step={self.end_step} is not after begin_step={self.begin_step}")
+            message = f"end_step={self.end_step} is not after begin_step={self.begin_step}"
+            raise ConfigError(message, field="PruningPlan.end_step", code="end-before-begin")
         return self
 
     @property
     def n_of_m(self) -> tuple[int, int] | None:
-        """(N, M) of the pattern `N:M`: N of M weights stay."""
+        """(N, M) of a pattern `N:M`: N of M weights are kept."""
         return _n_of_m(self.pattern)
 
     @property
     def block(self) -> tuple[int, int]:
-        """(inputs, outputs) that stay or go together."""
+        """(inputs, outputs) of the blocks that are kept or pruned together."""
         return _block(self.pattern) or (1, 1)
 
     @property
@@ -160,34 +195,38 @@ class PruningPlan(Config):
         """Whether channels are removed, rather than weights set to zero."""
         return self.technique != "weight"
 
-    def first_step(self) -> float:
-        """The sparsity that Pruner itself brings about."""
+    @property
+    def first_step_sparsity(self) -> float:
+        """Sparsity after the first step of the schedule, which Pruner takes."""
         if self.schedule in ("polynomial", "cubic"):
             return self.initial_sparsity
         if self.schedule == "iterative":
             return 1 - (1 - self.sparsity) ** (1 / self.iterations)
         return self.sparsity
 
-    def exceptions(self, parts: Mapping[str, Iterable[str]]) -> dict[str, float]:
-        """What the rules say of parts of a model, by name; nothing of those that no rule matches.
+    def rule_sparsity(self, groups: Mapping[str, Iterable[str]]) -> dict[str, float]:
+        """Returns the sparsity that the rules set, by group; groups that no rule matches are left out.
 
         Args:
-          parts: by name, the layers that a part concerns: a rule matches it by its name or one of theirs.
+          groups: Names of the layers of each group, by the group's name. A rule matches a group by either.
 
         Raises:
-          ConfigError: where a rule matches none of them.
+          ConfigError: A rule matches no group.
         """
         result: dict[str, float] = {}
         for rule in self.rules:
             matched = [
                 name
-                for name, layers in parts.items()
+                for name, layers in groups.items()
                 if any(re.fullmatch(rule.layers, known) for known in (name, *layers))
             ]
             if not matched:
                 raise ConfigError(
                     f"PruningPlan.rules: the pattern {rule.layers!r} matches no layer that can be pruned. "
-                    f"Patterns match whole names; the model's are: {', '.join(parts) or 'none'}."
+                    f"Patterns match whole names. Remedy: the names of the model, which are: "
+                    f"{', '.join(groups) or 'none'}.",
+                    field="PruningPlan.rules",
+                    code="unmatched-rule",
                 )
             result.update(dict.fromkeys(matched, rule.sparsity))
         return result

@@ -1,4 +1,4 @@
-"""What pruning shares out sparsity over: kernels, or groups of coupled channels."""
+"""The unit to which a sparsity is allocated: a kernel, or a group of coupled channels."""
 
 import dataclasses
 
@@ -7,15 +7,16 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class PruningGroup:
-    """What gets one sparsity.
+    """Elements that share one sparsity.
 
     Attributes:
-      name: of the kernel, or of the group of channels.
-      scores: the importance of each element that may go, larger is more important: of single weights in the kernel's
-        shape, or of channel units, [units].
-      erdos_renyi: the Erdős-Rényi-kernel density before scaling: the sum of the kernel's sizes over their product
-        (arXiv:1911.11134); of a group, over its producing kernels together.
-      multiple: the number of elements that stay is a multiple of this (`round_to`), at least one, unless all stay.
+      name: Name of the kernel or of the channel group.
+      scores: Importance of each element that can be pruned; larger is more important. Single weights have the kernel's
+        shape, blocks of weights [block rows, block columns], channel units [units].
+      erdos_renyi: Erdős-Rényi-kernel density before scaling: the sum of the kernel's sizes over their product
+        (arXiv:1911.11134). For channels, the sums and products of all producing kernels are added up.
+      multiple: The number of kept elements is a multiple of this (`round_to`), and at least one multiple, unless all
+        are kept.
     """
 
     name: str
@@ -24,7 +25,7 @@ class PruningGroup:
     multiple: int = 1
 
     def kept(self, sparsity: float) -> int:
-        """How many elements stay at `sparsity`."""
+        """Returns the number of elements that are kept at `sparsity`."""
         size = self.scores.size
         kept = round(size * (1 - sparsity))
         if self.multiple > 1:

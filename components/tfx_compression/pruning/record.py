@@ -1,4 +1,4 @@
-"""What a pruning did, as JSON: what the report shows and ML Metadata's readers open."""
+"""The record of a pruning: what the report shows and what SparsityFineTuner reads."""
 
 import pydantic
 
@@ -9,16 +9,16 @@ RECORD_FILE = "pruning.json"
 
 
 class GroupResult(pydantic.BaseModel):
-    """A kernel, or a group of channels that go together.
+    """The result for one pruning group: a kernel, or channels that are removed together.
 
     Attributes:
-      name: of the kernel or of the group (its first producing layer).
-      layers: the layers that it concerns: one, or all that are coupled.
-      elements: how many weights or channel units it has.
-      kept: how many are left after this step.
-      target: the fraction that is to go in the end, by the plan's schedule.
-      protected: why it was left alone (`first`, `last`, a rule, an unsupported layer …), or empty.
-      scores: the smallest, the median and the largest importance, or none where it was left alone.
+      name: Name of the kernel, or of the first layer that produces the channels.
+      layers: Layers of the group: one, or all whose channels are coupled.
+      elements: Number of weights, or of channel units.
+      kept: Number of elements that are left after this step.
+      target_sparsity: Sparsity of the group at the end of the plan's schedule.
+      protected: Reason why the group is not pruned (`first`, `last`, a rule, an unsupported layer …); empty if it is.
+      scores: Smallest, median and largest importance; None for a protected group.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, ser_json_inf_nan="strings")
@@ -27,13 +27,19 @@ class GroupResult(pydantic.BaseModel):
     layers: tuple[str, ...]
     elements: int
     kept: int
-    target: float
+    target_sparsity: float
     protected: str = ""
     scores: tuple[float, float, float] | None = None
 
 
 class SensitivityCurve(pydantic.BaseModel):
-    """How the metric answers to pruning one part alone: its value at each level, the first level being 0."""
+    """The metric as a function of the sparsity of one group, with all other groups left dense.
+
+    Attributes:
+      name: Name of the group.
+      levels: Sparsities, ascending, the first one 0.
+      values: Metric at each level.
+    """
 
     model_config = pydantic.ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
@@ -43,19 +49,19 @@ class SensitivityCurve(pydantic.BaseModel):
 
 
 class PruningRecord(pydantic.BaseModel):
-    """A pruning.
+    """The record of one pruning step.
 
     Attributes:
-      plan: as it was asked for.
-      kind: of the model: `keras2`, `keras3` or `saved_model` (without a layer graph).
-      summary: the model before and after, whole and per layer.
-      parts: what was pruned and what was left alone.
-      channels: by layer, the output channels that stay, where some were removed.
-      notes: what the user should know: blocked groups, coupled protection, what the schedule leaves to do.
-      sensitivity: curves, where they were measured.
-      metric: what the curves show.
-      asked: the fraction of the plan's target that was asked for at this step.
-      reached: the fraction that went.
+      plan: The plan.
+      kind: Kind of the model: `keras2`, `keras3` or `saved_model` (without a layer graph).
+      summary: Sizes of the model before and after, in total and per layer.
+      groups: Results of all groups, protected ones too, in the model's order.
+      channels: Indices of the output channels that are left, by layer, where channels were removed.
+      notes: Messages for the user: blocked groups, coupled protection, what the schedule leaves to do.
+      sensitivity: Sensitivity curves; empty unless they were measured.
+      metric: Metric of the curves.
+      step_sparsity: Sparsity that this step was to reach, as a fraction of the plan's `target`.
+      achieved_sparsity: Sparsity that it reached.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, ser_json_inf_nan="strings")
@@ -63,10 +69,15 @@ class PruningRecord(pydantic.BaseModel):
     plan: PruningPlan
     kind: str
     summary: Summary
-    parts: tuple[GroupResult, ...]
+    groups: tuple[GroupResult, ...]
     channels: dict[str, tuple[int, ...]] = {}
     notes: tuple[str, ...] = ()
     sensitivity: tuple[SensitivityCurve, ...] = ()
     metric: str = ""
-    asked: float
-    reached: float
+    step_sparsity: float
+    achieved_sparsity: float
+
+    @property
+    def target_sparsity(self) -> dict[str, float]:
+        """Sparsity of each pruned group at the end of the plan's schedule, by name."""
+        return {group.name: group.target_sparsity for group in self.groups if group.target_sparsity}

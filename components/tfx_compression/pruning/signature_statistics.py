@@ -9,11 +9,10 @@ import tensorflow as tf
 from tfx_compression.errors import ModelError
 from tfx_compression.kernels import Kernel
 from tfx_compression.pruning.keras_statistics import Sample
-from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.saved_models.saved_model import SavedModel
 
 # The labels and what the signature answers, by name, to the mean loss of the batch, or one of each row.
-Loss = Callable[[Any, Mapping[str, tf.Tensor]], tf.Tensor]
+LossFn = Callable[[Any, Mapping[str, tf.Tensor]], tf.Tensor]
 
 
 class SignatureStatistics(Sample):
@@ -23,15 +22,22 @@ class SignatureStatistics(Sample):
       saved: the SavedModel; its first signature (`serving_default`) is called.
       data: batches of (features, labels): features by the signature's argument, or its one argument itself.
       kernels: of the model, by name.
-      plan: its `sample_rows` and `batch_size` are used.
-      loss: of a batch.
+      rows: Number of rows of the data to use.
+      batch_size: Rows per batch.
+      loss: Loss of a batch.
     """
 
     def __init__(
-        self, saved: SavedModel, data: tf.data.Dataset, kernels: Mapping[str, Kernel], plan: PruningPlan, loss: Loss
+        self,
+        saved: SavedModel,
+        data: tf.data.Dataset,
+        kernels: Mapping[str, Kernel],
+        rows: int,
+        batch_size: int,
+        loss: LossFn,
     ):
         self._signature = next(iter(saved.signatures.values()))
-        super().__init__(data, plan, saved.path)
+        super().__init__(data, rows, batch_size, saved.path)
         self._kernels = kernels
         self._loss = loss
 

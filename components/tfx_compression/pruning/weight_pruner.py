@@ -1,4 +1,4 @@
-"""Single weights, set to zero by masks: of any model that has variables."""
+"""Weight pruning: masks that set single weights to zero, in any model that has variables."""
 
 import contextlib
 import math
@@ -8,85 +8,94 @@ import numpy as np
 
 from tfx_compression.errors import ConfigError
 from tfx_compression.keras_models import graph
-from tfx_compression.keras_models.model_size import ModelSize
-from tfx_compression.kernels import Kernel
 from tfx_compression.model_handle import ModelHandle
-from tfx_compression.pruning import criteria
+from tfx_compression.pruning import importance
+from tfx_compression.pruning.allocation import ALLOCATIONS
 from tfx_compression.pruning.dependency_graph import DependencyGraph
-from tfx_compression.pruning.masks import block_scores, carries, mask
+from tfx_compression.pruning.masks import block_scores, mask, supports_pattern
+from tfx_compression.pruning.model_pruner import AppliedPruning, Kept, ModelPruner, assigned
 from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.pruning_group import PruningGroup
 from tfx_compression.pruning.statistics import Statistics
-from tfx_compression.pruning.technique import Technique, assigned
 
 
-class WeightPruner(Technique):
-    """The technique `weight`: the parts are kernels.
+class WeightPruner(ModelPruner):
+    """The technique `weight`. Each group is a kernel.
+
+    Args:
+      handle: The model; `apply` changes its weights.
+      plan: The plan.
 
     Raises:
-      ConfigError: where a rule matches no kernel, asks for a pattern that its kernel can't carry, or nothing is left.
+      ConfigError: A rule matches no kernel or names one that is too small for the pattern, or nothing is left to prune.
     """
 
-    rounding = "weights that tie with the least important one that stays are kept too (as tfmot does)"
+    rounding_reason = "weights that tie with the least important kept weight are kept too (as tfmot does)"
 
-    def __init__(self, trained: ModelHandle, whole: ModelSize, plan: PruningPlan):
-        self.kernels = {name: kernel for name, kernel in trained.kernels.items() if kernel.prunable}
-        why = {name: reason for name, reason in _left_alone(trained, plan).items() if name in self.kernels}
-        small = [name for name, kernel in self.kernels.items() if not carries(kernel, plan)]
-        why |= dict.fromkeys(small, f"too small for the pattern {plan.pattern}")
-        super().__init__(trained, whole, plan, {name: (name,) for name in self.kernels}, why)
-        self.follow_rules(_tied(trained))
-        if named := [name for name in small if name in self.fixed]:
+    def __init__(self, handle: ModelHandle, plan: PruningPlan):
+        self.kernels = {name: kernel for name, kernel in handle.kernels.items() if kernel.prunable}
+        protected = {name: reason for name, reason in _protected(handle, plan).items() if name in self.kernels}
+        small = [name for name, kernel in self.kernels.items() if not supports_pattern(kernel, plan)]
+        protected |= dict.fromkeys(small, f"too small for the pattern {plan.pattern}")
+        super().__init__(handle, plan, {name: (name,) for name in self.kernels}, protected)
+        self.apply_rules(_tied(handle))
+        if named := [name for name in small if name in self.rule_sparsity]:
             raise ConfigError(
                 f"PruningPlan.rules name {named[0]!r}, whose kernel of shape {self.kernels[named[0]].shape} is too "
-                f"small for the pattern {plan.pattern!r}: nothing of it could be zero. Remedy: leave it out of the "
-                "rules."
+                f"small for the pattern {plan.pattern!r}: none of its weights could be zero. Remedy: leave it out of "
+                "the rules.",
+                field="PruningPlan.rules",
+                code="kernel-too-small",
             )
         if small:
             self.notes.append(f"Too small for the pattern {plan.pattern} and left dense: {', '.join(small)}.")
         self._scores: dict[str, np.ndarray] = {}
-        self._macs = {layer.name: layer.macs or 0 for layer in whole.layers}
+        self._macs = {layer.name: layer.macs or 0 for layer in self.size.layers}
 
     def score(self, statistics: Statistics | None) -> None:
         """See the base class."""
-        scores = criteria.score(self.kernels, self.names, self.plan, statistics)
+        scores = importance.score(self.kernels, self.names, self.plan, self.criterion, statistics)
         for name in self.names:
             if name not in scores:
-                raise criteria.unscored(self.plan, name)
-            kernel, of = self.kernels[name], scores.pop(name)
-            if self.plan.allocation == "global":
-                of = criteria.normalize(of)
-            self._scores[name] = of
+                raise importance.unscored(self.criterion, name)
+            kernel, values = self.kernels[name], scores.pop(name)
+            if ALLOCATIONS[self.plan.allocation].ranks_groups_together:
+                values = importance.normalize(values)
+            self._scores[name] = values
             if self.plan.block != (1, 1):
-                of = block_scores(kernel, of, self.plan.block)
-            self.parts[name] = PruningGroup(name, of, sum(kernel.shape) / math.prod(kernel.shape))
+                values = block_scores(kernel, values, self.plan.block)
+            self.groups[name] = PruningGroup(name, values, sum(kernel.shape) / math.prod(kernel.shape))
 
-    def masks(self, sparsities: Mapping[str, float]) -> dict[str, np.ndarray]:
-        """Which weights stay, of the kernels of which some go."""
+    def select(self, sparsity: Mapping[str, float]) -> dict[str, np.ndarray]:
+        """Returns the masks of the kernels that lose weights: True where a weight is kept, in the kernel's shape."""
         return {
-            name: mask(self.kernels[name], self._scores[name], sparsities[name], self.plan)
-            for name in self.parts
-            if sparsities[name]
+            name: mask(self.kernels[name], self._scores[name], sparsity[name], self.plan)
+            for name in self.groups
+            if sparsity.get(name)
         }
 
-    def apply(self, masks: Mapping[str, np.ndarray]) -> None:
-        """Sets the weights to zero."""
-        for name, stays in masks.items():
-            _assign(self.kernels[name], stays)
+    def apply(self, kept: Kept) -> AppliedPruning:
+        """Sets the masked weights of the model to zero."""
+        for name, stays in kept.items():
+            kernel = self.kernels[name]
+            values = kernel.values
+            kernel.variable.assign(np.where(stays, values, np.zeros((), values.dtype)))
+        return AppliedPruning(self.handle.model, self.handle.measure(), masks=kept)
 
-    def size(self, name: str) -> int:
+    def elements(self, name: str) -> int:
         """See the base class."""
         return math.prod(self.kernels[name].shape)
 
-    def saved(self, sparsities: Mapping[str, float]) -> float:
-        """See the base class. Bytes are those of the weights that are left and a bit mask of the pruned kernels."""
-        gone = {name: self.size(name) * share for name, share in sparsities.items() if share}
+    def saved_fraction(self, sparsity: Mapping[str, float]) -> float:
+        """See the base class. Bytes are those of the kept weights, and a bit mask for each pruned kernel."""
+        removed = {name: self.elements(name) * fraction for name, fraction in sparsity.items() if fraction}
         if self.plan.target == "parameters":
-            return sum(gone.values()) / self.whole.parameters
+            return sum(removed.values()) / self.size.parameters
         if self.plan.target == "macs":
-            return sum(self._macs.get(name, 0) * sparsities[name] for name in gone) / max(1, self.whole.macs)
-        items = {name: self.kernels[name].itemsize for name in gone}
-        return sum(weights * items[name] - self.size(name) / 8 for name, weights in gone.items()) / self.whole.bytes
+            return sum(self._macs.get(name, 0) * sparsity[name] for name in removed) / max(1, self.size.macs)
+        itemsize = {name: self.kernels[name].itemsize for name in removed}
+        saved = sum(weights * itemsize[name] - self.elements(name) / 8 for name, weights in removed.items())
+        return saved / self.size.bytes
 
     def ablated(self, name: str, sparsity: float) -> contextlib.AbstractContextManager[None]:
         """See the base class."""
@@ -95,35 +104,30 @@ class WeightPruner(Technique):
         return assigned([(kernel.variable, kernel.values * stays)])
 
 
-def _assign(kernel: Kernel, stays: np.ndarray) -> None:
-    values = kernel.values
-    kernel.variable.assign(np.where(stays, values, np.zeros((), values.dtype)))
+def _protected(handle: ModelHandle, plan: PruningPlan) -> dict[str, str]:
+    """Returns the reasons why kernels are not pruned: their place in the network, or what the user did to them."""
+    first, last = _ends(handle)
+    reasons = dict.fromkeys(last if "last" in plan.protect else (), "last layer, protected by default")
+    reasons |= dict.fromkeys(first if "first" in plan.protect else (), "first layer, protected by default")
+    reasons |= dict.fromkeys(handle.frozen, "frozen: fine-tuning could not make up for it")
+    return reasons | _tied(handle)
 
 
-def _left_alone(trained: ModelHandle, plan: PruningPlan) -> dict[str, str]:
-    """By kernel, why it is left alone: its place in the network, or what the user did to it."""
-    firsts, lasts = _ends(trained)
-    why = dict.fromkeys(lasts if "last" in plan.protect else (), "last layer, protected by default")
-    why |= dict.fromkeys(firsts if "first" in plan.protect else (), "first layer, protected by default")
-    why |= dict.fromkeys(trained.frozen, "frozen: fine-tuning could not make up for it")
-    return why | _tied(trained)
+def _tied(handle: ModelHandle) -> dict[str, str]:
+    """Returns the kernels whose variable is pruned under another kernel's name."""
+    return {name: f"shares its weights with {first!r}" for name, first in handle.tied.items()}
 
 
-def _tied(trained: ModelHandle) -> dict[str, str]:
-    """The kernels that are pruned under another's name, whose variable they share."""
-    return {name: f"shares its weights with {first!r}" for name, first in trained.tied.items()}
-
-
-def _ends(trained: ModelHandle) -> tuple[list[str], list[str]]:
-    """The kernels that see the inputs, and those that the outputs come from."""
-    if trained.kind == "saved_model":
-        return trained.model.ends
-    names = list(trained.kernels)
-    if trained.network is None or not graph.is_functional(trained.network):
+def _ends(handle: ModelHandle) -> tuple[list[str], list[str]]:
+    """Returns the kernels next to the inputs, and those next to the outputs."""
+    if handle.kind == "saved_model":
+        return handle.model.ends
+    names = list(handle.kernels)
+    if handle.network is None or not graph.is_functional(handle.network):
         return names[:1], names[-1:]
-    structure = DependencyGraph(trained.network)
+    dependencies = DependencyGraph(handle.network)
 
-    def of(layers: list[str]) -> list[str]:
+    def kernels_of(layers: list[str]) -> list[str]:
         return [name for name in names if any(name == layer or name.startswith(f"{layer}/") for layer in layers)]
 
-    return of(structure.firsts), of(structure.lasts)
+    return kernels_of(dependencies.firsts), kernels_of(dependencies.lasts)
