@@ -364,7 +364,15 @@ def _pruned_and_tuned(
     pruned = tfc.prune(tf_keras.models.load_model(net), plan, batches(0).take(-(-plan.sample_rows // BATCH)))
     config = tfc.FineTuning(**tuning)
     teacher = tf_keras.models.load_model(net) if config.distillation else None
-    tuned = tfc.fine_tune(pruned.model, batches, config, teacher, plan=pruned.record, masks=pruned.masks)
+    tuned = tfc.fine_tune(
+        pruned.model,
+        batches,
+        config,
+        teacher,
+        plan=pruned.plan,
+        target_sparsity=pruned.target_sparsity,
+        masks=pruned.masks,
+    )
     masks = tuned.masks.values()
     zeros = sum(int((~mask).sum()) for mask in masks) / max(1, sum(mask.size for mask in masks))
     return tuned.model, zeros
@@ -452,7 +460,7 @@ def _signature(model: Any, batches: Callable[[int], Any], epochs: int, steps: in
         loaded = model_handle.load(folder)
         if loaded.kind != "saved_model":
             raise SystemExit(f"The SavedModel was read as {loaded.kind}: it would not train through its signature.")
-        masks = tfc.prune(loaded, tfc.PruningPlan(sparsity=0.8)).masks
+        pruned = tfc.prune(loaded, tfc.PruningPlan(sparsity=0.8))
 
         def named(number: int) -> Any:
             return batches(number).map(lambda image, label: ({"image": image}, label))
@@ -460,7 +468,7 @@ def _signature(model: Any, batches: Callable[[int], Any], epochs: int, steps: in
         config = tfc.FineTuning(
             epochs=epochs, learning_rate=1e-3, loss="sparse_categorical_crossentropy", metrics=("accuracy",)
         )
-        tfc.fine_tune(loaded, named, config, masks=masks, callbacks=[clock])
+        tfc.fine_tune(pruned, named, config, callbacks=[clock])
 
 
 def _keras(model: Any, batches: Callable[[int], Any], epochs: int, steps: int, clock: Any) -> None:

@@ -280,7 +280,7 @@ def _pruned_accuracy(
     import tensorflow as tf
     import tf_keras
     import tfx_compression as tfc
-    from tfx_compression.pruning.prune import SensitivityOptions
+    from tfx_compression.pruning.sensitivity import SensitivityOptions
 
     tf_keras.backend.clear_session()
     plan = tfc.PruningPlan(technique="filter", criterion=criterion, allocation=allocation, sparsity=sparsity)

@@ -217,7 +217,7 @@ def custom_objects():
 def compile_fn(model):
     model.compile("sgd", "sparse_categorical_crossentropy")
 
-criteria.register("widest", weights=lambda view: view.values.max(axis=1, keepdims=True) + 0 * view.values)
+criteria.register("widest", weights=lambda inputs: inputs.values.max(axis=1, keepdims=True) + 0 * inputs.values)
 """
 
 
@@ -234,13 +234,13 @@ def test_the_module_file_brings_custom_layers_a_loss_and_a_criterion(tmp_path):
     model.save(serving(tmp_path), save_format="tf")
     try:
         run = Run(tmp_path, PruningPlan(criterion="widest", sparsity=0.5), module_file=str(module)).do()
-        assert {part.name for part in run.record.parts if part.kept < part.elements} == {"b"}
+        assert {part.name for part in run.record.groups if part.kept < part.elements} == {"b"}
     finally:
         criteria._registry.pop("widest", None)
     plan = PruningPlan(technique="filter", criterion="taylor", sparsity=0.5, protect=())
     run = Run(tmp_path, plan, 2, examples=True, module_file=str(module)).do()
     assert any("'mine'" in note for note in run.record.notes)
-    assert {part.name for part in run.record.parts if part.kept < part.elements} == {"b"}
+    assert {part.name for part in run.record.groups if part.kept < part.elements} == {"b"}
 
 
 def test_sensitivity_goes_on_where_a_killed_attempt_ended(tmp_path, monkeypatch):
@@ -276,12 +276,11 @@ def test_what_goes_with_the_model_is_written(tmp_path):
     helpers.save_with_examples_signature(residual_net(), serving(tmp_path))
     run = Run(tmp_path, PruningPlan(technique="filter"), sparsity=0.25, technique="neuron").do()
     assert {path.name for path in Path(run.plan.uri).iterdir()} == {
-        "plan.json",
         "masks.npz",
         "pruning.json",
         "report.html",
     }
-    assert json.loads(Path(run.plan.uri, "plan.json").read_text())["technique"] == "neuron"
+    assert run.record.plan.technique == "neuron"
     assert run.record.plan.sparsity == 0.25
     assert run.record.channels == {"hidden": tuple(run.record.channels["hidden"])}
     assert len(run.record.channels["hidden"]) == 9

@@ -32,9 +32,14 @@ def size(*layers: LayerSize, **changes: Any) -> ModelSize:
     return ModelSize(layers=layers, **{**known, **changes})
 
 
-_STEM = GroupResult(name="stem", layers=("stem",), elements=16, kept=16, target=0.0, protected="first")
+_STEM = GroupResult(name="stem", layers=("stem",), elements=16, kept=16, target_sparsity=0.0, protected="first")
 _TRUNK = GroupResult(
-    name="conv", layers=("conv", "bn", "next"), elements=64, kept=16, target=0.75, scores=(0.00125, 0.5, 1234.0)
+    name="conv",
+    layers=("conv", "bn", "next"),
+    elements=64,
+    kept=16,
+    target_sparsity=0.75,
+    scores=(0.00125, 0.5, 1234.0),
 )
 
 
@@ -46,9 +51,9 @@ def record(**changes: Any) -> PruningRecord:
         "plan": PruningPlan(technique="filter", sparsity=0.75),
         "kind": "keras2",
         "summary": Summary(before=before, after=after),
-        "parts": (_STEM, _TRUNK),
-        "asked": 0.75,
-        "reached": 0.75,
+        "groups": (_STEM, _TRUNK),
+        "step_sparsity": 0.75,
+        "achieved_sparsity": 0.75,
     }
     return PruningRecord(**{**known, **changes})
 
@@ -89,7 +94,7 @@ def values(spec: dict[str, Any]) -> list[dict[str, Any]]:
     ids=["reached", "missed", "first step"],
 )
 def test_the_first_line_is_what_was_asked_and_what_was_reached(plan, asked, reached, said):
-    assert said in page(plan=plan, asked=asked, reached=reached).text
+    assert said in page(plan=plan, step_sparsity=asked, achieved_sparsity=reached).text
 
 
 def test_the_whole_model_is_shown_before_and_after_with_the_factor():
@@ -113,7 +118,9 @@ def test_zeros_are_told_from_weights_that_are_gone():
     after = size(
         layer("conv", 4000, zeros=2000, sparsity=0.5), sparsity=0.5, nonzero_macs=before.macs // 2, bytes_gzip=6000
     )
-    found = page(plan=PruningPlan(), summary=Summary(before=before, after=after), asked=0.5, reached=0.5)
+    found = page(
+        plan=PruningPlan(), summary=Summary(before=before, after=after), step_sparsity=0.5, achieved_sparsity=0.5
+    )
     assert "parameters 4,000, the same" in found.text
     assert "zeros in kernels 0.0 % → 50.0 %" in found.text
     lines = {line[0]: line[1:] for line in found.tables["Whole model"]}
@@ -146,7 +153,7 @@ def test_a_part_has_its_coupled_layers_its_importance_and_the_reason_it_was_left
 
 def test_of_many_coupled_layers_the_first_are_named():
     trunk = _TRUNK.model_copy(update={"layers": tuple(f"block{number}" for number in range(12))})
-    name = page(parts=(trunk,)).tables["1 part"][1][0]
+    name = page(groups=(trunk,)).tables["1 part"][1][0]
     assert name == "conv block0, block1, block2, block3, block4, block5, block6, block7 and 4 more"
 
 
@@ -163,7 +170,7 @@ def test_vega_draws_few_and_many_parts_in_the_colours_of_the_page(count):
     import vl_convert
 
     parts = (_STEM, *(_TRUNK.model_copy(update={"name": f"net/conv{number}"}) for number in range(1, count)))
-    (spec,) = page(parts=parts).specs()
+    (spec,) = page(groups=parts).specs()
     drawn = vl_convert.vegalite_to_svg({**spec, "width": 900})
     assert 'fill="currentColor"' in drawn
     assert "stem" in drawn
@@ -173,7 +180,7 @@ def test_vega_draws_few_and_many_parts_in_the_colours_of_the_page(count):
 
 
 def test_a_pruning_without_parts_has_no_plot():
-    found = page(parts=())
+    found = page(groups=())
     assert found.specs() == []
     assert "What is kept" not in found.text
 
@@ -265,7 +272,7 @@ def test_the_json_in_the_report_is_the_record():
 @pytest.mark.parametrize("kind", ["keras2", "keras3", "saved_model"])
 def test_a_model_of_one_layer_of_any_kind(kind):
     tiny = size(layer("dense", 2, macs=None))
-    found = page(kind=kind, summary=Summary(before=tiny, after=tiny), parts=(), plan=PruningPlan())
+    found = page(kind=kind, summary=Summary(before=tiny, after=tiny), groups=(), plan=PruningPlan())
     assert "1 layer with weights" in found.text
     assert "multiply-accumulates" not in {line[0] for line in found.tables["Whole model"]}
 
@@ -280,7 +287,7 @@ def test_a_large_model_is_folded_but_whole():
     curves = tuple(curve(name, 2.0, 3.0) for name in names)
     source = report.render(
         record(
-            summary=summary, parts=parts, sensitivity=curves, metric="loss", channels=dict.fromkeys(names, (0, 1, 5))
+            summary=summary, groups=parts, sensitivity=curves, metric="loss", channels=dict.fromkeys(names, (0, 1, 5))
         )
     )
     found = Page(source)
@@ -307,7 +314,7 @@ def test_no_name_breaks_out_of_its_place():
             record(
                 kind=name,
                 summary=Summary(before=wild, after=wild),
-                parts=(part, part.model_copy(update={"name": f"{name}2"})),
+                groups=(part, part.model_copy(update={"name": f"{name}2"})),
                 channels={name: (0,)},
                 notes=(name,),
                 sensitivity=(curve(name, 2.0, 3.0),),

@@ -5,8 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tfx_compression.errors import ConfigError
-from tfx_compression.pruning.allocation import allocate
+from tfx_compression.pruning.allocation import Allocator
 from tfx_compression.pruning.pruning_group import PruningGroup
+
+
+def allocate(groups, allocation, sparsity, rules=None, achieved=None, target="sparsity"):
+    return Allocator(groups, allocation, list(rules or {}), achieved, target).allocate(sparsity, rules)
 
 
 def part(name, scores, erdos_renyi=1.0, multiple=1):

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_keras
 from tfx_compression.errors import ModelError
 from tfx_compression.kernels import find_kernels
-from tfx_compression.pruning import criteria
+from tfx_compression.pruning import criteria, importance
 from tfx_compression.pruning.keras_statistics import KerasStatistics
 from tfx_compression.pruning.plan import PruningPlan
 
@@ -24,7 +24,7 @@ def seeded():
 
 
 def probe(model, data, **plan):
-    return KerasStatistics(model, data, find_kernels(model), PruningPlan(**{"batch_size": 5, **plan}))
+    return KerasStatistics(model, data, find_kernels(model), **{"rows": 1024, "batch_size": 5, **plan})
 
 
 def rows(shape, outputs, seed=0):
@@ -42,7 +42,13 @@ def data_of(*arrays):
 def scored(model, data, criterion, technique="filter", **plan):
     plan = PruningPlan(criterion=criterion, technique=technique, batch_size=5, **plan)
     kernels = find_kernels(model)
-    return criteria.score(kernels, list(kernels), plan, KerasStatistics(model, data, kernels, plan))
+    return importance.score(
+        kernels,
+        list(kernels),
+        plan,
+        criteria.lookup(plan.criterion),
+        KerasStatistics(model, data, kernels, plan.sample_rows, plan.batch_size),
+    )
 
 
 def linear(library, units=2):
@@ -112,7 +118,13 @@ def test_taylor_foretells_the_loss_without_a_channel(library):
         kernel.variable.assign(whole)
     plan = PruningPlan(criterion="taylor", technique="filter", batch_size=ROWS)
     kernels = find_kernels(model)
-    found = criteria.score(kernels, ["conv"], plan, KerasStatistics(model, data_of(x, y), kernels, plan))["conv"]
+    found = importance.score(
+        kernels,
+        ["conv"],
+        plan,
+        criteria.lookup(plan.criterion),
+        KerasStatistics(model, data_of(x, y), kernels, plan.sample_rows, plan.batch_size),
+    )["conv"]
     np.testing.assert_allclose(np.sqrt(found), np.abs(changes), atol=0.1 * np.abs(changes).max())
 
 
@@ -138,7 +150,13 @@ def test_taylor_foretells_the_loss_without_a_channel_that_is_normalised(library)
             weight.assign(values)
     plan = PruningPlan(criterion="taylor", technique="filter", batch_size=ROWS)
     kernels = find_kernels(model)
-    found = criteria.score(kernels, ["conv"], plan, KerasStatistics(model, data_of(x, y), kernels, plan))["conv"]
+    found = importance.score(
+        kernels,
+        ["conv"],
+        plan,
+        criteria.lookup(plan.criterion),
+        KerasStatistics(model, data_of(x, y), kernels, plan.sample_rows, plan.batch_size),
+    )["conv"]
     np.testing.assert_allclose(np.sqrt(found), np.abs(changes), atol=0.1 * np.abs(changes).max())
 
 
@@ -253,7 +271,7 @@ def test_metrics_are_those_of_the_weights_of_now(library):
 @BOTH
 def test_only_the_samples_rows_are_looked_at(library):
     (x, y), model = rows((3,), 2), linear(library)
-    made = probe(model, data_of(x, y).repeat(), sample_rows=12)
+    made = probe(model, data_of(x, y).repeat(), rows=12)
     assert [len(batch[0]) for batch in made.batches()] == [5, 5, 2]
     assert len(list(made.rows())) == 12
     expected = np.abs(model(x[:12]).numpy() - y[:12]).mean()
@@ -262,7 +280,7 @@ def test_only_the_samples_rows_are_looked_at(library):
 
 def test_shuffled_data_gives_the_same_rows_each_time():
     x, y = rows((3,), 2)
-    made = probe(linear(tf_keras), tf.data.Dataset.from_tensor_slices((x, y)).shuffle(ROWS).batch(4), sample_rows=8)
+    made = probe(linear(tf_keras), tf.data.Dataset.from_tensor_slices((x, y)).shuffle(ROWS).batch(4), rows=8)
     first, second = ([batch[0].numpy() for batch in made.batches()] for _ in range(2))
     np.testing.assert_array_equal(np.concatenate(first), np.concatenate(second))
 

@@ -26,12 +26,13 @@ def iterative(kind="keras2", folder=None, rounds=3, epochs=1, rows=32, config=No
     model = nets.dense(kind, folder)
     plan = PruningPlan(**{**nets.DENSE, "schedule": "iterative", "iterations": rounds, "sparsity": 0.875, **plan})
     pruned = prune(model, plan, nets.points())
+    model = pruned.handle
     seen = nets.seen(model)
     tuned = fine_tune(
         model,
         nets.points(rows),
         FineTuning(mode="iterative", epochs=epochs, **{**MSE, **(config or {})}),
-        plan=pruned.record,
+        plan=pruned.plan,
         masks=pruned.masks,
         callbacks=[seen],
         validation_data=nets.points(32, seed=5),
@@ -98,6 +99,7 @@ def surviving(kind, folder, rewind):
     model = nets.dense(kind, folder)
     plan = PruningPlan(**nets.DENSE, schedule="iterative", iterations=2, sparsity=0.75)
     pruned = prune(model, plan)
+    model = pruned.handle
     start = nets.kernels(model)
     trained_first = []
 
@@ -114,7 +116,12 @@ def surviving(kind, folder, rewind):
     compared(start)
     config = FineTuning(mode="iterative", epochs=1, rewind=rewind, **MSE)
     tuned = fine_tune(
-        model, nets.points(32), config, plan=pruned.record, masks=pruned.masks, callbacks=[seen, Rates(model)]
+        model,
+        nets.points(32),
+        config,
+        plan=pruned.plan,
+        masks=pruned.masks,
+        callbacks=[seen, Rates(model)],
     )
     return start, seen.kernels, tuned
 
@@ -171,10 +178,11 @@ class Scripted:
 
         self.evaluated = {}
         plan = PruningPlan(**nets.DENSE, schedule="iterative", iterations=2, sparsity=sparsity)
-        object.__setattr__(plan, "first_step", lambda: start)
+        monkeypatch.setattr(PruningPlan, "first_step_sparsity", property(lambda _: start))
         self.model = nets.dense("keras2", None)
         self.teacher = nets.dense("keras2", None, seed=7)
         pruned = prune(self.model, plan)
+        self.model = pruned.handle
 
         def evaluate(session, view):
             if any(view is each for each in session.teachers):
@@ -280,11 +288,18 @@ def test_a_guard_measures_what_it_says_on_the_evaluation_data():
     model.model.set_weights(teacher.model.get_weights())
     plan = PruningPlan(**nets.DENSE, schedule="iterative", iterations=3, sparsity=0.9)
     pruned = prune(model, plan)
+    model = pruned.handle
     data = nets.points(64, seed=4)
     guard = AccuracyGuard(max_drop=0.3, step=0.2, minimum_step=0.05)
     config = FineTuning(mode="iterative", epochs=3, learning_rate=0.02, guard=guard)
     tuned = fine_tune(
-        model, nets.points(256), config, teacher, plan=pruned.record, masks=pruned.masks, validation_data=data
+        model,
+        nets.points(256),
+        config,
+        teacher,
+        plan=pruned.plan,
+        masks=pruned.masks,
+        validation_data=data,
     )
     baseline = teacher.model.evaluate(data, verbose=0)
     best = [done for done in tuned.rounds if done.accepted][-1]
@@ -355,13 +370,14 @@ def shrunk(model, rounds, teacher=None, config=None, **plan):
         }
     )
     pruned = prune(model, plan)
+    model = pruned.handle
     config = FineTuning(mode="iterative", epochs=1, learning_rate=0.01, **(config or {}))
     tuned = fine_tune(
         pruned.model,
         nets.points(32),
         config,
         teacher,
-        plan=pruned.record,
+        plan=pruned.plan,
         validation_data=nets.points(32, seed=5),
     )
     return pruned, tuned
@@ -466,7 +482,11 @@ def test_rounds_of_a_convolutional_network_are_saved_and_answer(tmp_path):
     plan = PruningPlan(technique="filter", sparsity=0.5, schedule="iterative", iterations=2, protect=("last",))
     pruned = prune(model, plan)
     tuned = fine_tune(
-        pruned.model, data, FineTuning(mode="iterative", epochs=1), plan=pruned.record, validation_data=data
+        pruned.model,
+        data,
+        FineTuning(mode="iterative", epochs=1),
+        plan=pruned.plan,
+        validation_data=data,
     )
     tuned.model.save(str(tmp_path / "model.keras"))
     loaded = tf_keras.models.load_model(str(tmp_path / "model.keras"))

@@ -50,6 +50,7 @@ def libraries(kind):
 def test_masks_hold_after_each_step_whatever_the_optimizer_does(kind, optimizer, tmp_path):
     model = nets.dense(kind, tmp_path, optimizers(libraries(kind))[optimizer]())
     pruned = nets.pruned(model, sparsity=0.6)
+    model = pruned.handle
     seen = nets.seen(model)
     config = FineTuning(epochs=1, learning_rate=0.02)
     fine_tune(model, nets.points(80), config, masks=pruned.masks, callbacks=[seen])
@@ -64,6 +65,7 @@ def test_masks_hold_after_each_step_whatever_the_optimizer_does(kind, optimizer,
 def test_masks_of_a_saved_model_hold_after_each_step(optimizer, tmp_path):
     model = nets.dense("saved_model", tmp_path)
     pruned = nets.pruned(model, sparsity=0.6)
+    model = pruned.handle
     seen = nets.seen(model)
     config = FineTuning(epochs=2, optimizer=optimizer, **MSE)
     fine_tune(model, nets.points(), config, masks=pruned.masks, callbacks=[seen])
@@ -88,9 +90,10 @@ def test_no_mode_lets_a_kernel_get_denser_than_its_masks(mode, kind, tmp_path):
     """The masks of a step are not to be seen from outside, but their number of zeros never falls."""
     model = nets.dense(kind, tmp_path)
     pruned = nets.pruned(model, **MODES[mode])
+    model = pruned.handle
     seen = nets.seen(model)
     config = FineTuning(mode=mode, epochs=2, optimizer="adam", clusters=4, **MSE)
-    plan = None if mode == "cluster" else pruned.record
+    plan = None if mode == "cluster" else pruned.plan
     tuned = fine_tune(
         model, nets.points(), config, plan=plan, masks=pruned.masks, callbacks=[seen], validation_data=nets.points(32)
     )
@@ -113,6 +116,7 @@ def test_of_shared_weights_the_masks_hold_wherever_they_are_used():
     model = tf_keras.Model(x, tf_keras.layers.Dense(1, name="y")(shared(shared(x))))
     model.compile("adam", "mse", run_eagerly=True)
     pruned = nets.pruned(model, sparsity=0.5)
+    model = pruned.model
     fine_tune(model, nets.points(32), FineTuning(epochs=1, learning_rate=0.1), masks=pruned.masks)
     assert np.mean(model.get_layer("shared").kernel == 0) == 0.5
 
@@ -125,6 +129,7 @@ def test_of_shared_weights_the_masks_hold_wherever_they_are_used():
 def test_a_kernel_has_at_most_so_many_values_after_each_step_and_its_zeros_stay(kind, clusters, tmp_path):
     model = nets.dense(kind, tmp_path)
     pruned = nets.pruned(model, sparsity=0.5)
+    model = pruned.handle
     seen = nets.seen(model)
     config = FineTuning(mode="cluster", clusters=clusters, epochs=1, optimizer="adam", **MSE)
     fine_tune(model, nets.points(), config, masks=pruned.masks, callbacks=[seen])
@@ -180,10 +185,12 @@ def test_shared_weights_are_clustered_once(clusters):
     model.compile("adam", "mse", run_eagerly=True)
     assert model_handle.wrap(model).tied == {"second": "first"}
     pruned = nets.pruned(model, sparsity=0.5)
+    model = pruned.handle
     data = helpers.batches(*2 * (helpers.points(32)[0],))
     config = FineTuning(mode="cluster", clusters=clusters, epochs=1, learning_rate=0.01)
     tuned = fine_tune(model, data, config, masks=pruned.masks)
-    values = first.kernel.numpy()
+    values = pruned.model.get_layer("first").kernel.numpy()
+    np.testing.assert_array_equal(pruned.model.get_layer("second").kernel.numpy(), values)
     assert np.unique(values).size == clusters
     assert np.mean(values == 0) == 0.5
     assert set(tuned.masks) == {"first"}
@@ -333,6 +340,7 @@ def test_iterative_rounds_and_prune_start_from_the_same_record():
     model = nets.dense("keras2", None)
     plan = PruningPlan(**nets.DENSE, **MODES["iterative"])
     pruned = prune(model, plan)
+    model = pruned.handle
     seen = nets.seen(model)
     fine_tune(model, nets.points(), FineTuning(mode="iterative", epochs=1, **MSE), plan=plan, callbacks=[seen])
     for name, mask in pruned.masks.items():

@@ -107,13 +107,15 @@ def gradual(kind, folder, data=None, epochs=4, optimizer="sgd", record=False, **
     model = nets.dense(kind, folder)
     plan = PruningPlan(**{**nets.DENSE, "schedule": "cubic", "sparsity": 0.8, "frequency": 3, **plan})
     pruned = prune(model, plan)
+    model = pruned.handle
     seen = nets.seen(model)
     config = FineTuning(mode="gradual", epochs=epochs, **{**SGD, "optimizer": optimizer})
     tuned = fine_tune(
         model,
         nets.points() if data is None else data,
         config,
-        plan=pruned.record if record else plan,
+        plan=plan,
+        target_sparsity=pruned.target_sparsity if record else None,
         masks=pruned.masks,
         callbacks=[seen],
     )
@@ -247,13 +249,15 @@ def test_gradual_pruning_shares_the_sparsity_out_as_the_plan_does(allocation, re
     model = nets.dense("keras2", None)
     plan = PruningPlan(**nets.DENSE, schedule="cubic", sparsity=0.3, frequency=2, allocation=allocation)
     pruned = prune(model, plan)
-    targets = {part.name: part.target for part in pruned.record.parts}
+    model = pruned.handle
+    targets = {group.name: group.target_sparsity for group in pruned.record.groups}
     seen = nets.seen(model)
     fine_tune(
         model,
         nets.points(),
         FineTuning(mode="gradual", epochs=2, **SGD),
-        plan=pruned.record if record else plan,
+        plan=plan,
+        target_sparsity=pruned.target_sparsity if record else None,
         masks=pruned.masks,
         callbacks=[seen],
     )
@@ -344,6 +348,7 @@ def test_dynamic_training_drops_the_least_and_grows_where_the_gradient_is_larges
         **nets.DENSE, sparsity=0.5, frequency=3, pattern="unstructured" if block == (1, 1) else "2x2", end_step=10
     )
     pruned = prune(model, plan)
+    model = pruned.handle
     step, made = nets.before_holds(model)
     seen = nets.seen(model)
     x, y = helpers.points(64)
@@ -365,7 +370,13 @@ def test_dynamic_training_drops_the_least_and_grows_where_the_gradient_is_larges
 
     seen.on_prune = lambda number, reached: expected(number)
     tuned = fine_tune(
-        model, nets.points(), config, plan=pruned.record, masks=pruned.masks, train_step=step, callbacks=[seen]
+        model,
+        nets.points(),
+        config,
+        plan=pruned.plan,
+        masks=pruned.masks,
+        train_step=step,
+        callbacks=[seen],
     )
     assert [number for number, *_ in updates] == [3, 6, 9]
     for (number, held, before), chosen in zip(updates, masks[1:], strict=True):
@@ -397,9 +408,17 @@ def _pooled(values, block):
 def test_dynamic_training_keeps_the_number_of_zeros_of_each_kernel(kind, pattern, tmp_path):
     model = nets.dense(kind, tmp_path)
     pruned = nets.pruned(model, sparsity=0.75, frequency=3, pattern=pattern)
+    model = pruned.handle
     seen = nets.seen(model)
     config = FineTuning(mode="dynamic", epochs=4, drop_fraction=0.5, **SGD)
-    tuned = fine_tune(model, nets.points(), config, plan=pruned.record, masks=pruned.masks, callbacks=[seen])
+    tuned = fine_tune(
+        model,
+        nets.points(),
+        config,
+        plan=pruned.plan,
+        masks=pruned.masks,
+        callbacks=[seen],
+    )
     assert sorted(seen.moved) == [3, 6, 9]
     changed = False
     for name, mask in tuned.masks.items():
@@ -418,8 +437,17 @@ def test_dynamic_training_ends_with_the_same_masks_for_every_kind(kind, tmp_path
     for each in ("keras2", kind):
         model = nets.dense(each, tmp_path)
         pruned = nets.pruned(model, sparsity=0.75, frequency=3)
+        model = pruned.handle
         config = FineTuning(mode="dynamic", epochs=4, drop_fraction=0.5, **SGD)
-        found.append(fine_tune(model, nets.points(), config, plan=pruned.record, masks=pruned.masks).masks)
+        found.append(
+            fine_tune(
+                model,
+                nets.points(),
+                config,
+                plan=pruned.plan,
+                masks=pruned.masks,
+            ).masks
+        )
     for name, mask in found[0].items():
         np.testing.assert_array_equal(found[1][name], mask)
 
@@ -427,15 +455,29 @@ def test_dynamic_training_ends_with_the_same_masks_for_every_kind(kind, tmp_path
 def test_dynamic_training_of_n_of_m_is_refused_with_the_remedy():
     model = nets.dense("keras2", None)
     pruned = nets.pruned(model, pattern="2:4", sparsity=0.5, frequency=2)
+    model = pruned.handle
     with pytest.raises(ConfigError, match=r"'2:4'.*Remedy: mode 'fixed', or an unstructured pattern or blocks"):
-        fine_tune(model, nets.points(), FineTuning(mode="dynamic"), plan=pruned.record, masks=pruned.masks)
+        fine_tune(
+            model,
+            nets.points(),
+            FineTuning(mode="dynamic"),
+            plan=pruned.plan,
+            masks=pruned.masks,
+        )
 
 
 def test_dynamic_training_in_which_nothing_would_ever_move_is_refused():
     model = nets.dense("keras2", None)
     pruned = nets.pruned(model, frequency=100)
+    model = pruned.handle
     with pytest.raises(ConfigError, match=r"every 100 steps.*Remedy: a smaller PruningPlan.frequency"):
-        fine_tune(model, nets.points(), FineTuning(mode="dynamic"), plan=pruned.record, masks=pruned.masks)
+        fine_tune(
+            model,
+            nets.points(),
+            FineTuning(mode="dynamic"),
+            plan=pruned.plan,
+            masks=pruned.masks,
+        )
 
 
 @pytest.mark.parametrize("mode", ["gradual", "dynamic"])
@@ -444,6 +486,7 @@ def test_the_loss_in_the_log_is_that_of_the_steps_and_not_of_the_probe(mode, eag
     schedule = {"schedule": "constant", "criterion": "taylor"} if mode == "gradual" else {}
     plan = PruningPlan(**nets.DENSE, sparsity=0.5, frequency=1, end_step=3, **schedule)
     pruned = prune(model, plan, nets.points())
+    model = pruned.handle
     losses = []
 
     def step(network, batch):

@@ -93,6 +93,7 @@ def test_a_loss_of_a_tensor_inside_the_network_is_trained_too():
     model.add_loss(100.0 * tf.reduce_mean(tf.square(hidden)))
     model.compile("sgd", "sparse_categorical_crossentropy")
     pruned = prune(model, plan())
+    model = pruned.model
     before = model.evaluate(data(), verbose=0)
     tuned = fine_tune(pruned, data(), FineTuning(epochs=1, learning_rate=1e-9))
     assert before > 10

@@ -323,6 +323,7 @@ def test_mixed_precision_computes_in_16_bits_and_keeps_the_weights_in_32(kind, p
     for precision in (policy, None):
         model = nets.dense(kind, None)
         pruned = nets.pruned(model, sparsity=0.5)
+        model = pruned.handle
 
         def step(network, batch):
             computed.append(tf.as_dtype(network.get_layer("hidden")(batch[0]).dtype).name)
@@ -354,6 +355,7 @@ def test_mixed_precision_of_a_saved_model_is_refused_with_the_remedy(tmp_path):
 def test_the_users_train_step_trains_and_its_logs_are_the_log(library):
     model = nets.dense(kind_of(library), None)
     pruned = nets.pruned(model, sparsity=0.5)
+    model = pruned.handle
     steps = []
 
     def train_step(network, batch):
@@ -457,6 +459,7 @@ def test_a_model_of_several_inputs_and_outputs_learns_from_dicts(library):
     labels = {"first": y[:, :1], "second": y[:, 1:]}
     data = tf.data.Dataset.from_tensor_slices(({"a": x[:, :2], "b": x[:, 2:]}, labels)).batch(16)
     pruned = prune(model, PruningPlan(protect=(), sparsity=0.5))
+    model = pruned.model
     config = FineTuning(epochs=8, learning_rate=0.02)
     tuned = fine_tune(model, data, config, masks=pruned.masks, validation_data=data)
     first, last = tuned.history[0], tuned.history[-1]
@@ -486,7 +489,7 @@ def test_a_model_with_the_layer_of_transform_is_tuned_and_answers_raw_examples(t
     pruned = prune(loaded, PruningPlan(protect=(), sparsity=0.5))
     x, y = helpers.points(64)
     data = helpers.batches({"a": x[:, :1], "b": x[:, 1:2]}, y)
-    tuned = fine_tune(loaded, data, FineTuning(epochs=2, learning_rate=0.02), masks=pruned.masks)
+    tuned = fine_tune(pruned, data, FineTuning(epochs=2, learning_rate=0.02))
     tuned.save(str(tmp_path / "tuned"))
     examples = kinds.examples()
     before = helpers.answers(path, examples=examples)["outputs"]
@@ -534,6 +537,7 @@ def test_distillation_and_everything_else_together(tmp_path):
     """Options meet: a teacher, class weights, a falling rate, evaluation, logs and stopping in one training."""
     teacher, model = classifier(tf_keras, seed=9), classifier(tf_keras)
     pruned = prune(model, PruningPlan(protect=(), sparsity=0.5))
+    model = pruned.handle
     config = FineTuning(
         epochs=2,
         learning_rate=0.05,

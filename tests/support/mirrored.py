@@ -31,8 +31,9 @@ def tuned(kind: str, mode: str, loaded: Any = None) -> tuple[dict[str, np.ndarra
     if kind != "saved_model":
         model.model.run_eagerly = False
     pruned = nets.pruned(model, **_PLANS[mode])
+    model = pruned.handle
     config = FineTuning(mode=mode, epochs=2, optimizer="adam", loss="mse", learning_rate=0.02, clusters=4)
-    plan = None if mode == "cluster" else pruned.record
+    plan = None if mode == "cluster" else pruned.plan
     found = fine_tune(model, nets.points(), config, plan=plan, masks=pruned.masks, validation_data=nets.points(32))
     return nets.kernels(model), dict(found.masks), found.history[-1]["val_loss"]
 

@@ -35,6 +35,7 @@ def main(counts: list[str]) -> None:
     model = tf_keras.Sequential([tf_keras.Input((WIDTH,)), tf_keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     pruned = prune(model, PruningPlan(protect=(), sparsity=0.5))
+    model = pruned.model
     fine_tune(model, data(2000), FineTuning(epochs=1, learning_rate=1e-3), masks=pruned.masks)
     grown = {}
     for count in counts:

@@ -52,8 +52,8 @@ class Pruner(base_component.BaseComponent):
 
     Outputs:
       pruned_model: the Model, with the Trainer's signatures; `summary.json` (per layer, before and after) beside it.
-      pruning_plan: what was pruned: `plan.json` and `masks.npz` for SparsityFineTuner, `pruning.json` (all of it) and
-        `report.html` for people.
+      pruning_plan: The record of the pruning, `pruning.json`, and `masks.npz` for SparsityFineTuner; `report.html` for
+        people.
     """
 
     SPEC_CLASS = PrunerSpec

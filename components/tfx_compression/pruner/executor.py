@@ -13,8 +13,9 @@ from tfx_compression.errors import ModelError
 from tfx_compression.model_handle.compressed import SUMMARY_FILE, write_masks
 from tfx_compression.pruner import report
 from tfx_compression.pruning.plan import PruningPlan
-from tfx_compression.pruning.prune import SensitivityOptions, prune, requires_data
+from tfx_compression.pruning.prune import prune_step, requires_data
 from tfx_compression.pruning.record import RECORD_FILE
+from tfx_compression.pruning.sensitivity import SensitivityOptions
 from tfx_compression.tfx_support import artifacts, checkpoints, inputs
 from tfx_compression.tfx_support.user_module import UserModule
 
@@ -56,7 +57,7 @@ class Executor(base_executor.BaseExecutor):
         if input_dict.get("examples") and requires_data(plan):
             split, rows = exec_properties["split"], plan.batch_size
             data = inputs.model_batches(loaded, input_dict, module, split, plan.label_key, rows, True, plan.seed)
-        compressed = prune(
+        compressed = prune_step(
             loaded,
             plan,
             data,
@@ -69,7 +70,6 @@ class Executor(base_executor.BaseExecutor):
             artifacts.model_path(pruned), module.function("signatures_fn"), None if graph is None else graph.uri
         )
         files.write_text(os.path.join(pruned.uri, SUMMARY_FILE), compressed.summary.model_dump_json(indent=1))
-        files.write_text(os.path.join(plan_output.uri, artifacts.PLAN_FILE), plan.model_dump_json(indent=1))
         files.write_text(os.path.join(plan_output.uri, RECORD_FILE), compressed.record.model_dump_json(indent=1))
         files.write_text(os.path.join(plan_output.uri, artifacts.REPORT_FILE), page)
         write_masks(os.path.join(plan_output.uri, artifacts.MASKS_FILE), compressed.masks)

@@ -32,7 +32,7 @@ def kept(parts: Sequence[GroupResult]) -> dict[str, Any]:
         {
             "part": part.name,
             "kept": kept_fraction(part),
-            "end": None if part.protected else 1 - part.target,
+            "end": None if part.protected else 1 - part.target_sparsity,
             "protected": part.protected,
             "of": f"{part.kept:,} of {part.elements:,}",
         }

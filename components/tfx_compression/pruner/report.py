@@ -47,16 +47,16 @@ def render(record: PruningRecord, title: str = "Pruning report") -> str:
         title,
         headline=_headline(record),
         statement=_statement(record),
-        fulfilled=record.reached > record.asked - 0.01,
+        fulfilled=record.achieved_sparsity > record.step_sparsity - 0.01,
         figures=_figures(record),
         notes=record.notes,
         longest=tables.LONGEST,
         most_notes=_NOTES,
         model=_model(record),
-        kept_plot=plots.kept(record.parts) if record.parts else None,
+        kept_plot=plots.kept(record.groups) if record.groups else None,
         parts=_parts(record),
-        parts_summary=_parts_summary(record.parts),
-        parts_classes=["muted" if part.protected else "" for part in record.parts],
+        parts_summary=_parts_summary(record.groups),
+        parts_classes=["muted" if part.protected else "" for part in record.groups],
         layers=layers,
         layers_summary=f"{_counted(len(layers[0].cells), 'layer')} with weights, before → after" if layers else "",
         channels_summary=f"Output channels that stay, of {_counted(len(record.channels), 'layer')}",
@@ -92,8 +92,8 @@ def _statement(record: PruningRecord) -> tuple[str, str]:
         what, done = f"{_ELEMENTS[plan.technique]} that can be pruned", "removed" if plan.structured else "set to zero"
     else:
         what, done = f"model’s {_TARGETS[plan.target]}", "saved"
-    reached, asked = numbers.percent(record.reached), numbers.percent(record.asked)
-    unfinished = plan.first_step() < plan.sparsity
+    reached, asked = numbers.percent(record.achieved_sparsity), numbers.percent(record.step_sparsity)
+    unfinished = plan.first_step_sparsity < plan.sparsity
     step = " at this step" if unfinished else ""
     compared = f"as asked for{step}" if reached == asked else f"{asked} were asked for{step}"
     end = f", {numbers.percent(plan.sparsity)} in the end" if unfinished else ""
@@ -147,7 +147,7 @@ def _parts_summary(parts: Sequence[GroupResult]) -> str:
 
 def _parts(record: PruningRecord) -> list[Column]:
     """A line for each part, in the model's order."""
-    parts = record.parts
+    parts = record.groups
 
     def scores(position: int) -> list[str]:
         return ["" if part.scores is None else numbers.minus(f"{part.scores[position]:.3g}") for part in parts]
@@ -158,12 +158,17 @@ def _parts(record: PruningRecord) -> list[Column]:
             _ELEMENTS[record.plan.technique], [_change(f"{part.elements:,}", f"{part.kept:,}") for part in parts]
         ),
         Column("kept", [Cell(numbers.percent(kept_fraction(part)), share=kept_fraction(part)) for part in parts]),
-        tables.numbers("in the end", ["" if part.protected else numbers.percent(1 - part.target) for part in parts]),
+        tables.numbers("in the end", [_end(part) for part in parts]),
         tables.numbers("least importance", scores(0)),
         tables.numbers("median", scores(1)),
         tables.numbers("most", scores(2)),
         tables.words("left alone", [part.protected for part in parts]),
     )
+
+
+def _end(part: GroupResult) -> str:
+    """Returns the fraction of a group that is kept at the end of the schedule."""
+    return "" if part.protected else numbers.percent(1 - part.target_sparsity)
 
 
 def _coupled(part: GroupResult) -> str:

@@ -177,7 +177,7 @@ def _lamp(groups: Sequence[PruningGroup]) -> Strengths:
 
 
 def _lamp_scores(scores: np.ndarray) -> np.ndarray:
-    """Returns LAMP scores in ascending order, the order of `scores`; equal ones are taken one by one as in the paper."""
+    """Returns ascending LAMP scores, in the order of `scores`; equal ones are taken one by one, as in the paper."""
     squares = np.square(np.maximum(np.sort(scores, axis=None), 0), dtype=np.float64)
     above = np.cumsum(squares[::-1])[::-1]
     return np.divide(squares, above, out=np.zeros_like(squares), where=above > 0).astype(np.float32)

@@ -70,9 +70,7 @@ class ChannelPruner(ModelPruner):
             shapes = [self.handle.kernels[producer.kernel].shape for producer in group.producers]
             density = sum(map(sum, shapes)) / sum(map(math.prod, shapes))
             multiple = self.plan.round_to // math.gcd(self.plan.round_to, group.width)
-            self.groups[name] = PruningGroup(
-                name, self._unit_scores(group, scores), density, min(multiple, group.size)
-            )
+            self.groups[name] = PruningGroup(name, self._unit_scores(group, scores), density, min(multiple, group.size))
 
     def select(self, sparsity: Mapping[str, float]) -> dict[str, np.ndarray]:
         """Returns the units to keep of the groups that lose some, [units] of bool."""

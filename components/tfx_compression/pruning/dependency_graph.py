@@ -109,7 +109,9 @@ class DependencyGraph:
             raise ModelError(
                 "The plan is strict, and "
                 + "; ".join(f"layer {name!r} {why}" for name, why in self.unsupported.items())
-                + ". Remedy: strict=False leaves what they touch alone, or replace these layers."
+                + ". Remedy: strict=False leaves what they touch alone, or replace these layers.",
+                field="PruningPlan.strict",
+                code="unsupported-layer",
             )
 
     def kept(self, choices: Mapping[str, np.ndarray]) -> KeepFn:

@@ -52,7 +52,8 @@ def copy_model(handle: ModelHandle) -> ModelHandle:
     except (*LOADING_FAILURES, NotImplementedError) as error:
         raise ModelError(
             f"The model {model.name!r} can't be copied: {str(error).rstrip(' .')}. Remedy: a get_config() in its "
-            "classes that returns the arguments of their constructors, or prune(path, …) with the path of the model.",
+            "classes that returns the arguments of their constructors, prune(path, …) with the path of the model, or "
+            "pruning.prune.prune_step(wrap(model), …), which changes the model itself.",
             code="not-copyable",
         ) from error
     return dataclasses.replace(handle, model=new, paired_saved_model=_paired(handle, new))
@@ -99,7 +100,8 @@ def _cloned(model: Any) -> Any:
     if not is_keras3(model):
         return library.models.clone_model(model, clone_function=new_layer)
     # Keras 3's clone_model would compile the clone from a configuration, which knows no loss of the user's own.
-    inputs = [clone.input_like(tensor, tensor.shape, tensor.name) for tensor in model.inputs]
+    names = [tensor._keras_history.operation.name for tensor in model.inputs]
+    inputs = [clone.input_like(old, old.shape, name) for old, name in zip(model.inputs, names, strict=True)]
     if isinstance(model, library.Sequential):
         return library.Sequential([*inputs, *map(new_layer, model.layers)], name=model.name)
     tensors = dict(zip(map(id, model.inputs), inputs, strict=True))
@@ -116,22 +118,36 @@ def _cloned(model: Any) -> Any:
 
 
 def _functional_class(model: Any) -> Any:
-    """Returns the class of a Keras 3 model if its constructor takes inputs and outputs, otherwise `keras.Model`."""
-    library = keras_library(model)
-    own_constructor = type(model).__init__ is not library.Model.__init__ and type(model) is not type(
-        library.Model(*graph.io_structures(model))
+    """Returns the class of a Keras 3 model; `keras.Model` if the class has a constructor of its own."""
+    own_constructor = any(
+        "__init__" in vars(base) and not base.__module__.startswith(("keras.", "builtins"))
+        for base in type(model).__mro__
     )
-    return library.Model if own_constructor else type(model)
+    return keras_library(model).Model if own_constructor else type(model)
 
 
 def _copy_state(model: Any, new: Any) -> None:
     """Gives a copy the weights, trainable flags and random states of a model."""
+    if not is_keras3(model):
+        _share_variables(model, new)
     clone.copy_trainable(model, new)  # Keras 2 lists trainable weights first
     for old, copied in zip(_variables(model), _variables(new), strict=True):
         if hasattr(old, "numpy"):  # a vocabulary has no array
             copied.assign(old.numpy())
     for layer in new._flatten_layers():
         clone.finalize_state(layer)
+
+
+def _share_variables(model: Any, new: Any) -> None:
+    """Makes the layers of a Keras 2 copy share the variables that the layers of the model share."""
+    copies: dict[int, Any] = {}
+    for old_layer, new_layer in zip(model._flatten_layers(), new._flatten_layers(), strict=True):
+        for name, variable in list(vars(old_layer).items()):
+            if isinstance(variable, tf.Variable):
+                copied = vars(new_layer)[name]
+                first = copies.setdefault(id(variable), copied)
+                if first is not copied:
+                    setattr(new_layer, name, first)
 
 
 def _variables(model: Any) -> list[Any]:
@@ -170,4 +186,4 @@ def _paired(handle: ModelHandle, new: Any) -> Any:
 
 def _custom_objects(model: Any) -> dict[str, Any]:
     """Returns the user's classes and functions that the model's layers use."""
-    return dict(clone._own_objects(model))
+    return dict(clone._user_objects(model))

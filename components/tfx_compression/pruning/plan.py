@@ -8,7 +8,6 @@ from pydantic import Field, field_validator, model_validator
 
 from tfx_compression.config import Config, Pattern
 from tfx_compression.errors import ConfigError
-from tfx_compression.pruning.allocation import ALLOCATIONS
 
 UNSTRUCTURED = "unstructured"
 
@@ -119,6 +118,8 @@ class PruningPlan(Config):
     @field_validator("allocation")
     @classmethod
     def _allocation_is_known(cls, allocation: str) -> str:
+        from tfx_compression.pruning.allocation import ALLOCATIONS  # imports NumPy
+
         if allocation not in ALLOCATIONS:
             raise ConfigError(f"not one of {', '.join(ALLOCATIONS)}", code="unknown-allocation")
         return allocation

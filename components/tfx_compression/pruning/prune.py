@@ -145,7 +145,7 @@ def prune_step(
         kind=handle.kind,
         summary=Summary(before=pruner.size, after=applied.size),
         groups=_results(pruner, kept, target_sparsity),
-        channels=applied.channels,
+        channels=dict(applied.channels),
         notes=(*handle.notes, *pruner.notes, *_schedule_notes(plan)),
         sensitivity=curves,
         metric=plan.sensitivity_metric if curves else "",
@@ -247,7 +247,9 @@ def _require_finite(handle: ModelHandle) -> None:
     if handle.kind == "saved_model":
         weights = list(handle.model.variables.values())
     else:
-        weights = [weight for weight in handle.model.weights if hasattr(weight, "numpy")]  # a vocabulary is a weight too
+        weights = [
+            weight for weight in handle.model.weights if hasattr(weight, "numpy")
+        ]  # a vocabulary is a weight too
     for weight in weights:
         values = weight.numpy()
         if values.dtype.kind == "f" and not np.isfinite(values).all():

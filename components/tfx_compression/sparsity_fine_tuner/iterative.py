@@ -15,7 +15,7 @@ from tfx_compression.keras_models import keras3
 from tfx_compression.keras_models.metric_names import smaller_is_better
 from tfx_compression.model_handle import ModelHandle
 from tfx_compression.model_handle.compressed import Masks, read_masks, write_masks
-from tfx_compression.pruning.prune import prune
+from tfx_compression.pruning.prune import prune_step
 from tfx_compression.sparsity_fine_tuner import loop, state, trainee
 from tfx_compression.sparsity_fine_tuner.config import AccuracyGuard
 
@@ -90,7 +90,7 @@ class _Rounds:
         self._session, self._plan = session, session.plan
         self._guard = session.config.guard
         _require_guarded(session)
-        first = self._plan.first_step()
+        first = self._plan.first_step_sparsity
         self._current = _State(session.trained, masks, first, first, 1)
         self._accepted: _State | None = None
         self._rounds: list[Round] = []
@@ -174,19 +174,19 @@ class _Rounds:
             asked = 1 - (1 - plan.sparsity) ** ((len(self._rounds) + 1) / plan.iterations)
         self._load(accepted)
         once = plan.model_copy(update={"schedule": "one_shot"})
-        pruned = prune(
+        pruned = prune_step(
             accepted.view,
             once,
             self._session.data(0),
             loss_fn=self._session.loss_fn,
-            asked=asked,
-            done=accepted.reached,
+            step_sparsity=asked,
+            current_sparsity=accepted.reached,
         )
         if not plan.structured:
             # What an earlier round pruned stays so, also where it ties with weights that are worth nothing.
             masks = {name: mask & accepted.masks.get(name, True) for name, mask in pruned.masks.items()}
-            return _State(accepted.view, masks, asked, pruned.record.reached, len(self._rounds) + 1)
-        gone = 1 - (1 - accepted.reached) * (1 - pruned.record.reached)
+            return _State(accepted.view, masks, asked, pruned.record.achieved_sparsity, len(self._rounds) + 1)
+        gone = 1 - (1 - accepted.reached) * (1 - pruned.record.achieved_sparsity)
         return _State(model_handle.wrap(pruned.model), {}, asked, gone, len(self._rounds) + 1)
 
     def _judged(self, metrics: Mapping[str, float]) -> tuple[float | None, bool]:

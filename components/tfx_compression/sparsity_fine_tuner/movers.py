@@ -86,7 +86,7 @@ class Gradual:
         gone = self._schedule.gone(step)
         sparsities = {name: start + (target - start) * gone for name, (start, target) in self._ways.items()}
         self._technique.score(self._evidence)
-        masks, present = self._technique.masks(sparsities), self._zeros.masks
+        masks, present = self._technique.select(sparsities), self._zeros.masks
         for name, mask in masks.items():
             if 1 - mask.mean() < sparsities[name] - 1 / mask.size:  # many tie: what is pruned already stays so
                 masks[name] = mask & present[name]

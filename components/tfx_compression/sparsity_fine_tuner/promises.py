@@ -73,10 +73,10 @@ def _require_sparsity(written: model_handle.ModelHandle, tuned: Tuned, record: P
     if tuned.rounds:
         return
     at_once = record.plan.schedule == "one_shot"
-    for part in record.parts:
-        promised = 1 - part.kept / part.elements if at_once else part.target
+    for group in record.groups:
+        promised = 1 - group.kept / group.elements if at_once else group.target_sparsity
         if promised:
-            _require_as_sparse(part.name, written.kernels[part.name].values, promised)
+            _require_as_sparse(group.name, written.kernels[group.name].values, promised)
 
 
 def _require_as_sparse(name: str, values: np.ndarray, promised: float) -> None:

@@ -18,11 +18,10 @@ from tfx_compression.keras_models.library import keras_library
 from tfx_compression.kernels import Kernel
 from tfx_compression.model_handle import ModelHandle, wrap
 from tfx_compression.model_handle.compressed import Compressed, Masks, Summary, require_masked_zeros
-from tfx_compression.pruning import criteria
 from tfx_compression.pruning.keras_statistics import KerasStatistics
 from tfx_compression.pruning.plan import PruningPlan
-from tfx_compression.pruning.prune import PrunedModel, allocate_sparsity
-from tfx_compression.pruning.record import PruningRecord
+from tfx_compression.pruning.prune import PrunedModel
+from tfx_compression.pruning.sparsity_allocator import SparsityAllocator
 from tfx_compression.pruning.weight_pruner import WeightPruner
 from tfx_compression.sparsity_fine_tuner import clustering, iterative, lessons, loop, quantization, state, trainee
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
@@ -79,9 +78,10 @@ def fine_tune(
     data: tf.data.Dataset | Batches,
     config: FineTuning,
     teacher: Any = None,
-    plan: PruningPlan | PruningRecord | None = None,
+    plan: PruningPlan | None = None,
     *,
     masks: Masks | None = None,
+    target_sparsity: Mapping[str, float] | None = None,
     validation_data: tf.data.Dataset | None = None,
     compile_fn: CompileFn | None = None,
     loss_fn: LossFn | None = None,
@@ -104,9 +104,10 @@ def fine_tune(
       config: how to train.
       teacher: the dense model, or several, to learn from (`config.distillation`) and to be compared with
         (`config.guard`): as `model`.
-      plan: what is to be pruned, for the modes `gradual` and `iterative`; of a PruningRecord, which `prune` returns,
-        the sparsity of each kernel is taken.
+      plan: Plan of the pruning, for the modes `gradual` and `iterative`; by default that of the pruned model.
       masks: what was pruned, as `prune` returns it; by default every weight of a kernel that is zero now.
+      target_sparsity: Sparsity of each kernel at the end of the plan's schedule, for the mode `gradual`: what `prune`
+        returned as `target_sparsity`. By default the plan's sparsity is allocated to the kernels as they are now.
       validation_data: as `data`, evaluated after each epoch; the guard's too. `config.class_weights` are of the
         training alone, as in Keras.
       compile_fn: compiles the model that it is given; by default loss, metrics and optimizer are those that the model
@@ -126,9 +127,10 @@ def fine_tune(
     """
     origin = None
     if isinstance(model, PrunedModel):
-        masks, plan = model.masks if masks is None else masks, plan or model.record
-        origin, model = model.trained, model.trained if model.model is model.trained.model else model.model
-    record, plan = (plan, plan.plan) if isinstance(plan, PruningRecord) else (None, plan)
+        masks = model.masks if masks is None else masks
+        if plan is None:
+            plan, target_sparsity = model.plan, target_sparsity or model.target_sparsity
+        origin, model = model.handle, model.handle if model.model is model.handle.model else model.model
     _require_mode(config, plan)
     _require_monitored(config, validation_data)
     tf_keras.utils.set_random_seed(config.seed)
@@ -153,7 +155,7 @@ def fine_tune(
             trained=trained,
             config=config,
             plan=plan,
-            targets={part.name: part.target for part in record.parts if part.target} if record else {},
+            target_sparsity=dict(target_sparsity or {}),
             data=_seeded(data, config),
             validation=_limited(validation_data, config),
             teachers=[each if isinstance(each, ModelHandle) else wrap(each) for each in _several(teacher)],
@@ -196,14 +198,14 @@ class Session:
     """What all trainings of one fine-tuning share; see `fine_tune`.
 
     Attributes:
-      targets: the sparsity of each kernel in the end, where Pruner chose it.
+      target_sparsity: Sparsity of each kernel in the end, where Pruner chose it.
       survives: whether checkpoints are wanted; `folder` is there anyhow.
     """
 
     trained: ModelHandle
     config: FineTuning
     plan: PruningPlan | None
-    targets: Mapping[str, float]
+    target_sparsity: Mapping[str, float]
     data: Batches
     validation: tf.data.Dataset | None
     teachers: Sequence[ModelHandle]
@@ -300,16 +302,15 @@ class Session:
         plan = self.plan or PruningPlan()
         schedule = Schedule(plan, steps)
         if self.config.mode == "dynamic":
-            by_batch = plan.model_copy(update={"batch_size": self.config.batch_size})
-            probe = _Probe(model, self.data(0), work.kernels, by_batch)
+            probe = _Probe(model, self.data(0), work.kernels, plan.sample_rows, self.config.batch_size)
             return [Dynamic(work.kernels, zeros, schedule, plan, self.config.drop_fraction, _gradients(probe))]
-        technique = WeightPruner(work, work.measure(), plan)
+        technique = WeightPruner(work, plan)
         statistics = None
-        if plan.criterion != "scores" and criteria.get(plan.criterion).needs != "nothing":
-            statistics = _Probe(model, self.data(0), work.kernels, plan)
+        if technique.criterion.requires_statistics:
+            statistics = _Probe(model, self.data(0), work.kernels, plan.sample_rows, plan.batch_size)
         technique.score(statistics)
-        targets = self.targets or {
-            name: value for name, value in allocate_sparsity(technique, plan.sparsity).items() if value
+        targets = self.target_sparsity or {
+            name: value for name, value in SparsityAllocator(technique).allocate(plan.sparsity).items() if value
         }
         if lacking := [name for name in targets if name not in zeros.masks]:
             zeros.add(work.kernels, {name: np.ones(work.kernels[name].shape, bool) for name in lacking})

@@ -9,7 +9,6 @@ from tfx_compression import files
 
 SERVING = "Format-Serving"  # TFX's folder for the model in a Model artifact.
 
-PLAN_FILE = "plan.json"
 MASKS_FILE = "masks.npz"
 REPORT_FILE = "report.html"
 

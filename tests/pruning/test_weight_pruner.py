@@ -1,4 +1,4 @@
-"""Magnitude pruning of whole models, against NumPy."""
+"""Magnitude pruning of models' weights, compared with NumPy."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,10 @@ from tfx_compression.pruning.plan import LayerRule, PruningPlan
 from tfx_compression.pruning.prune import prune
 
 from tests.support import helpers
+from tests.support.errors import raises
 
-PRUNABLE = {  # kernels of small_cnn and their sizes; the depthwise kernel of a separable convolution is not pruned
+# Kernels of small_cnn and their sizes; the depthwise kernel of a separable convolution is not pruned.
+PRUNABLE = {
     "conv": 3 * 3 * 1 * 8,
     "separable/pointwise_kernel": 8 * 16,
     "dense": 256 * 32,
@@ -19,7 +21,7 @@ PRUNABLE = {  # kernels of small_cnn and their sizes; the depthwise kernel of a 
 
 
 def everywhere(**fields) -> PruningPlan:
-    """A plan that protects no layer."""
+    """Returns a plan that protects no layer."""
     return PruningPlan(protect=(), **fields)
 
 
@@ -29,28 +31,28 @@ def kernel(model: tf_keras.Model, name: str) -> np.ndarray:
 
 
 def largest(values: np.ndarray, sparsity: float) -> np.ndarray:
-    """Where the largest absolute values are; those that tie with the smallest one of them belong to them."""
+    """Returns where the largest absolute values are, and those that tie with the smallest of them."""
     keep = max(1, round(values.size * (1 - sparsity)))
     threshold = np.sort(np.abs(values), axis=None)[values.size - keep]
     return np.abs(values) >= threshold
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.25, 0.5, 0.8, 0.95, 0.999])
-def test_the_largest_weights_of_each_kernel_stay_as_they_are_and_the_others_are_zero(sparsity):
+def test_the_largest_weights_of_each_kernel_are_kept_and_the_others_are_zero(sparsity):
     model = helpers.small_cnn()
     before = {name: kernel(model, name) for name in PRUNABLE}
     compressed = prune(model, everywhere(sparsity=sparsity))
-    assert compressed.model is model
     assert set(compressed.masks) == set(PRUNABLE)
     for name, values in before.items():
         expected = largest(values, sparsity)
         np.testing.assert_array_equal(compressed.masks[name], expected)
-        np.testing.assert_array_equal(kernel(model, name), np.where(expected, values, 0))
+        np.testing.assert_array_equal(kernel(compressed.model, name), np.where(expected, values, 0))
+        np.testing.assert_array_equal(kernel(model, name), values)
         assert expected.sum() == max(1, round(PRUNABLE[name] * (1 - sparsity)))
 
 
-def test_weights_of_the_same_size_stay_or_go_together():
-    """tfmot's rule, so that the result depends on no order; where many weights tie, fewer are zero than asked for."""
+def test_weights_of_equal_magnitude_are_kept_or_pruned_together():
+    """As in tfmot, the result depends on no order; if many weights tie, fewer are zero than requested."""
     model = helpers.small_dense()
     values = np.array([[3, -3, 2, -2, 2, 2, 1, -1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]] * 4, np.float32)
     model.get_layer("hidden").kernel.assign(values)
@@ -69,7 +71,7 @@ def test_the_summary_counts_the_zeros_of_each_layer_before_and_after():
     assert compressed.summary.after.bytes_gzip < 0.6 * compressed.summary.before.bytes_gzip
 
 
-def test_rules_make_exceptions_and_the_last_one_wins():
+def test_the_last_matching_rule_wins():
     model = helpers.small_cnn()
     rules = (LayerRule(layers=".*", sparsity=0.75), LayerRule(layers="conv|probabilities", sparsity=0.0))
     before = {name: kernel(model, name) for name in PRUNABLE}
@@ -77,39 +79,39 @@ def test_rules_make_exceptions_and_the_last_one_wins():
     assert set(compressed.masks) == {"separable/pointwise_kernel", "dense"}
     for name in PRUNABLE:
         if name in compressed.masks:
-            assert np.mean(kernel(model, name) == 0) == 0.75
+            assert np.mean(kernel(compressed.model, name) == 0) == 0.75
         else:
-            np.testing.assert_array_equal(kernel(model, name), before[name])
+            np.testing.assert_array_equal(kernel(compressed.model, name), before[name])
 
 
-def test_biases_normalisation_and_layers_that_can_not_be_pruned_stay_as_they_are():
+def test_biases_normalization_and_depthwise_kernels_are_unchanged():
     model = helpers.small_cnn()
     for name in ("dense", "probabilities", "separable"):
         bias = model.get_layer(name).bias
         bias.assign(np.random.default_rng(0).normal(size=bias.shape))
     pruned = [f"{name}{'' if '/' in name else '/kernel'}:0" for name in PRUNABLE]
     before = {weight.name: weight.numpy() for weight in model.weights}
-    prune(model, everywhere(sparsity=0.9))
+    compressed = prune(model, everywhere(sparsity=0.9))
     assert set(pruned) < set(before)
-    for weight in model.weights:
+    for weight in compressed.model.weights:
         if weight.name in pruned:
             assert not np.array_equal(weight.numpy(), before[weight.name])
         else:
             np.testing.assert_array_equal(weight.numpy(), before[weight.name])
 
 
-def test_transposed_and_dense_kernels_are_pruned_beside_depthwise_ones_that_are_not():
+def test_transposed_and_dense_kernels_are_pruned_and_depthwise_ones_are_not():
     model = helpers.small_convolutions()
     compressed = prune(model, everywhere(sparsity=0.5))
     assert set(compressed.masks) == {"separable/pointwise_kernel", "transposed", "y"}
-    assert np.count_nonzero(model.get_layer("depthwise").depthwise_kernel.numpy()) == 3 * 3 * 4
+    assert np.count_nonzero(compressed.model.get_layer("depthwise").depthwise_kernel.numpy()) == 3 * 3 * 4
 
 
 def test_a_sparsity_of_zero_changes_nothing():
     model = helpers.small_cnn()
-    before = model.get_weights()
-    assert prune(model, everywhere(sparsity=0.0)).masks == {}
-    for weight, values in zip(model.get_weights(), before, strict=True):
+    compressed = prune(model, everywhere(sparsity=0.0))
+    assert compressed.masks == {}
+    for weight, values in zip(compressed.model.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, values)
 
 
@@ -118,8 +120,8 @@ def test_a_layer_that_is_called_with_inputs_of_two_shapes_is_pruned():
     inputs = [tf_keras.Input((8, 8, 1)), tf_keras.Input((5, 5, 1))]
     pooled = [tf_keras.layers.GlobalMaxPooling2D()(shared(image)) for image in inputs]
     model = tf_keras.Model(inputs, tf_keras.layers.Add()(pooled))
-    prune(model, everywhere(sparsity=0.5))
-    assert np.mean(shared.kernel.numpy() == 0) == 0.5
+    pruned = prune(model, everywhere(sparsity=0.5)).model
+    assert np.mean(pruned.get_layer("shared").kernel.numpy() == 0) == 0.5
 
 
 def test_layers_of_the_same_name_in_two_inner_models_are_both_pruned():
@@ -127,38 +129,39 @@ def test_layers_of_the_same_name_in_two_inner_models_are_both_pruned():
         tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(4, name="same")], name=name)
         for name in ("one", "two")
     ]
-    prune(tf_keras.Sequential([tf_keras.Input((4,)), *inner]), everywhere(sparsity=0.5))
-    assert [np.mean(model.get_layer("same").kernel.numpy() == 0) for model in inner] == [0.5, 0.5]
+    pruned = prune(tf_keras.Sequential([tf_keras.Input((4,)), *inner]), everywhere(sparsity=0.5)).model
+    kernels = [pruned.get_layer(name).get_layer("same").kernel.numpy() for name in ("one", "two")]
+    assert [np.mean(values == 0) for values in kernels] == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_weight_that_is_no_number_is_refused_by_its_layer(value):
+def test_a_weight_that_is_not_finite_is_rejected(value):
     model = helpers.small_cnn()
     values = kernel(model, "dense")
     values[3, 5] = value
     model.get_layer("dense").kernel.assign(values)
-    with pytest.raises(ModelError, match=r"'dense/kernel:0' is not finite.*Remedy"):
+    with raises(ModelError, code="not-finite", match="'dense/kernel:0'"):
         prune(model, everywhere(sparsity=0.5))
 
 
-def test_a_model_without_a_layer_to_prune_is_refused_by_its_name():
+def test_a_model_without_a_prunable_layer_is_rejected():
     image = tf_keras.Input((8, 8, 1))
     model = tf_keras.Model(image, tf_keras.layers.DepthwiseConv2D(3)(image), name="depthwise_only")
-    with pytest.raises(ConfigError, match="nothing of 'depthwise_only' to prune"):
+    with raises(ConfigError, code="nothing-to-prune", match="'depthwise_only'"):
         prune(model, everywhere(sparsity=0.5))
 
 
-@pytest.mark.parametrize("pattern", ["no_such_layer", "den", "normalisation"])
-def test_a_rule_that_matches_no_layer_is_refused_with_the_names_that_there_are(pattern):
+@pytest.mark.parametrize("pattern", ["no_such_layer", "den", "normalization"])
+def test_a_rule_that_matches_no_layer_is_rejected_with_the_layers(pattern):
     model = helpers.small_cnn()
     before = model.get_weights()
-    with pytest.raises(ConfigError, match=rf"'{pattern}'.*conv, separable/pointwise_kernel, dense, probabilities"):
+    with raises(ConfigError, code="unmatched-rule", match=rf"'{pattern}'.*{', '.join(PRUNABLE)}"):
         prune(model, everywhere(sparsity=0.5, rules=(LayerRule(layers=pattern, sparsity=0.1),)))
     for weight, values in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, values)
 
 
-def test_a_saved_model_is_pruned_by_its_path_and_saved_again_answers_its_examples(tmp_path):
+def test_a_saved_model_is_pruned_by_its_path_and_answers_examples_when_saved(tmp_path):
     trained = helpers.save_with_examples_signature(helpers.small_dense(), tmp_path / "trained", "x", (4,))
     compressed = prune(trained, everywhere(sparsity=0.75))
     compressed.save(str(tmp_path / "pruned"))
@@ -171,7 +174,7 @@ def test_a_saved_model_is_pruned_by_its_path_and_saved_again_answers_its_example
     assert np.mean(reloaded.get_layer("hidden").kernel.numpy() == 0) == 0.75
 
 
-def test_a_model_and_its_path_are_pruned_alike(tmp_path):
+def test_a_model_and_its_path_give_the_same_result(tmp_path):
     model = helpers.small_dense()
     model.save(tmp_path / "model.keras")
     by_path = prune(str(tmp_path / "model.keras"), everywhere(sparsity=0.6))
