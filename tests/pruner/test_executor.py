@@ -1,4 +1,4 @@
-"""The Pruner on what Trainers write: which kind it finds, what it writes, and that the signatures answer as before."""
+"""Pruner on models of every kind that a Trainer writes: its outputs, and the signatures of the pruned model."""
 
 import json
 import os
@@ -15,19 +15,20 @@ from tfx.types import standard_artifacts
 from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.pruner.executor import Executor
 from tfx_compression.pruning import criteria
+from tfx_compression.pruning.keras_statistics import KerasStatistics
 from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.prune import prune
 from tfx_compression.pruning.record import PruningRecord
 
-from tests.pruning.test_techniques import residual_net, widths
 from tests.support import helpers, kinds
 from tests.support.errors import raises
+from tests.support.residual import data, residual_net, widths
 
 pytestmark = pytest.mark.slow  # imports TFX
 
 
 class Run:
-    """One execution in a folder laid out as LocalDagRunner's: `<node>/<output>/<execution>`."""
+    """One execution, in a folder laid out as by LocalDagRunner: `<node>/<output>/<execution>`."""
 
     def __init__(self, folder: Path, plan: PruningPlan, execution: int = 1, examples: bool = False, **properties: Any):
         self.model = standard_artifacts.Model()
@@ -63,7 +64,7 @@ def serving(folder: Path) -> str:
 
 
 def written_examples(folder: Path) -> dict[str, list[Any]]:
-    """Transformed examples of `residual_net`, and their schema, as artifacts."""
+    """Returns artifacts of transformed examples for `residual_net`, and of their schema."""
     images, labels = helpers.images(64)
     helpers.write_examples(folder / "examples/Split-train/part.gz", {"image": images / helpers.LARGEST}, labels)
     examples = standard_artifacts.Examples()
@@ -86,7 +87,7 @@ def raw_rows() -> tuple[np.ndarray, list[bytes]]:
 
 
 @pytest.mark.parametrize("technique", ["weight", "filter", "neuron"])
-def test_a_keras_2_model_behind_transform_answers_serialized_examples_as_its_pruned_network_does(tmp_path, technique):
+def test_a_pruned_keras_2_model_answers_serialized_examples(tmp_path, technique):
     helpers.save_with_examples_signature(residual_net(), serving(tmp_path))
     run = Run(tmp_path, PruningPlan(technique=technique, sparsity=0.5)).do()
     images, rows = raw_rows()
@@ -104,7 +105,7 @@ def test_a_keras_2_model_behind_transform_answers_serialized_examples_as_its_pru
 
 
 @pytest.mark.parametrize("technique", ["weight", "neuron"])
-def test_a_keras_3_model_beside_its_export_is_pruned_in_both(tmp_path, technique):
+def test_a_keras_3_model_and_its_export_are_both_pruned(tmp_path, technique):
     model = kinds.keras3_dense()
     model.export(serving(tmp_path), verbose=False)
     model.save(f"{serving(tmp_path)}/model.keras")
@@ -118,7 +119,7 @@ def test_a_keras_3_model_beside_its_export_is_pruned_in_both(tmp_path, technique
     assert np.mean(hidden == 0) == (0.5 if technique == "weight" else 0)
 
 
-def test_a_keras_3_file_instead_of_the_saved_model_gets_one(tmp_path):
+def test_a_keras_3_file_without_a_saved_model_gets_one(tmp_path):
     os.makedirs(serving(tmp_path))
     kinds.keras3_dense().save(f"{serving(tmp_path)}/model.keras")
     run = Run(tmp_path, PruningPlan(technique="neuron", sparsity=0.5, protect=())).do()
@@ -127,7 +128,7 @@ def test_a_keras_3_file_instead_of_the_saved_model_gets_one(tmp_path):
 
 
 @pytest.mark.parametrize("library", [tf_keras, keras])
-def test_the_penguin_example_saved_as_a_plain_saved_model_keeps_its_signatures(tmp_path, library):
+def test_a_plain_saved_model_keeps_its_signatures(tmp_path, library):
     model, transform = kinds.two_features(library), kinds.transform_graph(tmp_path / "transform")
     kinds.penguin(serving(tmp_path), model, transform)
     metadata = Path(serving(tmp_path), "keras_metadata.pb")
@@ -146,12 +147,12 @@ def test_the_penguin_example_saved_as_a_plain_saved_model_keeps_its_signatures(t
         np.testing.assert_array_equal(one[name], other[name])
 
 
-def test_channels_of_a_plain_saved_model_can_not_go_and_nothing_is_written(tmp_path):
+def test_channels_of_a_plain_saved_model_are_not_removed_and_nothing_is_written(tmp_path):
     module = tf.Module()
     module.w = tf.Variable(tf.ones([4, 3]))
     helpers.save_function(lambda x: {"y": x @ module.w}, [tf.TensorSpec([None, 4])], serving(tmp_path), w=module.w)
     run = Run(tmp_path, PruningPlan(technique="filter"))
-    with pytest.raises(ModelError, match=r"Remedy: in Trainer's run_fn"):
+    with raises(ModelError, code="no-layer-graph"):
         run.do()
     assert not (tmp_path / "Pruner").exists()
 
@@ -165,7 +166,7 @@ def loss_fn(labels, outputs):
 
 
 @pytest.mark.parametrize("parses", [True, False])
-def test_data_ranks_the_weights_of_a_plain_saved_model_through_its_signature(tmp_path, parses):
+def test_taylor_and_sensitivity_of_a_plain_saved_model_go_through_its_signature(tmp_path, parses):
     model = residual_net()
     if parses:
         spec = {"image": tf.io.FixedLenFeature(helpers.IMAGE, tf.float32)}
@@ -187,17 +188,11 @@ def test_data_ranks_the_weights_of_a_plain_saved_model_through_its_signature(tmp
     )
     run = Run(tmp_path, plan, examples=True, module_file=str(tmp_path / "module.py")).do()
     assert run.record.kind == "saved_model"
-    of_keras = prune(model, plan, helpers.batches(*_sample()))
-    by_place = zip(run.record.sensitivity, of_keras.record.sensitivity, strict=True)
-    for ours, theirs in by_place:  # the same curves as through the Keras layers
-        np.testing.assert_allclose(ours.values, theirs.values, rtol=1e-4)
-    with pytest.raises(ModelError, match=r"doesn't say what its loss is\. Remedy: a loss_fn"):
+    by_layers = prune(model, plan, data())
+    for ours, expected in zip(run.record.sensitivity, by_layers.record.sensitivity, strict=True):
+        np.testing.assert_allclose(ours.values, expected.values, rtol=1e-4)
+    with raises(ModelError, code="model-without-loss"):
         Run(tmp_path, plan, 2, examples=True).do()
-
-
-def _sample() -> tuple[dict[str, np.ndarray], np.ndarray]:
-    images, labels = helpers.images(64)
-    return {"image": images / helpers.LARGEST}, labels
 
 
 # User code and data
@@ -221,7 +216,7 @@ criteria.register("widest", weights=lambda inputs: inputs.values.max(axis=1, kee
 """
 
 
-def test_the_module_file_brings_custom_layers_a_loss_and_a_criterion(tmp_path):
+def test_the_module_file_defines_custom_layers_a_loss_and_a_criterion(tmp_path):
     module = tmp_path / "module.py"
     module.write_text(MODULE)
     scope: dict[str, Any] = {}
@@ -234,20 +229,18 @@ def test_the_module_file_brings_custom_layers_a_loss_and_a_criterion(tmp_path):
     model.save(serving(tmp_path), save_format="tf")
     try:
         run = Run(tmp_path, PruningPlan(criterion="widest", sparsity=0.5), module_file=str(module)).do()
-        assert {part.name for part in run.record.groups if part.kept < part.elements} == {"b"}
+        assert {group.name for group in run.record.groups if group.kept < group.elements} == {"b"}
     finally:
         criteria._registry.pop("widest", None)
     plan = PruningPlan(technique="filter", criterion="taylor", sparsity=0.5, protect=())
     run = Run(tmp_path, plan, 2, examples=True, module_file=str(module)).do()
     assert any("'mine'" in note for note in run.record.notes)
-    assert {part.name for part in run.record.groups if part.kept < part.elements} == {"b"}
+    assert {group.name for group in run.record.groups if group.kept < group.elements} == {"b"}
 
 
-def test_sensitivity_goes_on_where_a_killed_attempt_ended(tmp_path, monkeypatch):
+def test_sensitivity_resumes_after_a_killed_attempt(tmp_path, monkeypatch):
     helpers.save_with_examples_signature(residual_net(), serving(tmp_path))
     plan = PruningPlan(allocation="sensitivity", sparsity=0.4, sensitivity_levels=(0.5, 0.9))
-    from tfx_compression.pruning.keras_statistics import KerasStatistics
-
     measured, real = [], KerasStatistics.metrics
 
     def until_the_fourth(self):
@@ -267,19 +260,15 @@ def test_sensitivity_goes_on_where_a_killed_attempt_ended(tmp_path, monkeypatch)
     assert len(measured) == 1 + 4 * 2 - 4
     assert not store.exists()
     measured.clear()
-    whole = Run(tmp_path, plan, 3, examples=True).do()
+    complete = Run(tmp_path, plan, 3, examples=True).do()
     assert len(measured) == 9
-    assert whole.record.sensitivity == resumed.record.sensitivity
+    assert complete.record.sensitivity == resumed.record.sensitivity
 
 
-def test_what_goes_with_the_model_is_written(tmp_path):
+def test_the_files_beside_the_model(tmp_path):
     helpers.save_with_examples_signature(residual_net(), serving(tmp_path))
     run = Run(tmp_path, PruningPlan(technique="filter"), sparsity=0.25, technique="neuron").do()
-    assert {path.name for path in Path(run.plan.uri).iterdir()} == {
-        "masks.npz",
-        "pruning.json",
-        "report.html",
-    }
+    assert {path.name for path in Path(run.plan.uri).iterdir()} == {"masks.npz", "pruning.json", "report.html"}
     assert run.record.plan.technique == "neuron"
     assert run.record.plan.sparsity == 0.25
     assert run.record.channels == {"hidden": tuple(run.record.channels["hidden"])}
@@ -288,7 +277,7 @@ def test_what_goes_with_the_model_is_written(tmp_path):
     assert json.loads(Path(run.pruned.uri, "summary.json").read_text())["after"]["parameters"] > 0
 
 
-def test_a_value_that_is_set_at_run_time_is_validated(tmp_path):
+def test_a_runtime_parameter_is_validated(tmp_path):
     helpers.small_dense().save(serving(tmp_path), save_format="tf")
     with raises(ConfigError, field="PruningPlan.sparsity"):
         Run(tmp_path, PruningPlan(), sparsity=1.5).do()
