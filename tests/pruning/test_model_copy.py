@@ -220,7 +220,7 @@ def test_a_saved_model_beside_a_keras_file(tmp_path, library):
     model.export(str(folder))
     model.save(str(folder / "model.keras"))
     handle = model_handle.load(str(folder))
-    assert handle.paired_saved_model is not None
+    assert handle.matching is not None
     with unchanged(handle):
         pruned = prune(handle, PruningPlan(protect=(), sparsity=0.75))
     pruned.save(str(tmp_path / "pruned"))

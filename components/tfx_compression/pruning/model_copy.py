@@ -27,6 +27,7 @@ from tfx_compression.keras_models import clone, graph, keras2, keras3
 from tfx_compression.keras_models.keras3 import LOADING_FAILURES
 from tfx_compression.keras_models.library import is_keras3, keras_library
 from tfx_compression.model_handle import ModelHandle
+from tfx_compression.model_handle.variable_matching import VariableMatching
 from tfx_compression.saved_models import saved_model
 from tfx_compression.saved_models.saved_model import SavedModel
 
@@ -56,7 +57,7 @@ def copy_model(handle: ModelHandle) -> ModelHandle:
             "pruning.prune.prune_step(wrap(model), …), which changes the model itself.",
             code="not-copyable",
         ) from error
-    return dataclasses.replace(handle, model=new, paired_saved_model=_paired(handle, new))
+    return dataclasses.replace(handle, model=new, matching=_matching(handle, new))
 
 
 def _copied_saved_model(saved: SavedModel) -> SavedModel:
@@ -174,14 +175,13 @@ def _compile(model: Any, new: Any) -> None:
         new.compile(**compilation)
 
 
-def _paired(handle: ModelHandle, new: Any) -> Any:
-    """Returns the SavedModel beside a Keras file, matched with the weights of the copy."""
-    if handle.paired_saved_model is None:
+def _matching(handle: ModelHandle, new: Any) -> VariableMatching | None:
+    """Returns the matching of the copy's weights with the SavedModel beside the Keras file."""
+    if handle.matching is None:
         return None
-    saved, matching = handle.paired_saved_model
     copies = dict(zip(map(id, handle.model.weights), new.weights, strict=True))
-    weights = {name: (copies[id(weight)], variables) for name, (weight, variables) in matching.weights.items()}
-    return saved, dataclasses.replace(matching, weights=weights)
+    variables = {name: (copies[id(weight)], found) for name, (weight, found) in handle.matching.variables.items()}
+    return dataclasses.replace(handle.matching, variables=variables)
 
 
 def _custom_objects(model: Any) -> dict[str, Any]:
