@@ -8,7 +8,7 @@ from ml_metadata.proto import metadata_store_pb2 as mlmd
 from rich.console import Console
 from tfx_compression import store as stores
 from tfx_compression.cli.terminal import evaluation_table
-from tfx_compression.compressed_evaluator import gate, report
+from tfx_compression.compressed_evaluator import report
 from tfx_compression.compressed_evaluator.evaluation import FILE, Evaluation
 from tfx_compression.lineage import MetadataReader, properties
 
@@ -52,9 +52,9 @@ class Results:
                 name: {
                     **_numbers(model),
                     "metric_drop": evaluation.metric_drop[name],
-                    "speedup": gate.speedup(evaluation.baseline, model),
+                    "speedup": model.speedup_over(evaluation.baseline),
                     "verdict": "held" if evaluation.held(name) else "refused",
-                    "limits": [gate.describe(verdict) for verdict in evaluation.verdicts[name]],
+                    "limits": [verdict.sentence for verdict in evaluation.verdicts[name]],
                     "gate": gate_name,
                 }
                 for gate_name, evaluation in self.evaluations.items()

@@ -37,19 +37,19 @@ def test_each_evaluator_has_an_input_for_each_of_its_candidates():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "code", "named"),
     [
-        ({"eval_config": tfma.EvalConfig(metrics_specs=METRICS)}, "label"),
-        ({"eval_config": tfma.EvalConfig(model_specs=LABEL)}, "metrics"),
-        ({"budget": tfc.Budget(max_metric_drop={"auc": 0.1})}, "'auc'"),
-        ({"max_metric_drop": 0.1}, "max_metric_drop"),
-        ({"candidates": {}}, r"\[\]"),
-        ({"candidates": model_channels("int-8")}, "int-8"),
-        ({"baseline_model": None}, "allow_first=True"),
+        ({"eval_config": tfma.EvalConfig(metrics_specs=METRICS)}, "no-label", "label"),
+        ({"eval_config": tfma.EvalConfig(model_specs=LABEL)}, "no-metrics", "metrics"),
+        ({"budget": tfc.Budget(max_metric_drop={"auc": 0.1})}, "unknown-metric", "'auc'"),
+        ({"max_metric_drop": 0.1}, "no-drops", "max_metric_drop"),
+        ({"candidates": {}}, "no-candidates", "candidate"),
+        ({"candidates": model_channels("int-8")}, "invalid-name", "int-8"),
+        ({"baseline_model": None}, "no-baseline", "allow_first=True"),
     ],
 )
-def test_an_evaluator_that_cannot_decide_is_refused(arguments, named):
-    with raises(ConfigError, match=named):
+def test_an_evaluator_that_cannot_decide_is_refused(arguments, code, named):
+    with raises(ConfigError, code=code, match=named):
         evaluator(**arguments)
 
 

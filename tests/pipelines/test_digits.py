@@ -144,7 +144,7 @@ def test_the_report_needs_no_network_and_tells_the_decision(first, summary, fold
     assert not re.search(r"\b(src|href)=|@import|url\(", markup)
     text = re.sub(r"<[^>]+>", " ", markup)
     assert f"Chosen for release. {summary['chosen']} is the smallest of 2 candidates" in re.sub(r"\s+", " ", text)
-    assert "bytes at most 150,000: not held" in text
+    assert "model size at most 150,000 bytes: not held" in text
     assert "digits/conv_2" in text
 
 
@@ -201,7 +201,7 @@ def test_a_budget_that_nothing_meets_pushes_nothing_and_says_why(first, folder):
     done = run(folder, "--max-drop", "-1")
     assert done.returncode == 0, done.stdout
     assert "No candidate holds every limit" in done.stdout
-    assert "sparse_categorical_accuracy drops with 95 % confidence at most -1: not held" in done.stdout
+    assert "sparse_categorical_accuracy drop (95% confidence bound) at most -1: not held" in done.stdout
     assert done.stdout.count("nothing pushed") == 2
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["chosen"], summary["blessed"], summary["serving"], summary["store"]) == (None, False, None, None)

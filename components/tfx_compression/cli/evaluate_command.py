@@ -71,7 +71,7 @@ def evaluate(
         page = output / "report.html"
         page.write_text(report.render({"": evaluation}), encoding="utf-8")
     if as_json:
-        print(evaluation.model_dump_json(indent=1))
+        print(evaluation.to_json())
     else:
         print_rich(evaluation_table(f"{evaluation.rows:,} examples", evaluation))
         print_rich(f"[bold]{'→' if evaluation.chosen else '✗'}[/] {escape(evaluation.reason)}")

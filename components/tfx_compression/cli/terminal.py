@@ -53,14 +53,14 @@ def working(console: Console, text: str) -> Live:
 
 def evaluation_table(title: str, evaluation: "Evaluation") -> Table:
     """Returns a table of the models of an evaluation, narrow enough for a terminal of 80 columns."""
-    from tfx_compression.compressed_evaluator import report
+    from tfx_compression.compressed_evaluator.summary_table import shown_metric, summary_rows
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
-    metric = report.metric_of(evaluation).replace("sparse_categorical_", "")
+    metric = shown_metric(evaluation).replace("sparse_categorical_", "")
     for heading in ("model", metric, "drop", "bytes", "gzipped", "ms", "speed", "zeros", "verdict"):
         table.add_column(heading, justify="left" if heading in ("model", "verdict") else "right", no_wrap=True)
     colors = {"chosen": "bold green", "held": "green", "refused": "red", "failed": "red"}
-    for row in report.rows(evaluation):
+    for row in summary_rows(evaluation):
         table.add_row(
             row.name.replace("baseline as", "  as"),
             _formatted(row.metric, "{:.4f}"),

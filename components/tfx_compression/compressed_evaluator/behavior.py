@@ -1,4 +1,4 @@
-"""How candidates answer beside the baseline, counted in the same pass as the metrics."""
+"""Counts how candidates answer compared with the baseline, in the same pass as the metrics."""
 
 import collections
 import dataclasses
@@ -9,15 +9,25 @@ import apache_beam as beam
 import numpy as np
 import tensorflow_model_analysis as tfma
 
-from tfx_compression.compressed_evaluator.evaluation import Behaviour, Change
+from tfx_compression.compressed_evaluator.records import AnswerChange, OutputComparison
 
-SECONDS = "tfx_compression.seconds"  # where the extracts say how long each model took
-_CHANGES, _KEPT = 50, 10_000
+# Key of the extracts that holds the time that each model took.
+SECONDS = "tfx_compression.seconds"
+_MAX_CHANGES = 50  # in the result
+_MAX_COUNTED_CHANGES = 10_000  # while counting
 
 
 @dataclasses.dataclass
-class _Answers:
-    """How two models answered; `known` as long as every row seen could be read so, whatever batch it came in."""
+class _AnswerCounts:
+    """Answers of two models, counted under one reading of their outputs.
+
+    Attributes:
+      known: Whether every row so far can be read that way.
+      same: Number of rows with the same answer.
+      broken: Number of rows that only the baseline answers correctly.
+      mended: Number of rows that only the candidate answers correctly.
+      changes: Number of rows by label, the baseline's class and the candidate's class.
+    """
 
     known: bool = True
     same: int = 0
@@ -25,63 +35,75 @@ class _Answers:
     mended: int = 0
     changes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
-    def add(self, other: "_Answers") -> None:
+    def add(self, other: "_AnswerCounts") -> None:
         self.known = self.known and other.known
         self.same += other.same
         self.broken += other.broken
         self.mended += other.mended
         self.changes.update(other.changes)
-        if len(self.changes) > 2 * _KEPT:
-            self.changes = collections.Counter(dict(self.changes.most_common(_KEPT)))
+        if len(self.changes) > 2 * _MAX_COUNTED_CHANGES:
+            self.changes = collections.Counter(dict(self.changes.most_common(_MAX_COUNTED_CHANGES)))
 
 
-def _unknown() -> _Answers:
-    return _Answers(known=False)
+def _unknown() -> _AnswerCounts:
+    return _AnswerCounts(known=False)
 
 
 @dataclasses.dataclass
-class _Counts:
-    """Of one output of one candidate; its answers are one class for each row, or several labels at once."""
+class _OutputCounts:
+    """Counts of one output of one candidate.
+
+    Attributes:
+      rows: Number of rows.
+      difference: Sum of the absolute differences from the baseline's outputs.
+      baseline: Sum of the baseline's absolute outputs.
+      classes: Answers, read as one class per row.
+      labels: Answers, read as several binary labels per row.
+    """
 
     rows: int = 0
     difference: float = 0.0
     baseline: float = 0.0
-    classes: _Answers = dataclasses.field(default_factory=_Answers)
-    several: _Answers = dataclasses.field(default_factory=_Answers)
+    classes: _AnswerCounts = dataclasses.field(default_factory=_AnswerCounts)
+    labels: _AnswerCounts = dataclasses.field(default_factory=_AnswerCounts)
 
-    def add(self, other: "_Counts") -> None:
+    def add(self, other: "_OutputCounts") -> None:
         self.rows += other.rows
         self.difference += other.difference
         self.baseline += other.baseline
         self.classes.add(other.classes)
-        self.several.add(other.several)
+        self.labels.add(other.labels)
 
-    def behaviour(self) -> Behaviour:
+    def comparison(self) -> OutputComparison:
         divergence = self.difference / self.baseline if self.baseline else None
-        answers = self.classes if self.classes.known else self.several
+        answers = self.classes if self.classes.known else self.labels
         if not answers.known or not self.rows:
-            return Behaviour(divergence=divergence)
-        changes = [Change(label=of, baseline=b, candidate=c, count=n) for (of, b, c), n in answers.changes.items()]
+            return OutputComparison(divergence=divergence)
+        changes = [
+            AnswerChange(label=label, baseline=before, candidate=after, count=count)
+            for (label, before, after), count in answers.changes.items()
+        ]
         changes.sort(key=lambda change: (-change.count, change.label, change.baseline, change.candidate))
-        return Behaviour(
+        return OutputComparison(
             agreement=answers.same / self.rows,
             divergence=divergence,
             broken=answers.broken,
             mended=answers.mended,
-            changes=tuple(changes[:_CHANGES]),
+            changes=tuple(changes[:_MAX_CHANGES]),
         )
 
 
 @dataclasses.dataclass
-class Observed:
-    """What a pass saw beside the metrics.
+class PassStatistics:
+    """What a pass over the examples counts beside the metrics.
 
     Attributes:
-      rows: number of examples.
-      weight, squares: sum of the example weights, and of their squares.
-      not_finite: by model, the number of rows with NaN or infinity among the predictions.
-      seconds: by model, the time spent in its own runtime.
-      counts: by candidate and output.
+      rows: Number of examples.
+      weight: Sum of the example weights.
+      squares: Sum of the squared example weights.
+      not_finite: By model, the number of rows with NaN or infinity among the predictions.
+      seconds: By model, the time spent in its runtime.
+      counts: Counts by candidate and output.
     """
 
     rows: int = 0
@@ -89,145 +111,158 @@ class Observed:
     squares: float = 0.0
     not_finite: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     seconds: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    counts: dict[tuple[str, str], _Counts] = dataclasses.field(default_factory=dict)
+    counts: dict[tuple[str, str], _OutputCounts] = dataclasses.field(default_factory=dict)
 
-    def add(self, other: "Observed") -> None:
-        """Adds what another part of the pass saw."""
+    def add(self, other: "PassStatistics") -> None:
+        """Adds the statistics of another part of the pass."""
         self.rows += other.rows
         self.weight += other.weight
         self.squares += other.squares
         self.not_finite.update(other.not_finite)
         self.seconds.update(other.seconds)
         for key, counts in other.counts.items():
-            self.counts.setdefault(key, _Counts()).add(counts)
+            self.counts.setdefault(key, _OutputCounts()).add(counts)
 
     @property
     def effective_rows(self) -> int:
-        """How many rows of one weight tell as much as these (Kish 1965): square of the sum over sum of the squares."""
+        """Number of rows of equal weight with the same variance: squared sum over sum of squares (Kish 1965)."""
         return int(self.weight**2 / self.squares) if self.squares else 0
 
-    def behaviour(self, candidate: str) -> dict[str, Behaviour]:
-        """Of a candidate, by output."""
-        return {output: counts.behaviour() for (name, output), counts in self.counts.items() if name == candidate}
+    def behavior(self, candidate: str) -> dict[str, OutputComparison]:
+        """Returns the comparison of each output of a candidate with the baseline's."""
+        return {output: counts.comparison() for (name, output), counts in self.counts.items() if name == candidate}
 
 
-class Observe(beam.CombineFn):
-    """From batched extracts to one Observed.
+class CollectStatistics(beam.CombineFn):
+    """Combines batched extracts into one PassStatistics.
 
     Args:
-      models: their names.
-      baseline: the name of the one that the others are compared with, or None.
+      models: Names of the models.
+      baseline: Name of the model that the others are compared with, or None.
     """
 
     def __init__(self, models: Iterable[str], baseline: str | None):
         self._models = list(models)
         self._baseline = baseline
 
-    def create_accumulator(self) -> Observed:
-        return Observed()
+    def create_accumulator(self) -> PassStatistics:
+        return PassStatistics()
 
-    def add_input(self, accumulator: Observed, extracts: tfma.Extracts) -> Observed:
+    def add_input(self, accumulator: PassStatistics, extracts: tfma.Extracts) -> PassStatistics:
         rows = len(extracts[tfma.INPUT_KEY])
-        predictions = {name: _outputs(extracts, name, len(self._models) > 1) for name in self._models}
-        labels = extracts.get(tfma.LABELS_KEY)
-        seen = Observed(rows, seconds=collections.Counter(extracts[SECONDS]))
+        outputs = {name: _outputs(extracts, name, len(self._models) > 1) for name in self._models}
+        batch = PassStatistics(rows, seconds=collections.Counter(extracts[SECONDS]))
         weights = _weights(extracts, self._models[0], rows)
-        seen.weight, seen.squares = float(weights.sum()), float((weights**2).sum())
-        for name, outputs in predictions.items():
-            bad = np.zeros(rows, bool)
-            for values in outputs.values():
-                if values.dtype.kind == "f":
-                    bad |= ~np.isfinite(values).reshape(rows, -1).all(axis=1)
-            seen.not_finite[name] += int(bad.sum())
-        against = predictions.pop(self._baseline) if self._baseline is not None else {}
-        for name, outputs in predictions.items() if against else ():
-            for output, values in outputs.items():
-                truth = part_of(part_of(labels, name), output)
-                seen.counts[name, output] = _compare(against[output], values, truth)
-        accumulator.add(seen)
+        batch.weight, batch.squares = float(weights.sum()), float((weights**2).sum())
+        for name, values in outputs.items():
+            batch.not_finite[name] += _count_not_finite(values, rows)
+        reference = outputs.pop(self._baseline) if self._baseline is not None else {}
+        labels = extracts.get(tfma.LABELS_KEY)
+        for name in outputs if reference else ():
+            for output, candidate in outputs[name].items():
+                truth = select(select(labels, name), output)
+                batch.counts[name, output] = _compare(reference[output], candidate, truth)
+        accumulator.add(batch)
         return accumulator
 
-    def merge_accumulators(self, accumulators: Iterable[Observed]) -> Observed:
-        whole = Observed()
+    def merge_accumulators(self, accumulators: Iterable[PassStatistics]) -> PassStatistics:
+        merged = PassStatistics()
         for accumulator in accumulators:
-            whole.add(accumulator)
-        return whole
+            merged.add(accumulator)
+        return merged
 
-    def extract_output(self, accumulator: Observed) -> Observed:
+    def extract_output(self, accumulator: PassStatistics) -> PassStatistics:
         return accumulator
 
 
-def _outputs(extracts: tfma.Extracts, model: str, several: bool) -> dict[str, np.ndarray]:
-    found = extracts[tfma.PREDICTIONS_KEY]
-    own = found[model] if several else found
-    return dict(own) if isinstance(own, Mapping) else {"": own}
-
-
-def _weights(extracts: tfma.Extracts, model: str, rows: int) -> np.ndarray:
-    """Each row's weight; of a model whose outputs have weights of their own, the first one's."""
-    found = part_of(extracts.get(tfma.EXAMPLE_WEIGHTS_KEY), model)
-    if isinstance(found, Mapping):
-        found = next(iter(found.values()), None)
-    return np.ones(rows) if found is None else np.asarray(found, np.float64).reshape(rows, -1).mean(axis=1)
-
-
-def part_of(value: Any, name: str) -> Any:
-    """What a value holds for a model or output of that name; the value itself where it is not told apart by these."""
+def select(value: Any, name: str) -> Any:
+    """Returns the part of a value that belongs to a model or output, or the value itself if it isn't split by name."""
     return value[name] if isinstance(value, Mapping) and name in value else value
 
 
-def _compare(baseline: np.ndarray, candidate: np.ndarray, labels: Any) -> _Counts:
-    """The counts of one batch of one output."""
+def _outputs(extracts: tfma.Extracts, model: str, several: bool) -> dict[str, np.ndarray]:
+    predictions = extracts[tfma.PREDICTIONS_KEY]
+    outputs = predictions[model] if several else predictions
+    return dict(outputs) if isinstance(outputs, Mapping) else {"": outputs}
+
+
+def _weights(extracts: tfma.Extracts, model: str, rows: int) -> np.ndarray:
+    """Returns the weight of each row; the first output's if each output has weights."""
+    weights = select(extracts.get(tfma.EXAMPLE_WEIGHTS_KEY), model)
+    if isinstance(weights, Mapping):
+        weights = next(iter(weights.values()), None)
+    return np.ones(rows) if weights is None else np.asarray(weights, np.float64).reshape(rows, -1).mean(axis=1)
+
+
+def _count_not_finite(outputs: Mapping[str, np.ndarray], rows: int) -> int:
+    bad = np.zeros(rows, bool)
+    for values in outputs.values():
+        if values.dtype.kind == "f":
+            bad |= ~np.isfinite(values).reshape(rows, -1).all(axis=1)
+    return int(bad.sum())
+
+
+def _compare(baseline: np.ndarray, candidate: np.ndarray, labels: Any) -> _OutputCounts:
+    """Returns the counts of one batch of one output."""
     rows = len(baseline)
     if baseline.dtype.kind not in "biuf":
-        return _Counts(rows, classes=_unknown(), several=_unknown())
-    finite = np.isfinite(baseline)  # one infinity would make the difference of all others nothing beside it
+        return _OutputCounts(rows, classes=_unknown(), labels=_unknown())
+    finite = np.isfinite(baseline)  # one infinity would hide all other differences
     wide = baseline[finite].astype(np.float64)
     difference, size = float(np.nansum(np.abs(candidate[finite] - wide))), float(np.abs(wide).sum())
     if baseline.ndim > 2 or not isinstance(labels, np.ndarray) or labels.dtype.kind not in "biuf":
-        return _Counts(rows, difference, size, _unknown(), _unknown())
+        return _OutputCounts(rows, difference, size, _unknown(), _unknown())
     outputs = (baseline.reshape(rows, -1), candidate.reshape(rows, -1))
     truth = labels.reshape(rows, -1)
-    return _Counts(rows, difference, size, _classes(*outputs, truth), _several(*outputs, truth))
+    return _OutputCounts(rows, difference, size, _count_classes(*outputs, truth), _count_labels(*outputs, truth))
 
 
-def _classes(baseline: np.ndarray, candidate: np.ndarray, labels: np.ndarray) -> _Answers:
-    """Of outputs [rows, classes], or [rows, 1] where the labels are 0 and 1, and labels that are classes or one-hot."""
-    zero_or_one = bool(np.isin(labels, (0, 1)).all())
+def _count_classes(baseline: np.ndarray, candidate: np.ndarray, labels: np.ndarray) -> _AnswerCounts:
+    """Counts answers that are one class per row.
+
+    Args:
+      baseline: Outputs, [rows, classes], or [rows, 1] if the labels are 0 and 1.
+      candidate: Outputs of the same shape.
+      labels: Classes, [rows, 1], or one-hot, [rows, classes].
+    """
+    binary = bool(np.isin(labels, (0, 1)).all())
     if labels.shape[1] == 1:
-        known = zero_or_one if baseline.shape[1] == 1 else np.array_equal(labels, np.floor(labels))
+        known = binary if baseline.shape[1] == 1 else np.array_equal(labels, np.floor(labels))
         truth = labels[:, 0]
     else:
-        known = labels.shape == baseline.shape and zero_or_one and bool((labels.sum(axis=1) == 1).all())
+        known = labels.shape == baseline.shape and binary and bool((labels.sum(axis=1) == 1).all())
         truth = labels.argmax(axis=1)
     if not known:
         return _unknown()
-    if baseline.shape[1] == 1 and not _fractions(baseline, candidate):
+    if baseline.shape[1] == 1 and not _are_fractions(baseline, candidate):
         return _unknown()
     before, after = (each.argmax(axis=1) if each.shape[1] > 1 else each[:, 0] > 0.5 for each in (baseline, candidate))
-    answers = _judged(before, after, before == truth, after == truth)
+    answers = _count_answers(before, after, before == truth, after == truth)
     differ = before != after
     changed = zip(truth[differ], before[differ], after[differ], strict=True)
     answers.changes.update((int(label), int(was), int(now)) for label, was, now in changed)
     return answers
 
 
-def _several(baseline: np.ndarray, candidate: np.ndarray, labels: np.ndarray) -> _Answers:
-    """Of outputs and labels [rows, labels], any number of which may be 1."""
-    if labels.shape != baseline.shape or not np.isin(labels, (0, 1)).all() or not _fractions(baseline, candidate):
+def _count_labels(baseline: np.ndarray, candidate: np.ndarray, labels: np.ndarray) -> _AnswerCounts:
+    """Counts answers that are several binary labels per row; all arrays are [rows, labels]."""
+    if labels.shape != baseline.shape or not np.isin(labels, (0, 1)).all() or not _are_fractions(baseline, candidate):
         return _unknown()
     before, after = baseline > 0.5, candidate > 0.5
     right = ((each == labels).all(axis=1) for each in (before, after))
-    return _judged(before, after, *right)
+    return _count_answers(before, after, *right)
 
 
-def _fractions(*outputs: np.ndarray) -> bool:
-    """Whether all are from 0 to 1 (or NaN), to be cut at a half; where logits are cut, only the metric knows."""
+def _are_fractions(*outputs: np.ndarray) -> bool:
+    """Returns whether all values are in [0, 1] or NaN, so that 0.5 is the threshold.
+
+    Only the metric knows the threshold of logits.
+    """
     return not any(((each < 0) | (each > 1)).any() for each in outputs)
 
 
-def _judged(before: np.ndarray, after: np.ndarray, was_right: np.ndarray, is_right: np.ndarray) -> _Answers:
+def _count_answers(before: np.ndarray, after: np.ndarray, was_right: np.ndarray, is_right: np.ndarray) -> _AnswerCounts:
     same = (before == after).reshape(len(before), -1).all(axis=1)
-    return _Answers(
+    return _AnswerCounts(
         same=int(same.sum()), broken=int((was_right & ~is_right).sum()), mended=int((~was_right & is_right).sum())
     )

@@ -1,91 +1,171 @@
-"""What a compressed model may cost and must keep, and whether it does."""
+"""The budget: every limit that a candidate must hold, and the objective that chooses among those that do."""
 
-import re
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated
 
 import pydantic
 from pydantic import Field
 
+from tfx_compression.compressed_evaluator.limits import (
+    Bound,
+    Limit,
+    MetricDropLimit,
+    NumberLimit,
+    OperatorLimit,
+    RelativeMetricDropLimit,
+    SliceMetricDropLimit,
+)
+from tfx_compression.compressed_evaluator.objectives import ObjectiveName, ObjectiveWeights
 from tfx_compression.config import Config
 from tfx_compression.errors import ConfigError
-from tfx_compression.keras_models.metric_names import plain_name, smaller_is_better
-
-# The budget's limits on drops of metrics.
-DROPS = ("max_metric_drop", "max_relative_metric_drop", "max_slice_metric_drop")
-
-# Metrics are computed in float32: a drop that is exactly at its bound differs from it by as much.
-ROUNDING = 1e-6
-
-
-class Weights(Config):
-    """What a weighted objective counts, each relative to the baseline; the smallest sum wins.
-
-    Attributes:
-      bytes: weight of the gzipped size divided by the baseline's (as float TFLite, for a TFLite candidate).
-      latency: weight of the latency divided by the baseline's.
-      drop: weight of the drop in the budget's first metric, in the metric's unit: 100 makes one point count as much as
-        a whole baseline of bytes.
-    """
-
-    bytes: float = Field(default=1.0, ge=0)
-    latency: float = Field(default=1.0, ge=0)
-    drop: float = Field(default=100.0, ge=0)
+from tfx_compression.keras_models.metric_names import plain_name
 
 
 class Budget(Config):
-    """The limits that a candidate must hold to be released. What is not set is not limited.
+    """The limits that a candidate must hold to be released. A field that is not set limits nothing.
 
-    Attributes:
-      max_metric_drop: by metric, how much worse than the baseline's the candidate's may be, absolute. Of metrics that
-        are better when smaller (losses, errors) a rise is the drop.
-      max_relative_metric_drop: the same, as a fraction of the baseline's metric.
-      max_slice_metric_drop: the same as `max_metric_drop`, in the worst slice of the eval_config.
-      confidence: of the three limits above: what is held against them is the one-sided upper confidence bound of the
-        drop, by the jackknife over the paired predictions, so that luck on a small evaluation split does not release a
-        model. None holds the drop itself against them.
-      min_slice_rows: slices with fewer rows are not judged.
-      max_bytes: size of the model: the TFLite file, or all files of the SavedModel.
-      max_bytes_gzip: the same, gzipped.
-      max_arena_bytes: memory that the TFLite interpreter plans for the tensors of one row.
-      max_latency_ms: median latency of one row on the evaluating machine, in milliseconds; TFLite models run on one
-        thread.
-      min_speedup: the baseline's latency divided by the candidate's. For a TFLite candidate the baseline is measured as
-        the float TFLite model it converts to, for a SavedModel as it is.
-      min_sparsity: fraction of zeros in all kernels.
-      min_agreement: fraction of rows with the baseline's top class.
-      max_divergence: sum of the absolute differences of the outputs over the sum of the baseline's absolute outputs.
-      allowed_ops: the TFLite operators that the device has, as `tfx-compression inspect` names them.
-      objective: which of the candidates that hold all limits is chosen: the `smallest` file, the `fastest`, the
-        `most_accurate` (smallest drop, in the first limited metric, or the evaluation's first), or the one with the
-        smallest `weighted` sum.
-      weights: of the weighted objective.
-      allow_first: whether a candidate may be released without a baseline: the first release. The limits that need one
-        are then not judged, and the blessing says so.
+    Each field has its description below it. To add a limit, add a field that is annotated with a `Limit`: the gate
+    judges it, the report shows it, and the documentation lists it by its description.
     """
 
-    max_metric_drop: dict[str, float] = Field(default_factory=dict)
-    max_relative_metric_drop: dict[str, float] = Field(default_factory=dict)
-    max_slice_metric_drop: dict[str, float] = Field(default_factory=dict)
+    model_config = pydantic.ConfigDict(use_attribute_docstrings=True)
+
+    max_metric_drop: Annotated[dict[str, float], MetricDropLimit()] = Field(default_factory=dict)
+    """By metric, the largest drop from the baseline on the whole split, in the metric's unit. For metrics that are
+    better when smaller (losses, errors), a rise is the drop."""
+
+    max_relative_metric_drop: Annotated[dict[str, float], RelativeMetricDropLimit()] = Field(default_factory=dict)
+    """By metric, the largest drop as a fraction of the baseline's metric."""
+
+    max_slice_metric_drop: Annotated[dict[str, float], SliceMetricDropLimit()] = Field(default_factory=dict)
+    """By metric, the largest drop in the worst slice of the eval_config, in the metric's unit."""
+
     confidence: float | None = Field(default=0.95, gt=0.5, lt=1)
+    """Confidence at which the limits on drops are judged: by the one-sided upper bound of the drop, from the jackknife
+    over paired predictions, so that a small evaluation split can't release a model by luck. None judges the drop."""
+
     min_slice_rows: int = Field(default=30, ge=1)
-    max_bytes: int | None = Field(default=None, gt=0)
-    max_bytes_gzip: int | None = Field(default=None, gt=0)
-    max_arena_bytes: int | None = Field(default=None, gt=0)
-    max_latency_ms: float | None = Field(default=None, gt=0)
-    min_speedup: float | None = Field(default=None, gt=0)
-    min_sparsity: float | None = Field(default=None, ge=0, le=1)
-    min_agreement: float | None = Field(default=None, ge=0, le=1)
-    max_divergence: float | None = Field(default=None, ge=0)
-    allowed_ops: tuple[str, ...] | None = None
-    objective: Literal["smallest", "fastest", "most_accurate", "weighted"] = "smallest"
-    weights: Weights = Field(default_factory=Weights)
+    """Fewest rows of a slice that is judged."""
+
+    max_bytes: Annotated[
+        int | None,
+        NumberLimit("model size", Bound.AT_MOST, lambda context: context.candidate.bytes, "bytes"),
+    ] = Field(default=None, gt=0)
+    """Size of the model: the TFLite file, or all files of the SavedModel."""
+
+    max_bytes_gzip: Annotated[
+        int | None,
+        NumberLimit("gzipped model size", Bound.AT_MOST, lambda context: context.candidate.bytes_gzip, "bytes"),
+    ] = Field(default=None, gt=0)
+    """Size of the same files, gzipped."""
+
+    max_arena_bytes: Annotated[
+        int | None,
+        NumberLimit(
+            "interpreter memory",
+            Bound.AT_MOST,
+            lambda context: context.candidate.arena_bytes,
+            "bytes",
+            unknown="it is not a TFLite model",
+        ),
+    ] = Field(default=None, gt=0)
+    """Memory that the TFLite interpreter plans for the tensors of one row."""
+
+    max_latency_ms: Annotated[
+        float | None,
+        NumberLimit("latency of one row", Bound.AT_MOST, lambda context: context.candidate.latency_ms, "ms"),
+    ] = Field(default=None, gt=0)
+    """Median latency of one row on the evaluating machine, in milliseconds. TFLite models run on one thread."""
+
+    min_speedup: Annotated[
+        float | None,
+        NumberLimit(
+            "speedup over the baseline",
+            Bound.AT_LEAST,
+            lambda context: context.candidate.speedup_over(context.baseline),
+            unknown="the baseline could not be measured as a {kind} model",
+            needs_baseline=True,
+        ),
+    ] = Field(default=None, gt=0)
+    """Latency of the baseline divided by the candidate's. For a TFLite candidate, the baseline is measured as the float
+    TFLite model that it converts to; for a SavedModel, as it is."""
+
+    min_agreement: Annotated[
+        float | None,
+        NumberLimit(
+            "fraction of rows with the baseline's top class",
+            Bound.AT_LEAST,
+            lambda context: context.comparison.agreement,
+            unknown="the outputs are not classes",
+            needs_baseline=True,
+        ),
+    ] = Field(default=None, ge=0, le=1)
+    """Fraction of rows for which the candidate predicts the baseline's top class."""
+
+    max_divergence: Annotated[
+        float | None,
+        NumberLimit(
+            "relative difference from the baseline's outputs",
+            Bound.AT_MOST,
+            lambda context: context.comparison.divergence,
+            unknown="the outputs are not numbers, or the baseline's are all zero",
+            needs_baseline=True,
+        ),
+    ] = Field(default=None, ge=0)
+    """Sum of the absolute differences of the outputs, divided by the sum of the baseline's absolute outputs."""
+
+    min_sparsity: Annotated[
+        float | None,
+        NumberLimit(
+            "fraction of zero weights",
+            Bound.AT_LEAST,
+            lambda context: context.candidate.sparsity,
+            unknown="its weights can't be read",
+        ),
+    ] = Field(default=None, ge=0, le=1)
+    """Fraction of zeros in all kernels."""
+
+    allowed_ops: Annotated[tuple[str, ...] | None, OperatorLimit()] = None
+    """TFLite operators that the device supports, as `tfx-compression inspect` names them."""
+
+    objective: ObjectiveName = "smallest"
+    """Which candidate is chosen among those that hold every limit: the `smallest` file, the `fastest`, the
+    `most_accurate` (smallest drop in the first limited metric, or the evaluation's first), or the one with the smallest
+    `weighted` sum."""
+
+    weights: ObjectiveWeights = Field(default_factory=ObjectiveWeights)
+    """Weights of the weighted objective."""
+
     allow_first: bool = False
+    """Whether a candidate may be released without a baseline, as the first release. The limits that compare with the
+    baseline are then skipped, and the blessing says so."""
+
+    @classmethod
+    def limits(cls) -> dict[str, Limit]:
+        """Returns the kind of each limit by field."""
+        return {
+            name: annotation
+            for name, field in cls.model_fields.items()
+            for annotation in field.metadata
+            if isinstance(annotation, Limit)
+        }
+
+    @classmethod
+    def limits_table(cls) -> str:
+        """Returns the limits and their descriptions as a Markdown table, which docs/evaluation.md contains."""
+        descriptions = {name: " ".join((cls.model_fields[name].description or "").split()) for name in cls.limits()}
+        lines = [f"| `{name}` | {description} |" for name, description in descriptions.items()]
+        return "\n".join(["| limit | meaning |", "|---|---|", *lines])
+
+    @property
+    def set_limits(self) -> dict[str, Limit]:
+        """The limits that are set, by field."""
+        return {field: limit for field, limit in self.limits().items() if getattr(self, field) not in (None, {})}
 
     @property
     def limited_metrics(self) -> list[str]:
-        """The metrics whose drop is limited, in the order they were given."""
-        return list(dict.fromkeys(metric for name in DROPS for metric in getattr(self, name)))
+        """The metrics whose drop is limited, in the order of the limits."""
+        return list(dict.fromkeys(metric for drops in self._drops().values() for metric in drops))
 
     @property
     def needs_intervals(self) -> bool:
@@ -93,87 +173,34 @@ class Budget(Config):
         return self.confidence is not None and bool(self.limited_metrics)
 
     def for_metrics(self, names: Iterable[str]) -> "Budget":
-        """The budget with its metrics called as in `names`, which they match without case or `_`.
+        """Returns the budget with its metrics spelled as in `names`, which may differ in case and underscores.
 
         Raises:
-          ConfigError: where a limited metric is none of `names`.
+          ConfigError: A limited metric is not among `names`, or a limit names one metric twice.
         """
         known = {plain_name(name): name for name in names}
-        for metric in self.limited_metrics:
-            if plain_name(metric) not in known:
+        renamed = {}
+        for field, drops in self._drops().items():
+            for metric in drops:
+                if plain_name(metric) not in known:
+                    raise ConfigError(
+                        f"Budget.{field} limits the drop of {metric!r}, which the evaluation doesn't compute. It "
+                        f"computes: {', '.join(known.values()) or 'none'}. Remedy: add the metric to the eval_config's "
+                        "metrics_specs.",
+                        field=f"Budget.{field}",
+                        code="unknown-metric",
+                    )
+            renamed[field] = {known[plain_name(metric)]: drop for metric, drop in drops.items()}
+            if len(renamed[field]) < len(drops):
                 raise ConfigError(
-                    f"The budget limits the drop of {metric!r}, which the evaluation doesn't compute; it computes: "
-                    f"{', '.join(known.values()) or 'none'}. Remedy: add it to the eval_config's metrics_specs."
+                    f"Budget.{field} limits one metric twice: {', '.join(drops)}. Remedy: remove one.",
+                    field=f"Budget.{field}",
+                    code="duplicate-metric",
                 )
-        for name in DROPS:
-            plain = [plain_name(metric) for metric in getattr(self, name)]
-            if len(set(plain)) < len(plain):
-                raise ConfigError(f"Budget.{name} limits one metric twice: {', '.join(getattr(self, name))}.")
-        return self.model_copy(
-            update={
-                name: {known[plain_name(metric)]: drop for metric, drop in getattr(self, name).items()}
-                for name in DROPS
-            }
-        )
+        return self.model_copy(update=renamed)
 
-
-class Verdict(pydantic.BaseModel):
-    """One limit and whether a candidate held it.
-
-    Attributes:
-      limit: in words.
-      bound: the limit's value.
-      measured: the candidate's; None where it could not be measured, and then the limit is not held.
-      held: whether it was.
-      note: why it could not be measured.
-    """
-
-    model_config = pydantic.ConfigDict(frozen=True, ser_json_inf_nan="strings")
-
-    limit: str
-    bound: float | None
-    measured: float | None
-    held: bool
-    note: str = ""
-
-    @pydantic.computed_field  # type: ignore[prop-decorator]
-    @property
-    def margin(self) -> float | None:
-        """How far from the bound, absolute; negative where the limit is not held."""
-        if self.measured is None or self.bound is None:
-            return None
-        distance = abs(self.bound - self.measured)
-        return distance if self.held else -distance
-
-
-def metric_drop(metric: str, baseline: float, candidate: float) -> float:
-    """How much worse the candidate is: positive for worse, whichever way the metric points."""
-    return candidate - baseline if smaller_is_better(metric) else baseline - candidate
-
-
-def counts_examples(metric: str) -> bool:
-    """Whether a metric, perhaps of an output or weighted, is no quality of a model but the number of examples."""
-    return re.sub(r".*/|@.*", "", metric) in ("example_count", "weighted_example_count")
-
-
-def at_most(
-    limit: str, bound: float | None, measured: float | None, unknown: str = "", rounding: float = 0.0
-) -> list[Verdict]:
-    """The verdict on a largest allowed value; none where there is no bound. NaN holds nothing.
-
-    `unknown` says why `measured` is None; `rounding` is how much more still counts as the bound.
-    """
-    held = measured is not None and bound is not None and measured <= bound + rounding
-    return _verdict(limit, bound, measured, held, unknown)
-
-
-def at_least(limit: str, bound: float | None, measured: float | None, unknown: str = "") -> list[Verdict]:
-    """The verdict on a smallest allowed value; otherwise as `at_most`."""
-    held = measured is not None and bound is not None and measured >= bound
-    return _verdict(limit, bound, measured, held, unknown)
-
-
-def _verdict(limit: str, bound: float | None, measured: float | None, held: bool, unknown: str) -> list[Verdict]:
-    if bound is None:
-        return []
-    return [Verdict(limit=limit, bound=bound, measured=measured, held=held, note=unknown if measured is None else "")]
+    def _drops(self) -> dict[str, Mapping[str, float]]:
+        """Returns the limits on drops of metrics: by field, the allowed drop of each metric."""
+        return {
+            field: getattr(self, field) for field, limit in self.limits().items() if isinstance(limit, MetricDropLimit)
+        }

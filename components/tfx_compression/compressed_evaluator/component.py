@@ -11,14 +11,15 @@ from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 from tfx.utils import json_utils, proto_utils
 
-from tfx_compression.compressed_evaluator import evaluate, executor
+from tfx_compression.compressed_evaluator import executor
 from tfx_compression.compressed_evaluator.budget import Budget
+from tfx_compression.compressed_evaluator.eval_config import BASELINE, complete_config
 from tfx_compression.errors import ConfigError
 from tfx_compression.tfx_support import artifacts, declaration
 
 
 class CompressedEvaluatorSpec(ComponentSpec):
-    """Inputs, outputs and parameters of CompressedEvaluator, but for the candidates: each instance has its own."""
+    """Inputs, outputs and parameters of CompressedEvaluator, except the candidates, which differ by instance."""
 
     PARAMETERS = {
         "eval_config": ExecutionParameter(type=str),
@@ -60,9 +61,9 @@ class CompressedEvaluator(base_beam_component.BaseBeamComponent):
     ```
 
     Outputs:
-      best_model: the Model that it chose; without a file where it chose none.
-      blessing: ModelBlessing, as Pusher and TFLiteStorePusher obey it.
-      evaluation: ModelEvaluation: TFMA's files, for `tfma.load_eval_result(uri, model_name="int8")`, and
+      best_model: The chosen Model, without files if none was chosen.
+      blessing: The ModelBlessing that Pusher and TFLiteStorePusher obey.
+      evaluation: A ModelEvaluation with TFMA's files, for `tfma.load_eval_result(uri, model_name="int8")`, and
         `evaluation.json`.
       report: `report.html`, for people.
     """
@@ -86,42 +87,52 @@ class CompressedEvaluator(base_beam_component.BaseBeamComponent):
         """Declares the evaluation of `candidates`.
 
         Args:
-          candidates: Model channels (SavedModels or TFLite models) by name, in letters, digits and `_`.
-          baseline_model: a Model channel: what they are compared with, a SavedModel or a TFLite model. None for a first
-            release, which the budget has to allow (`allow_first`); a channel that turns out empty (a Resolver's, before
-            there is a blessed model) counts as None.
-          examples: what the models' `serving_default` takes, so the ExampleGen's.
-          eval_config: TFMA's. The first ModelSpec, with the label, holds for all models.
-          budget: the limits; without any, every candidate may be released that misses no threshold of `eval_config`.
-          schema: of the examples.
-          max_metric_drop: overrides the allowed drop of every metric in the budget, also at run time.
-          example_split: split to evaluate on.
-          reference_kernels: run TFLite models on TFLite's reference kernels, slow and the same to the bit on every
-            machine, instead of XNNPACK, which devices run.
+          candidates: Model channels (SavedModels or TFLite models) by name. A name has letters, digits and `_`.
+          baseline_model: Model channel with which the candidates are compared, a SavedModel or a TFLite model. None
+            for a first release, which the budget has to allow (`allow_first`). A channel that turns out empty (a
+            Resolver's, before any model was blessed) counts as None.
+          examples: Examples that the models' `serving_default` takes, usually the ExampleGen's.
+          eval_config: TFMA's configuration. The first ModelSpec, with the label, applies to all models.
+          budget: Limits and objective. Without limits, every candidate that misses no threshold of `eval_config` may be
+            released.
+          schema: Schema of the examples.
+          max_metric_drop: Overrides the allowed drop of every metric in the budget, also at run time.
+          example_split: Split to evaluate on.
+          reference_kernels: Whether TFLite models run on TFLite's reference kernels, which are slow and give the same
+            bits on every machine, instead of XNNPACK, which devices run.
 
         Raises:
-          ConfigError: for a name that is none, no label, or a limited metric that `eval_config` doesn't compute.
+          ConfigError: A candidate's name is invalid, there is no label, or `eval_config` doesn't compute a limited
+            metric.
         """
         budget = budget or Budget()
         names = sorted(candidates)
         bad = [name for name in names if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)]
         if bad or not names:
             raise ConfigError(
-                f"Candidates are named in letters, digits and '_', and there is at least one; got {names}."
+                f"A candidate's name starts with a letter and has letters, digits and '_'; got {bad or 'no name'}. "
+                'Remedy: candidates={"int8": …}.',
+                field="candidates",
+                code="invalid-name" if bad else "no-candidates",
             )
         if baseline_model is None and not budget.allow_first:
             raise ConfigError(
                 "CompressedEvaluator blesses nothing without a baseline_model. Remedy: baseline_model="
-                "trainer.outputs['model'], or Budget(allow_first=True) for the first release."
+                "trainer.outputs['model'], or Budget(allow_first=True) for the first release.",
+                field="baseline_model",
+                code="no-baseline",
             )
-        models = names if baseline_model is None else [*names, evaluate.BASELINE]
-        evaluate.config_for(models, eval_config, budget, has_baseline=baseline_model is not None)
+        models = names if baseline_model is None else [*names, BASELINE]
+        complete_config(models, eval_config, budget, has_baseline=baseline_model is not None)
         if max_metric_drop is not None and not budget.max_metric_drop:
             raise ConfigError(
-                "max_metric_drop overrides the budget's drops, and it has none. Remedy: Budget(max_metric_drop={…})."
+                "max_metric_drop overrides the drops of the budget, which has none. "
+                "Remedy: Budget(max_metric_drop={…}).",
+                field="max_metric_drop",
+                code="no-drops",
             )
         super().__init__(
-            _spec_of(names)(
+            _spec_for(names)(
                 **{f"candidate_{name}": candidates[name] for name in names},
                 baseline_model=baseline_model,
                 examples=examples,
@@ -141,8 +152,8 @@ class CompressedEvaluator(base_beam_component.BaseBeamComponent):
         )
 
 
-def _spec_of(names: list[str]) -> type[CompressedEvaluatorSpec]:
-    """The spec with an input `candidate_<name>` for each name: Kubeflow takes one plain channel per input."""
+def _spec_for(names: list[str]) -> type[CompressedEvaluatorSpec]:
+    """Returns the spec with an input `candidate_<name>` for each name. Kubeflow takes one plain channel per input."""
     candidates = {f"candidate_{name}": ChannelParameter(type=standard_artifacts.Model) for name in names}
     inputs = {**CompressedEvaluatorSpec.INPUTS, **candidates}
     return type("CompressedEvaluatorSpec", (CompressedEvaluatorSpec,), {"INPUTS": inputs})

@@ -1,33 +1,42 @@
-"""Evaluation of candidates against a baseline: TFMA's metrics in one pass over the data, then the limits."""
+"""Evaluates candidates against a baseline: one pass over the examples, measurements, and the gate's decision."""
 
 import contextlib
-import json
 import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import apache_beam as beam
 import numpy as np
 import tensorflow as tf
-import tensorflow_model_analysis as tfma
 from tensorflow_metadata.proto.v0 import schema_pb2
-from tensorflow_model_analysis.proto import config_pb2  # tfma 0.52 has these at its top level only once TFX is imported
+from tensorflow_model_analysis.proto import config_pb2
 
-from tfx_compression.compressed_evaluator import gate, measurement, predictors, tfma_results, trial_run
-from tfx_compression.compressed_evaluator.beam_pipeline import Planned, run_models
-from tfx_compression.compressed_evaluator.behavior import Observed
-from tfx_compression.compressed_evaluator.budget import Budget, Verdict
-from tfx_compression.compressed_evaluator.evaluation import FILE, Comparison, Evaluation, Measured
+from tfx_compression.compressed_evaluator import gate, measurement, tfma_results, trial_run
+from tfx_compression.compressed_evaluator.beam_pipeline import PlannedModel, run_models
+from tfx_compression.compressed_evaluator.behavior import PassStatistics
+from tfx_compression.compressed_evaluator.budget import Budget
+from tfx_compression.compressed_evaluator.eval_config import (
+    BASELINE,
+    complete_config,
+    default_config,
+    labels_are_classes,
+)
+from tfx_compression.compressed_evaluator.evaluation import FILE, Evaluation
+from tfx_compression.compressed_evaluator.measurement import ExampleRow, LoadedModel
+from tfx_compression.compressed_evaluator.output_matching import match_outputs
+from tfx_compression.compressed_evaluator.records import BaselineComparison, LimitVerdict, ModelMeasurements
 from tfx_compression.data import examples
-from tfx_compression.errors import ConfigError, ModelError
+from tfx_compression.errors import ConfigError, DataError, ModelError
 from tfx_compression.files import write_text
-from tfx_compression.keras_models.metric_names import smaller_is_better
 from tfx_compression.model_handle import model_files
 from tfx_compression.tflite import flatbuffer
 
-BASELINE = "baseline"
+# Files that an evaluation writes beside evaluation.json.
+_WRITTEN = re.compile(
+    r"(metrics|plots|attributions)-\d+-of-\d+\.tfrecord|validations\.tfrecord|eval_config\.json|report\.html"
+)
 
 
 def evaluate(
@@ -42,25 +51,29 @@ def evaluate(
     output_path: str | None = None,
     reference_kernels: bool = False,
 ) -> Evaluation:
-    """Evaluates models on tf.Examples, on local Beam.
+    """Evaluates models on tf.Examples with a local Beam runner.
 
     Args:
-      candidates: by name, the path of a SavedModel or of a TFLite model.
-      examples: pattern or patterns of TFRecord files of the tf.Examples that the models take.
-      label_key: the label's feature; it may be in `eval_config` instead.
-      baseline: the path of the model that they are compared with.
-      schema: of the examples; gives features their shape.
-      eval_config: TFMA's: metrics, slices, thresholds. By default the accuracy of a classifier.
-      budget: the limits.
-      output_path: where TFMA's files are written, for `tfma.load_eval_result`; by default nowhere.
-      reference_kernels: run TFLite models on TFLite's reference kernels: slow, the same to the bit on every machine.
+      candidates: By name, the path of a SavedModel or TFLite model.
+      examples: Pattern or patterns of TFRecord files with the tf.Examples that the models take.
+      label_key: Feature that holds the label. It may be in `eval_config` instead.
+      baseline: Path of the model that the candidates are compared with.
+      schema: Schema of the examples, which gives features their shape.
+      eval_config: TFMA's configuration: metrics, slices, thresholds. The default computes the accuracy of a classifier.
+      budget: Limits and objective.
+      output_path: Folder for TFMA's files, which `tfma.load_eval_result` reads, and evaluation.json. By default nothing
+        is kept.
+      reference_kernels: Whether TFLite models run on TFLite's reference kernels, which are slow and give the same bits
+        on every machine.
 
     Raises:
-      ModelError, DataError, ConfigError: see `run`.
+      ModelError: A model can't be run, or its inputs or outputs don't fit.
+      DataError: There are no examples, or some lack the label.
+      ConfigError: The configuration doesn't fit the models or the budget.
     """
     patterns = [examples] if isinstance(examples, str) else list(examples)
     config = config_pb2.EvalConfig()
-    config.CopyFrom(eval_config or _accuracy())
+    config.CopyFrom(eval_config or default_config())
     if not config.model_specs:
         config.model_specs.add()
     if label_key:
@@ -82,125 +95,238 @@ def run(
     make_pipeline: Callable[[], beam.Pipeline],
     reference_kernels: bool = False,
 ) -> Evaluation:
-    """Evaluates, decides, and writes TFMA's files and `evaluation.json` to `output_path`.
+    """Evaluates, decides, and writes TFMA's files and evaluation.json to `output_path`.
 
-    The first ModelSpec of `eval_config` says how every model is evaluated (label, weights, signature outputs).
+    The first ModelSpec of `eval_config` applies to every model (label, weights, signature outputs).
 
     Raises:
-      ModelError: for a baseline that can't be run, or a candidate whose inputs or outputs don't fit.
-      DataError: where there are no examples, or no label in some of them.
-      ConfigError: where the budget limits a metric that is not computed, or there is no label.
+      ModelError: The baseline can't be run, or a candidate's inputs or outputs don't fit.
+      DataError: There are no examples, or some lack the label.
+      ConfigError: The budget limits a metric that is not computed, or there is no label.
     """
     _clear(output_path)
-    seconds: dict[str, float] = {}
-    paths = _located(candidates, baseline)
-    has_baseline = baseline is not None
-    config_for(list(paths), eval_config, budget, has_baseline=has_baseline)
+    paths = _locate(candidates, baseline)
+    complete_config(list(paths), eval_config, budget, has_baseline=baseline is not None)
     files = _files(patterns)
     row = _first_row(files, patterns, schema, eval_config)
-    with _timed(seconds, "trial"):
-        contents, failed = _tried(paths, reference_kernels)
-    models = {
-        name: measurement.load(path, contents.get(name), reference_kernels)
-        for name, path in paths.items()
-        if name not in failed
-    }
-    measured = {name: measurement.unmeasured(path, failed.get(name, "")) for name, path in paths.items()}
-    compared: dict[str, Comparison] = {}
-    missed: dict[str, list[Verdict]] = {}
-    observed = Observed()
-    if set(models) - {BASELINE}:
-        planned = _planned(models)
-        classes = _of_classes(eval_config, models)
-        config = config_for(list(models), eval_config, budget, has_baseline=has_baseline)
-        with measurement.float_twin(paths.get(BASELINE), wanted=bool(set(contents) & set(models))) as twin:
-            with _timed(seconds, "pass"):
-                observed = run_models(
-                    planned, files, schema, config, output_path, make_pipeline, reference_kernels, classes
-                )
-            if not observed.weight:
-                raise examples.DataError(
-                    f"All example weights are zero in {', '.join(patterns)}, so every metric would be. "
-                    "Remedy: another example_weight_key, or none."
-                )
-            seconds["interpreter"] = sum(observed.seconds.values())
-            with _timed(seconds, "latency"):
-                measured |= measurement.measure(models, BASELINE if has_baseline else None, twin(), row)
-        found = tfma_results.read(output_path, list(models))
-        missed = tfma_results.thresholds(output_path, list(models))
-        budget = budget.for_metrics(found.metrics(next(iter(models))))
-        measured |= {name: _with_metrics(measured[name], name, found, observed) for name in models}
-        compared = _comparisons(found, observed, models, budget) if has_baseline else {}
-    evaluation = gate.decide(
-        rows=observed.rows,
-        baseline=measured.get(BASELINE),
-        candidates={name: measured[name] for name in candidates},
-        comparisons=compared,
-        budget=budget,
-        failures=missed,
-        seconds=seconds,
-        effective_rows=observed.effective_rows,
-    )
-    write_text(os.path.join(output_path, FILE), evaluation.model_dump_json(indent=1) + "\n")
-    return evaluation
+    evaluation = _Evaluation(paths, files, schema, eval_config, budget, output_path, reference_kernels)
+    with evaluation.timed("trial"):
+        evaluation.load_models()
+    if set(evaluation.models) - {BASELINE}:
+        evaluation.run_models(make_pipeline, row, ", ".join(patterns))
+    decision = evaluation.decide(list(candidates))
+    write_text(os.path.join(output_path, FILE), decision.to_json() + "\n")
+    return decision
 
 
-_WRITTEN = re.compile(
-    r"(metrics|plots|attributions)-\d+-of-\d+\.tfrecord|validations\.tfrecord|eval_config\.json|report\.html"
-)
+class _Evaluation:
+    """The steps of one evaluation and what they found so far.
+
+    Args:
+      paths: By name, the path of each model, as `model_files.locate` returns it.
+      files: TFRecord files of the examples.
+      schema: Schema of the examples.
+      eval_config: The user's configuration.
+      budget: Limits and objective.
+      output_path: Folder for TFMA's files.
+      reference_kernels: Whether TFLite models run on TFLite's reference kernels.
+
+    Attributes:
+      models: The models that run, by name.
+    """
+
+    def __init__(
+        self,
+        paths: Mapping[str, str],
+        files: Sequence[str],
+        schema: schema_pb2.Schema | None,
+        eval_config: config_pb2.EvalConfig,
+        budget: Budget,
+        output_path: str,
+        reference_kernels: bool,
+    ):
+        self.models: dict[str, LoadedModel] = {}
+        self._paths = paths
+        self._files = files
+        self._schema = schema
+        self._eval_config = eval_config
+        self._budget = budget
+        self._output_path = output_path
+        self._reference_kernels = reference_kernels
+        self._has_baseline = BASELINE in paths
+        self._measured: dict[str, ModelMeasurements] = {}
+        self._comparisons: dict[str, BaselineComparison] = {}
+        self._missed_thresholds: dict[str, list[LimitVerdict]] = {}
+        self._statistics = PassStatistics()
+        self._seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Records how long a step takes."""
+        started = time.perf_counter()
+        yield
+        self._seconds[step] = time.perf_counter() - started
+
+    def load_models(self) -> None:
+        """Tries every TFLite model in a process of its own, and loads the models that run.
+
+        Raises:
+          ModelError: The baseline does not run.
+        """
+        contents, failures = _try_models(self._paths, self._reference_kernels)
+        self.models = {
+            name: measurement.load(path, contents.get(name), self._reference_kernels)
+            for name, path in self._paths.items()
+            if name not in failures
+        }
+        self._measured = {
+            name: measurement.measure_size(path, failures.get(name, "")) for name, path in self._paths.items()
+        }
+
+    def run_models(self, make_pipeline: Callable[[], beam.Pipeline], row: ExampleRow, place: str) -> None:
+        """Computes the metrics in one pass over the examples, and measures the models meanwhile and after it.
+
+        Args:
+          make_pipeline: Makes the Beam pipeline.
+          row: The row that is timed.
+          place: Patterns of the examples, for errors.
+        """
+        names = list(self.models)
+        planned = _plan(self.models)
+        shapes = {name: list(model.predictor.outputs.values()) for name, model in self.models.items()}
+        classes = labels_are_classes(self._eval_config, shapes)
+        config = complete_config(names, self._eval_config, self._budget, has_baseline=self._has_baseline)
+        has_tflite = any(model.contents is not None for model in self.models.values())
+        with measurement.float_tflite(self._paths.get(BASELINE) if has_tflite else None) as float_baseline:
+            with self.timed("pass"):
+                self._statistics = run_models(
+                    planned,
+                    self._files,
+                    self._schema,
+                    config,
+                    self._output_path,
+                    make_pipeline,
+                    reference_kernels=self._reference_kernels,
+                    labels_are_classes=classes,
+                )
+            self._seconds["interpreter"] = sum(self._statistics.seconds.values())
+            if not self._statistics.weight:
+                raise DataError(
+                    f"All example weights are zero in {place}, so every metric would be zero. "
+                    "Remedy: use another example_weight_key, or none.",
+                    field="eval_config.model_specs",
+                    code="zero-weights",
+                )
+            with self.timed("latency"):
+                self._measured |= measurement.measure(
+                    self.models, BASELINE if self._has_baseline else None, float_baseline(), row
+                )
+        self._read_results(names)
+
+    def _read_results(self, names: Sequence[str]) -> None:
+        """Reads what TFMA wrote, and compares the candidates with the baseline."""
+        results = tfma_results.read(self._output_path, names)
+        self._missed_thresholds = tfma_results.missed_thresholds(self._output_path, names)
+        self._budget = self._budget.for_metrics(results.metrics(names[0]))
+        for name in names:
+            metrics = {
+                "metrics": results.metrics(name),
+                "slices": results.slices(name),
+                "not_finite": self._statistics.not_finite[name],
+            }
+            self._measured[name] = self._measured[name].model_copy(update=metrics)
+        for name in names if self._has_baseline else ():
+            if name != BASELINE:
+                drops = results.drops(name, BASELINE, self._budget.confidence)
+                self._comparisons[name] = BaselineComparison(
+                    drops=drops.pop("", {}), slice_drops=drops, behavior=self._statistics.behavior(name)
+                )
+
+    def decide(self, candidates: Sequence[str]) -> Evaluation:
+        """Returns the decision of the gate."""
+        return gate.decide(
+            rows=self._statistics.rows,
+            baseline=self._measured.get(BASELINE),
+            candidates={name: self._measured[name] for name in candidates},
+            comparisons=self._comparisons,
+            budget=self._budget,
+            threshold_verdicts=self._missed_thresholds,
+            seconds=self._seconds,
+            effective_rows=self._statistics.effective_rows,
+        )
 
 
 def _clear(output_path: str) -> None:
-    """Removes what an earlier evaluation wrote here: should this one end early, that would pass for its result."""
+    """Removes the files of an earlier evaluation, which would pass for the result if this one ends early."""
     for name in tf.io.gfile.listdir(output_path) if tf.io.gfile.isdir(output_path) else ():
         if name == FILE or _WRITTEN.fullmatch(name):
             tf.io.gfile.remove(os.path.join(output_path, name))
 
 
-def _of_classes(eval_config: config_pb2.EvalConfig, models: Mapping[str, measurement.Model]) -> bool:
-    """Whether labels are numbers of classes, which metrics of the eval_config say.
-
-    Raises:
-      ConfigError: where the models have one output per row, so that there is but one class.
-    """
-    sparse = [
-        metric.class_name
-        for spec in eval_config.metrics_specs
-        for metric in spec.metrics
-        if metric.class_name.startswith("Sparse")
-    ]
-    for name, model in models.items() if sparse else ():
-        shapes = list(model.predictor.outputs.values())
-        if shapes in ([(1,)], [()]):
-            raise ConfigError(
-                f"{sparse[0]} needs an output for each class, and {name!r} has one in all: every row would be of class "
-                "0. Remedy: an eval_config with BinaryAccuracy, or whatever else fits one output."
-            )
-    return bool(sparse)
-
-
-def _located(candidates: Mapping[str, str], baseline: str | None) -> dict[str, str]:
-    """Where the models are, by name."""
+def _locate(candidates: Mapping[str, str], baseline: str | None) -> dict[str, str]:
+    """Returns the path of each model by name, the baseline last."""
+    example = "Remedy: candidates={'int8': 'model.tflite'}."
     if BASELINE in candidates:
-        raise ConfigError(f"A candidate can't be called {BASELINE!r}: that is the baseline's name.")
+        raise ConfigError(
+            f"A candidate can't be called {BASELINE!r}: that is the baseline's name. Remedy: rename the candidate.",
+            field="candidates",
+            code="reserved-name",
+        )
     if "" in candidates:
-        raise ConfigError("A candidate needs a name. Remedy: candidates={'int8': 'model.tflite'}.")
+        raise ConfigError(f"A candidate has no name. {example}", field="candidates", code="no-name")
     if not candidates:
-        raise ConfigError("There is no candidate to evaluate. Remedy: candidates={'int8': 'model.tflite'}.")
+        raise ConfigError(f"There is no candidate to evaluate. {example}", field="candidates", code="no-candidates")
     paths = {name: model_files.locate(path) for name, path in candidates.items()}
     return paths if baseline is None else {**paths, BASELINE: model_files.locate(baseline)}
 
 
-def _tried(
-    paths: Mapping[str, str], reference_kernels: bool
-) -> tuple[dict[str, flatbuffer.ModelContents], dict[str, str]]:
-    """What is in the TFLite models, and what is wrong with those that can't be read or run.
+def _files(patterns: Sequence[str]) -> list[str]:
+    """Returns the files that match the patterns.
 
     Raises:
-      ModelError: where the baseline is one of these.
+      DataError: No file matches, or there is no row in the files.
+    """
+    files = sorted({name for pattern in patterns for name in tf.io.gfile.glob(pattern)})
+    examples.require_rows(files, ", ".join(patterns))
+    return files
+
+
+def _first_row(
+    files: Sequence[str], patterns: Sequence[str], schema: schema_pb2.Schema | None, config: config_pb2.EvalConfig
+) -> ExampleRow:
+    """Returns the first tf.Example and its features.
+
+    Raises:
+      DataError: The schema or the example lacks the label.
+    """
+    label = config.model_specs[0].label_key
+    if schema is not None and label:
+        examples.resolve_label(schema, (), label)
+    record = next(examples.records(files).as_numpy_iterator())
+    features = {}
+    for name, feature in tf.train.Example.FromString(record).features.feature.items():
+        kind = feature.WhichOneof("kind")
+        features[name] = np.asarray([getattr(feature, kind).value]) if kind else np.empty([1, 0])
+    if label and label not in features:
+        raise DataError(
+            f"The examples of {', '.join(patterns)} have no feature {label!r} for the label; the first one has: "
+            f"{', '.join(sorted(features))}. Remedy: set label_key to one of them.",
+            field="label_key",
+            code="no-label",
+        )
+    return np.asarray([record], object), features
+
+
+def _try_models(
+    paths: Mapping[str, str], reference_kernels: bool
+) -> tuple[dict[str, flatbuffer.ModelContents], dict[str, str]]:
+    """Returns the contents of the TFLite models that can be read, and the failures of those that can't be run.
+
+    Raises:
+      ModelError: The baseline can't be run.
     """
     contents: dict[str, flatbuffer.ModelContents] = {}
-    failed: dict[str, str] = {}
+    failures: dict[str, str] = {}
     readable: dict[str, bytes] = {}
     for name, path in paths.items():
         if model_files.model_format(path) == "tflite":
@@ -208,39 +334,27 @@ def _tried(
             try:
                 contents[name], readable[name] = flatbuffer.read_contents(content), content
             except ModelError as error:
-                failed[name] = str(error)
-    failed |= trial_run.failures(readable, reference_kernels)
-    if BASELINE in failed:
-        raise ModelError(f"The baseline in {paths[BASELINE]} can't be compared with: {failed[BASELINE]}")
-    return contents, failed
+                failures[name] = str(error)
+    failures |= trial_run.find_failures(readable, reference_kernels)
+    if BASELINE in failures:
+        raise ModelError(
+            f"The baseline in {paths[BASELINE]} can't be run: {failures[BASELINE]} Remedy: compare with a model that "
+            "runs.",
+            field="baseline",
+            code="baseline-failed",
+        )
+    return contents, failures
 
 
-def _with_metrics(measured: Measured, name: str, found: tfma_results.Results, observed: Observed) -> Measured:
-    return measured.model_copy(
-        update={
-            "metrics": found.metrics(name),
-            "slices": found.slices(name),
-            "not_finite": observed.not_finite[name],
-        }
-    )
-
-
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], what: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[what] = time.perf_counter() - started
-
-
-def _planned(models: Mapping[str, measurement.Model]) -> dict[str, Planned]:
-    """The models as the pass takes them, with their outputs called as the baseline calls them."""
-    loaded = {name: model.predictor for name, model in models.items()}
-    names = {name: {output: output for output in predictor.outputs} for name, predictor in loaded.items()}
-    if BASELINE in loaded:
-        candidates = {name: predictor for name, predictor in loaded.items() if name != BASELINE}
-        names |= predictors.same_outputs(loaded[BASELINE], candidates)
+def _plan(models: Mapping[str, LoadedModel]) -> dict[str, PlannedModel]:
+    """Returns the models as the pass takes them, with outputs named as the baseline's."""
+    predictors = {name: model.predictor for name, model in models.items()}
+    names = {name: {output: output for output in predictor.outputs} for name, predictor in predictors.items()}
+    if BASELINE in predictors:
+        candidates = {name: predictor for name, predictor in predictors.items() if name != BASELINE}
+        names |= match_outputs(predictors[BASELINE], candidates)
     return {
-        name: Planned(
+        name: PlannedModel(
             path=model.path,
             outputs=names[name],
             is_baseline=name == BASELINE,
@@ -248,128 +362,3 @@ def _planned(models: Mapping[str, measurement.Model]) -> dict[str, Planned]:
         )
         for name, model in models.items()
     }
-
-
-def _comparisons(
-    found: tfma_results.Results, observed: Observed, running: Iterable[str], budget: Budget
-) -> dict[str, Comparison]:
-    compared = {}
-    for name in running:
-        if name != BASELINE:
-            drops = found.drops(name, BASELINE, budget.confidence)
-            compared[name] = Comparison(drops=drops.pop("", {}), slice_drops=drops, behaviour=observed.behaviour(name))
-    return compared
-
-
-def config_for(
-    names: Sequence[str], eval_config: config_pb2.EvalConfig, budget: Budget, *, has_baseline: bool
-) -> config_pb2.EvalConfig:
-    """`eval_config` with its first ModelSpec made one for each model, and the number of examples counted.
-
-    Raises:
-      ConfigError: where it has no label, no metrics, or not those that the budget limits.
-    """
-    if not eval_config.model_specs or not (
-        eval_config.model_specs[0].label_key or eval_config.model_specs[0].label_keys
-    ):
-        raise ConfigError(
-            "The evaluation needs to know the label. Remedy: eval_config=tfma.EvalConfig(model_specs=["
-            "tfma.ModelSpec(label_key='…')], …)."
-        )
-    if not any(spec.metrics for spec in eval_config.metrics_specs):
-        raise ConfigError("The eval_config has no metrics. Remedy: add metrics_specs.")
-    for class_name, name in _metric_names(eval_config):
-        if smaller_is_better(name) != smaller_is_better(class_name):
-            better, ending = ("smaller", "loss") if smaller_is_better(class_name) else ("larger", "accuracy")
-            raise ConfigError(
-                f"The {class_name} is called {name!r}, which doesn't say that it is better when {better}. "
-                f"Remedy: leave its name as it is, or take one that ends in {ending!r}."
-            )
-    # Of `output/metric@sub-key` only the metric is known before anything has run.
-    plain = {metric.split("/")[-1].split("@")[0]: 0.0 for metric in budget.limited_metrics}
-    Budget(max_metric_drop=plain).for_metrics(name for _, name in _metric_names(eval_config))
-    if budget.limited_metrics and not has_baseline and not budget.allow_first:
-        raise ConfigError(
-            "The budget limits drops of metrics, which compare with a baseline, and there is none. "
-            "Remedy: baseline_model=…, or Budget(allow_first=True) for the first release."
-        )
-    if budget.max_slice_metric_drop and not any(
-        spec.feature_keys or spec.feature_values or spec.slice_keys_sql for spec in eval_config.slicing_specs
-    ):
-        raise ConfigError(
-            "Budget.max_slice_metric_drop limits the worst slice, and the eval_config has no slices. "
-            "Remedy: add slicing_specs with feature_keys or feature_values."
-        )
-    config = config_pb2.EvalConfig()
-    config.CopyFrom(eval_config)
-    template = eval_config.model_specs[0]
-    del config.model_specs[:]
-    for name in names:
-        spec = config.model_specs.add()
-        spec.CopyFrom(template)
-        spec.name = name
-        spec.model_type = "tf_generic"
-        spec.is_baseline = has_baseline and name == BASELINE
-    weighted = bool(template.example_weight_key or template.example_weight_keys)
-    counted = "ExampleCount" in {metric.class_name for spec in config.metrics_specs for metric in spec.metrics}
-    if weighted or not counted:  # of weights, TFMA's count is their sum
-        count = config.metrics_specs.add(metrics=[config_pb2.MetricConfig(class_name="ExampleCount")])
-        if weighted:
-            count.example_weights.unweighted = True
-    if has_baseline and budget.needs_intervals:
-        options = config.options
-        if not options.compute_confidence_intervals.value:
-            options.confidence_intervals.method = config_pb2.ConfidenceIntervalOptions.JACKKNIFE
-        options.compute_confidence_intervals.value = True
-    return tfma.utils.update_eval_config_with_defaults(config, has_baseline=has_baseline, rubber_stamp=not has_baseline)
-
-
-def _in_braces(config: str) -> str:
-    """The JSON of a metric's configuration: TFMA takes it without its braces too."""
-    return config if config.strip().startswith("{") else f"{{{config}}}"
-
-
-def _metric_names(eval_config: config_pb2.EvalConfig) -> list[tuple[str, str]]:
-    """The class of each metric, and what it is called."""
-    return [
-        (metric.class_name, str(json.loads(_in_braces(metric.config)).get("name", metric.class_name)))
-        for spec in eval_config.metrics_specs
-        for metric in spec.metrics
-    ]
-
-
-def _accuracy() -> config_pb2.EvalConfig:
-    metric = config_pb2.MetricConfig(class_name="SparseCategoricalAccuracy")
-    return config_pb2.EvalConfig(metrics_specs=[config_pb2.MetricsSpec(metrics=[metric])])
-
-
-def _files(patterns: Sequence[str]) -> list[str]:
-    """The files of all patterns.
-
-    Raises:
-      DataError: where there are none, or not one row in them.
-    """
-    found = sorted({name for pattern in patterns for name in tf.io.gfile.glob(pattern)})
-    examples.require_rows(found, ", ".join(patterns))
-    return found
-
-
-def _first_row(
-    files: Sequence[str], patterns: Sequence[str], schema: schema_pb2.Schema | None, config: config_pb2.EvalConfig
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """One serialized tf.Example and its features, after checking that it has the label."""
-    label = config.model_specs[0].label_key
-    if schema is not None and label:
-        examples.resolve_label(schema, (), label)
-    record = next(examples.records(files).as_numpy_iterator())
-    parsed = tf.train.Example.FromString(record)
-    features = {}
-    for name, feature in parsed.features.feature.items():
-        kind = feature.WhichOneof("kind")
-        features[name] = np.asarray([getattr(feature, kind).value]) if kind else np.empty([1, 0])
-    if label and label not in features:
-        raise examples.DataError(
-            f"The label {label!r} is not in the examples of {', '.join(patterns)}; the first has: "
-            f"{', '.join(sorted(features))}. Remedy: set label_key to one of them."
-        )
-    return np.asarray([record], object), features

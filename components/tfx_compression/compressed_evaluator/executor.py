@@ -1,4 +1,4 @@
-"""Runs the CompressedEvaluator: reads the models and the Examples, evaluates, writes the decision and its grounds."""
+"""The executor of CompressedEvaluator: reads models and examples, evaluates, writes the decision and the report."""
 
 import json
 import os
@@ -15,12 +15,16 @@ from tfx.utils import io_utils
 from tfx_compression import files
 from tfx_compression.compressed_evaluator import evaluate, report
 from tfx_compression.compressed_evaluator.budget import Budget
+from tfx_compression.compressed_evaluator.eval_config import BASELINE
 from tfx_compression.compressed_evaluator.evaluation import Evaluation
 from tfx_compression.tfx_support import artifacts, inputs
 
 
 class Executor(evaluator_executor.Executor):
-    """See the component. A subclass of Evaluator's, since Kubeflow's runner converts ids for that class only."""
+    """Executor of CompressedEvaluator.
+
+    It is a subclass of the Evaluator's, because Kubeflow's runner converts artifact ids only for that class.
+    """
 
     def Do(
         self,
@@ -28,7 +32,7 @@ class Executor(evaluator_executor.Executor):
         output_dict: dict[str, list[types.Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        """Evaluates.
+        """Evaluates the candidates.
 
         Args:
           input_dict: `candidate_<name>` for each name, `baseline_model` (optional), `examples`, `schema` (optional).
@@ -43,7 +47,7 @@ class Executor(evaluator_executor.Executor):
         budget = Budget.merged(exec_properties["budget"], {})
         if (drop := exec_properties.get("max_metric_drop")) is not None:
             budget = Budget.merged(budget.to_json(), {"max_metric_drop": dict.fromkeys(budget.max_metric_drop, drop)})
-        found = evaluate.run(
+        evaluation = evaluate.run(
             candidates={name: artifacts.model_path(model) for name, model in candidates.items()},
             baseline=artifacts.model_path(baseline) if baseline is not None else None,
             patterns=[inputs.example_pattern(examples, exec_properties["example_split"])],
@@ -54,27 +58,27 @@ class Executor(evaluator_executor.Executor):
             make_pipeline=self._make_beam_pipeline,
             reference_kernels=bool(exec_properties.get("reference_kernels")),
         )
-        chosen = candidates[found.chosen] if found.chosen else None
-        models = {**candidates, **({evaluate.BASELINE: baseline} if baseline is not None else {})}
-        page = report.render({"": found}, origins={"": {name: _origin(model) for name, model in models.items()}})
+        chosen = candidates[evaluation.chosen] if evaluation.chosen else None
+        models = {**candidates, **({BASELINE: baseline} if baseline is not None else {})}
+        page = report.render({"": evaluation}, origins={"": {name: _origin(model) for name, model in models.items()}})
         files.write_text(os.path.join(artifacts.single(output_dict, "report").uri, artifacts.REPORT_FILE), page)
-        self._copy(found, chosen, artifacts.single(output_dict, "best_model"))
-        self._bless(found, chosen, baseline, artifacts.single(output_dict, "blessing"))
+        self._copy_chosen(evaluation, chosen, artifacts.single(output_dict, "best_model"))
+        self._bless(evaluation, chosen, baseline, artifacts.single(output_dict, "blessing"))
 
-    def _copy(self, found: Evaluation, chosen: types.Artifact | None, best: types.Artifact) -> None:
-        """The chosen candidate with what its artifact says of it, and what it scored."""
+    def _copy_chosen(self, evaluation: Evaluation, chosen: types.Artifact | None, best: types.Artifact) -> None:
+        """Copies the chosen candidate with the properties of its artifact, and adds its metrics."""
         tf.io.gfile.makedirs(best.uri)
-        if chosen is None or found.chosen is None:
+        if chosen is None or evaluation.chosen is None:
             return
         io_utils.copy_dir(chosen.uri, best.uri)
-        metrics = found.candidates[found.chosen].metrics
-        drops = found.metric_drop[found.chosen]
+        metrics = evaluation.candidates[evaluation.chosen].metrics
+        drops = evaluation.metric_drop[evaluation.chosen]
         artifacts.set_properties(
             best,
             **{
                 **artifacts.custom_properties(chosen),
                 "parent_uri": chosen.uri,
-                "candidate": found.chosen,
+                "candidate": evaluation.chosen,
                 **{f"metric_{name}": value for name, value in metrics.items() if name != "example_count"},
                 **{f"drop_{name}": value for name, value in drops.items()},
             },
@@ -82,19 +86,22 @@ class Executor(evaluator_executor.Executor):
 
     def _bless(
         self,
-        found: Evaluation,
+        evaluation: Evaluation,
         chosen: types.Artifact | None,
         baseline: types.Artifact | None,
         blessing: types.Artifact,
     ) -> None:
-        """Pusher's convention; but a TFLite model is not named as the current one, or it would become a baseline."""
+        """Writes the blessing as Pusher expects it.
+
+        A TFLite model is not recorded as the current model, or a Resolver would make it the next baseline.
+        """
         blessed = chosen is not None
         name = constants.BLESSED_FILE_NAME if blessed else constants.NOT_BLESSED_FILE_NAME
         files.write_text(os.path.join(blessing.uri, name), "")
         artifacts.set_properties(
             blessing,
-            reason=found.reason,
-            candidate=found.chosen,
+            reason=evaluation.reason,
+            candidate=evaluation.chosen,
             candidate_uri=chosen.uri if chosen else None,
             first_release=1 if chosen is not None and baseline is None else None,
             **{
@@ -105,7 +112,7 @@ class Executor(evaluator_executor.Executor):
                 constants.ARTIFACT_PROPERTY_BASELINE_MODEL_ID_KEY: baseline.id if baseline is not None else None,
             },
         )
-        if chosen is not None and found.candidates[str(found.chosen)].kind == "saved_model":
+        if chosen is not None and evaluation.candidates[str(evaluation.chosen)].kind == "saved_model":
             artifacts.set_properties(
                 blessing,
                 **{
@@ -116,6 +123,6 @@ class Executor(evaluator_executor.Executor):
 
 
 def _origin(model: types.Artifact) -> dict[str, object]:
-    """What the report says of a model's making."""
-    made_by = {"made by": model.producer_component} if model.producer_component else {}
-    return {"artifact id": model.id, "uri": model.uri, **made_by, **artifacts.custom_properties(model)}
+    """Returns what the report says about how a model was made."""
+    producer = {"made by": model.producer_component} if model.producer_component else {}
+    return {"artifact id": model.id, "uri": model.uri, **producer, **artifacts.custom_properties(model)}

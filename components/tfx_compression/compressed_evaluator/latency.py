@@ -1,4 +1,4 @@
-"""How long one row takes, for several models on the same machine at the same time."""
+"""Measures how long one row takes, for several models on the same machine at the same time."""
 
 import statistics
 import time
@@ -7,14 +7,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-_WARM_UP = _AT_LEAST = 10
-_ROUNDS = 200
-_SECONDS = 10.0
+_WARM_UP_CALLS = 10
+_MIN_ROUNDS = 10
+_MAX_ROUNDS = 200
+_MAX_SECONDS = 10.0
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 
 
 class Latency(NamedTuple):
-    """Milliseconds: the median, the distance between the quartiles, and the times at `QUANTILES` of the repeats."""
+    """Times of one model in milliseconds.
+
+    Attributes:
+      median: Median.
+      spread: Interquartile range.
+      quantiles: Times at `QUANTILES`.
+      repeats: Number of timed calls.
+    """
 
     median: float
     spread: float
@@ -23,22 +31,25 @@ class Latency(NamedTuple):
 
 
 def measure(models: Mapping[str, Callable[[], object]]) -> dict[str, Latency]:
-    """Times each model, one call of each in turn, so that what else the machine does hits all alike.
+    """Times each model, one call of each in turn, so that a busy machine slows all of them alike.
 
-    Each timed call follows an untimed one of the same model, so that none pays for the one before it.
+    After ten warm-up calls of each model there are 200 rounds, or as many as fit into ten seconds but at least ten. In
+    each round an untimed call of a model precedes its timed call, so that no model pays for the caches that the one
+    before it left.
 
-    Ten calls to warm up, then 200 rounds, or as many as fit into ten seconds and at least ten.
+    Args:
+      models: By name, a function that runs one row.
     """
     for run in models.values():
-        for _ in range(_WARM_UP):
+        for _ in range(_WARM_UP_CALLS):
             run()
     times: dict[str, list[float]] = {name: [] for name in models}
     started = time.perf_counter()
-    for rounds in range(_ROUNDS):
-        if rounds >= _AT_LEAST and time.perf_counter() - started > _SECONDS:
+    for completed in range(_MAX_ROUNDS):
+        if completed >= _MIN_ROUNDS and time.perf_counter() - started > _MAX_SECONDS:
             break
         for name, run in models.items():
-            run()  # untimed: who comes after another finds the caches as that left them
+            run()
             before = time.perf_counter()
             run()
             times[name].append((time.perf_counter() - before) * 1e3)

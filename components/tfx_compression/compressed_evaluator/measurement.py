@@ -1,4 +1,4 @@
-"""Models in numbers: size, memory, sparsity, weights beside the baseline's, latency."""
+"""Measures models: size, memory, sparsity, weights compared with the baseline's, and latency."""
 
 import concurrent.futures
 import contextlib
@@ -13,63 +13,76 @@ import tensorflow as tf
 
 from tfx_compression import files
 from tfx_compression.compressed_evaluator import latency, predictors
-from tfx_compression.compressed_evaluator.evaluation import Layer, Measured
+from tfx_compression.compressed_evaluator.latency import Latency
+from tfx_compression.compressed_evaluator.predictors import Predictor
+from tfx_compression.compressed_evaluator.records import LayerMeasurements, ModelMeasurements
 from tfx_compression.errors import ModelError
 from tfx_compression.model_handle import model_files
 from tfx_compression.tflite import conversion, flatbuffer
 
-Row = tuple[np.ndarray, dict[str, np.ndarray]]
+# One serialized tf.Example, [1], and its features by name, [1, …].
+ExampleRow = tuple[np.ndarray, dict[str, np.ndarray]]
+
+# Name of the baseline as float TFLite among the models that are measured: no model of an evaluation has it.
+_FLOAT_BASELINE = ""
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """A model that runs.
+class LoadedModel:
+    """A model that is ready to run.
 
     Attributes:
-      path: as `model_files.locate` returns it.
-      predictor: it, loaded, on one thread.
-      contents: what is in the flatbuffer; None of a SavedModel.
+      path: Path of the model, as `model_files.locate` returns it.
+      predictor: The model, loaded, on one thread.
+      contents: Contents of the flatbuffer; None for a SavedModel.
     """
 
     path: str
-    predictor: predictors.Predictor
+    predictor: Predictor
     contents: flatbuffer.ModelContents | None
 
 
-def load(path: str, contents: flatbuffer.ModelContents | None, reference_kernels: bool = False) -> Model:
-    """The model at `path`."""
-    return Model(path, predictors.load(path, reference_kernels=reference_kernels), contents)
+def load(path: str, contents: flatbuffer.ModelContents | None, reference_kernels: bool = False) -> LoadedModel:
+    """Loads the model at `path`."""
+    return LoadedModel(path, predictors.load(path, reference_kernels=reference_kernels), contents)
 
 
 def read(path: str) -> bytes:
-    """The file at `path`."""
+    """Returns the bytes of the file at `path`."""
     with tf.io.gfile.GFile(path, "rb") as file:
         return bytes(file.read())
 
 
-def measure(models: Mapping[str, Model], baseline: str | None, twin: Model | None, row: Row) -> dict[str, Measured]:
-    """Sizes, sparsity and latency of every model.
+def measure(
+    models: Mapping[str, LoadedModel], baseline: str | None, float_baseline: LoadedModel | None, row: ExampleRow
+) -> dict[str, ModelMeasurements]:
+    """Measures size, sparsity and latency of every model.
 
     Args:
-      models: by name.
-      baseline: the name of the one that the others' weights are compared with.
-      twin: the baseline as float TFLite: it is timed beside the others, and stands in the baseline's `tflite`.
-      row: one serialized tf.Example and its features.
+      models: The models by name.
+      baseline: Name of the model that the others' weights are compared with.
+      float_baseline: The baseline as float TFLite. It is timed with the others, and becomes the baseline's `tflite`.
+      row: The row that is timed.
     """
-    everything = {**models, **({"": twin} if twin is not None else {})}
+    everything = {**models, **({_FLOAT_BASELINE: float_baseline} if float_baseline is not None else {})}
     times = latency.measure({name: model.predictor.prepare(*row) for name, model in everything.items()})
     kernels = {name: _kernels(model) for name, model in everything.items()}
-    reference = kernels.get("") or kernels.get(baseline or "", {})
-    measured = {name: _measured(model, kernels[name], times[name], reference) for name, model in everything.items()}
-    if baseline is not None and twin is not None:
-        measured[baseline] = measured[baseline].model_copy(update={"tflite": measured.pop("")})
+    reference = kernels.get(_FLOAT_BASELINE) or kernels.get(baseline or "", {})
+    measured = {name: _measure(model, kernels[name], times[name], reference) for name, model in everything.items()}
+    if baseline is not None and float_baseline is not None:
+        measured[baseline] = measured[baseline].model_copy(update={"tflite": measured.pop(_FLOAT_BASELINE)})
     return measured
 
 
-def unmeasured(path: str, failure: str = "") -> Measured:
-    """A model of which only the size is known, and why it did not run."""
+def measure_size(path: str, failure: str = "") -> ModelMeasurements:
+    """Measures only the size of a model.
+
+    Args:
+      path: Path of the model.
+      failure: Why it can't be run, if it can't.
+    """
     size = files.size(path)
-    return Measured(
+    return ModelMeasurements(
         kind=model_files.model_format(path),
         uri=path,
         bytes=size.raw,
@@ -80,43 +93,44 @@ def unmeasured(path: str, failure: str = "") -> Measured:
     )
 
 
-def _measured(
-    model: Model, kernels: Mapping[str, np.ndarray], took: latency.Latency, reference: Mapping[str, np.ndarray]
-) -> Measured:
+def _measure(
+    model: LoadedModel, kernels: Mapping[str, np.ndarray], times: Latency, reference: Mapping[str, np.ndarray]
+) -> ModelMeasurements:
     total = sum(kernel.size for kernel in kernels.values())
     zeros = sum(kernel.size - np.count_nonzero(kernel) for kernel in kernels.values())
-    return unmeasured(model.path).model_copy(
+    layers = tuple(
+        LayerMeasurements(
+            name=name,
+            size=kernel.size,
+            sparsity=model_files.sparsity(kernel),
+            snr_db=_snr_db(reference.get(name), kernel),
+        )
+        for name, kernel in kernels.items()
+    )
+    return measure_size(model.path).model_copy(
         update={
             "runtime": model.predictor.runtime,
-            "latency_ms": took.median,
-            "latency_spread_ms": took.spread,
-            "latency_quantiles_ms": took.quantiles,
-            "latency_repeats": took.repeats,
+            "latency_ms": times.median,
+            "latency_spread_ms": times.spread,
+            "latency_quantiles_ms": times.quantiles,
+            "latency_repeats": times.repeats,
             "arena_bytes": model.contents.arena_bytes if model.contents is not None else None,
             "ops": model.contents.ops if model.contents is not None else {},
             "sparsity": float(zeros / total) if total else None,
-            "layers": tuple(
-                Layer(
-                    name=name,
-                    size=kernel.size,
-                    sparsity=model_files.sparsity(kernel),
-                    snr_db=_snr(reference.get(name), kernel),
-                )
-                for name, kernel in kernels.items()
-            ),
+            "layers": layers,
         }
     )
 
 
-def _kernels(model: Model) -> dict[str, np.ndarray]:
-    """The kernels as real numbers."""
+def _kernels(model: LoadedModel) -> dict[str, np.ndarray]:
+    """Returns the kernels by name, dequantized."""
     if model.contents is not None:
         return {name: model.contents.real_weights(name) for name in model.contents.weights}
     return model_files.read_kernels(model.path)
 
 
-def _snr(reference: np.ndarray | None, kernel: np.ndarray) -> float | None:
-    """Signal-to-noise ratio in decibels: ten times the logarithm of the energies of kernel and difference."""
+def _snr_db(reference: np.ndarray | None, kernel: np.ndarray) -> float | None:
+    """Returns the signal-to-noise ratio in decibels: 10 log10 of the reference's energy over the difference's."""
     if reference is None or reference.shape != kernel.shape:
         return None
     noise = float(np.sum((kernel.astype(np.float64) - reference) ** 2))
@@ -125,24 +139,23 @@ def _snr(reference: np.ndarray | None, kernel: np.ndarray) -> float | None:
 
 
 @contextlib.contextmanager
-def float_twin(path: str | None, wanted: bool) -> Iterator[Callable[[], Model | None]]:
-    """Converts the baseline to float TFLite, what a TFLite candidate's speed-up is against, while other work goes on.
+def float_tflite(path: str | None) -> Iterator[Callable[[], LoadedModel | None]]:
+    """Converts a SavedModel to float TFLite in the background, as the reference for the speedup of TFLite candidates.
 
     Args:
-      path: of the baseline, or None.
-      wanted: whether there is a TFLite candidate.
+      path: Path of the model; None if it isn't needed.
 
     Yields:
-      What waits for the model; it is None where it is not wanted, the baseline is a TFLite model itself, or it can't be
-      converted.
+      A function that waits for the conversion and returns the model. It returns None if `path` is None or a TFLite
+      model, or if the model can't be converted.
     """
-    if path is None or not wanted or not tf.io.gfile.isdir(path):
+    if path is None or not tf.io.gfile.isdir(path):
         yield lambda: None
         return
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(1) as background:
         converting = background.submit(_convert, path)
 
-        def twin() -> Model | None:
+        def converted() -> LoadedModel | None:
             content = converting.result()
             if content is None:
                 return None
@@ -151,12 +164,12 @@ def float_twin(path: str | None, wanted: bool) -> Iterator[Callable[[], Model | 
                 file.write(content)
             return load(written, flatbuffer.read_contents(content))
 
-        yield twin
+        yield converted
 
 
 def _convert(path: str) -> bytes | None:
     try:
         return conversion.convert_in_worker(path, "float32")
     except ModelError as error:
-        tf.get_logger().warning("The baseline has no float TFLite twin, so speed-ups are unknown: %s", error)
+        tf.get_logger().warning("The baseline can't be converted to TFLite, so speedups are unknown: %s", error)
         return None

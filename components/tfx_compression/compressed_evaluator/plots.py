@@ -1,4 +1,4 @@
-"""The report's plots, as Vega-Lite's specifications."""
+"""The report's plots as Vega-Lite specifications."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,17 @@ from tfx_compression.page import plots
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
-    """A model in the scatter plot; `drop` is words, `front` whether no other candidate beats it."""
+class ScatterPoint:
+    """A model in the scatter plot.
+
+    Attributes:
+      model: Name of the model.
+      kilobytes: Gzipped size.
+      metric: Value of the metric.
+      drop: Drop of the metric, in words.
+      latency_ms: Latency of one row.
+      front: Whether the model is on the Pareto front.
+    """
 
     model: str
     kilobytes: float
@@ -21,11 +30,11 @@ class Point:
     front: bool
 
 
-def scatter(points: Sequence[Point], metric: str) -> dict[str, Any]:
-    """Size against a metric, the front joined by a line.
+def scatter(points: Sequence[ScatterPoint], metric: str) -> dict[str, Any]:
+    """Returns the plot of size against a metric, with a line along the Pareto front.
 
-    Colour and shape tell the models, in a legend: names beside the points would cover each other, for compressed models
-    are much alike. The slow ones are large and drawn first, so that they don't hide the others.
+    Color and shape identify the models in a legend: compressed models are much alike, so names beside the points would
+    cover each other. Slow models have large marks, which are drawn first, so that they don't hide the others.
     """
     names = [point.model for point in points]
     slowest_first = sorted(points, key=lambda point: -(point.latency_ms or 0))
@@ -52,7 +61,7 @@ def scatter(points: Sequence[Point], metric: str) -> dict[str, Any]:
 
 
 def _by_model(names: Sequence[str]) -> dict[str, Any]:
-    """Colour and shape, which together make one legend."""
+    """Returns the encodings of color and shape, which share one legend."""
     legend = alt.Legend(title=None, symbolOpacity=1)
     return {
         channel: kind("model:N", sort=None, scale=alt.Scale(domain=names), legend=legend)
@@ -61,9 +70,16 @@ def _by_model(names: Sequence[str]) -> dict[str, Any]:
 
 
 def boxes(times: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
-    """By model, the quantiles of its times by per cent: a box from 25 to 75 per cent, a line from 5 to 95."""
-    values = [{"model": name, **{f"q{percent}": time for percent, time in of.items()}} for name, of in times.items()]
-    scale, suffix = _scale([of[percent] for of in times.values() for percent in (5, 95)])
+    """Returns the box plot of the models' times: a box from the 25th to the 75th percentile, a line from 5 to 95.
+
+    Args:
+      times: By model, its times by percentile.
+    """
+    values = [
+        {"model": name, **{f"q{percent}": time for percent, time in quantiles.items()}}
+        for name, quantiles in times.items()
+    ]
+    scale, suffix = _scale([quantiles[percent] for quantiles in times.values() for percent in (5, 95)])
     base = alt.Chart(alt.Data(values=values)).encode(
         y=alt.Y("model:N", sort=list(times), title=None, axis=alt.Axis(labelExpr="split(datum.label, ' as ')")),
         tooltip=[
@@ -74,16 +90,16 @@ def boxes(times: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
             ),
         ],
     )
-    whole = base.mark_rule(color="currentColor", opacity=0.6, strokeWidth=2).encode(
+    line = base.mark_rule(color="currentColor", opacity=0.6, strokeWidth=2).encode(
         x=alt.X("q5:Q", title=f"milliseconds per row{suffix}", scale=scale), x2="q95:Q"
     )
-    middle = base.mark_bar(color="#3578c6", height=16).encode(x=alt.X("q25:Q", scale=scale), x2="q75:Q")
+    box = base.mark_bar(color="#3578c6", height=16).encode(x=alt.X("q25:Q", scale=scale), x2="q75:Q")
     median = base.mark_tick(color="currentColor", thickness=2, height=22).encode(x="q50:Q")
-    return plots.themed((whole + middle + median).properties(width="container", height=alt.Step(38)))
+    return plots.themed((line + box + median).properties(width="container", height=alt.Step(38)))
 
 
 def _scale(values: Sequence[float]) -> tuple[alt.Scale, str]:
-    """From zero; logarithmic where the values are of different orders of magnitude, and then the suffix says so."""
+    """Returns a scale from zero, or a logarithmic one for values of different magnitudes, and what the title adds."""
     if min(values) > 0 and max(values) > 10 * min(values):
         return alt.Scale(type="log", nice=False, padding=20), ", logarithmic"
     return alt.Scale(zero=True), ""

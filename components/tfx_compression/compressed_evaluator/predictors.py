@@ -1,4 +1,4 @@
-"""One way to run any model on a batch of tf.Examples."""
+"""Runs any model on a batch of tf.Examples."""
 
 import itertools
 import os
@@ -22,65 +22,79 @@ class Predictor(Protocol):
     """A loaded model.
 
     Attributes:
-      kind: `saved_model` or `tflite`.
-      outputs: the shape of each output, without the batch; -1 where a size is free.
-      runtime: what runs it, in words.
-      seconds: time spent in the model's own runtime so far.
+      kind: Format of the model, `saved_model` or `tflite`.
+      outputs: Shape of each output without the batch; -1 for a size that is free.
+      has_signature: Whether a signature names the outputs.
+      runtime: Description of what runs the model.
+      seconds: Time spent in the model's runtime so far.
     """
 
     kind: str
     outputs: dict[str, Shape]
+    has_signature: bool
     runtime: str
 
     @property
     def seconds(self) -> float: ...
 
     def predict(self, examples: np.ndarray, features: Features) -> dict[str, np.ndarray]:
-        """Runs a batch: `examples` are the serialized tf.Examples, `features` their [batch, …] values by name."""
+        """Returns the outputs of a batch.
+
+        Args:
+          examples: Serialized tf.Examples, [batch].
+          features: Their features by name, [batch, …].
+        """
 
     def prepare(self, examples: np.ndarray, features: Features) -> Callable[[], object]:
-        """What runs that batch and nothing else, for timing."""
+        """Returns a function that runs this batch and does nothing else, for timing."""
 
 
 def load(path: str, num_threads: int = 1, reference_kernels: bool = False) -> Predictor:
-    """Loads the model at `path`, which is as `weights.locate` returns it.
+    """Loads a model.
 
     Args:
-      path: of a SavedModel or a TFLite model.
-      num_threads: of the TFLite interpreter; TensorFlow takes what its own settings say.
-      reference_kernels: of TFLite, instead of XNNPACK.
+      path: Path of a SavedModel or TFLite model, as `model_files.locate` returns it.
+      num_threads: Threads of the TFLite interpreter. TensorFlow uses its own settings.
+      reference_kernels: Whether a TFLite model runs on TFLite's reference kernels instead of XNNPACK.
 
     Raises:
-      ModelError: where it can't be loaded, naming `path`.
+      ModelError: The model can't be loaded.
     """
     try:
-        return _SavedModel(path) if tf.io.gfile.isdir(path) else _TFLite(path, num_threads, reference_kernels)
+        if tf.io.gfile.isdir(path):
+            return SavedModelPredictor(path)
+        return TFLitePredictor(path, num_threads, reference_kernels)
     except ModelError as error:
-        raise error if path in str(error) else ModelError(f"{path}: {error}") from error
+        if path in str(error):
+            raise
+        raise ModelError(f"{path}: {error}", field=error.field, code=error.code) from error
 
 
-class _SavedModel:
+class SavedModelPredictor:
+    """Runs the `serving_default` signature of a SavedModel, on serialized tf.Examples or on features by name."""
+
     kind = "saved_model"
+    has_signature = True
 
     def __init__(self, path: str):
         try:
             self._loaded = tf.saved_model.load(path)
         except (OSError, ValueError, tf.errors.OpError) as error:
-            raise ModelError(f"The SavedModel in {path} can't be loaded: {error}") from error
+            raise ModelError(f"The SavedModel in {path} can't be loaded: {error}", code="unreadable-model") from error
         if feature_signatures.SIGNATURE not in self._loaded.signatures:
             raise ModelError(
                 f"The SavedModel in {path} has no signature {feature_signatures.SIGNATURE!r}, only: "
                 f"{', '.join(self._loaded.signatures) or 'none'}. Remedy: save it with "
-                f"signatures={{{feature_signatures.SIGNATURE!r}: …}}."
+                f"signatures={{{feature_signatures.SIGNATURE!r}: …}}.",
+                code="no-serving-default",
             )
         self._signature = self._loaded.signatures[feature_signatures.SIGNATURE]
         self._inputs: dict[str, tf.TensorSpec] = self._signature.structured_input_signature[1]
-        self._takes_examples = [spec.dtype for spec in self._inputs.values()] == [tf.string] and _parses_examples(
-            self._signature.graph.as_graph_def()
-        )
+        takes_one_string = [spec.dtype for spec in self._inputs.values()] == [tf.string]
+        self._takes_examples = takes_one_string and _parses_examples(self._signature.graph.as_graph_def())
         self.outputs = {
             name: tuple(-1 if size is None else size for size in tensor.shape[1:])
-            for name, tensor in sorted(self._signature.structured_outputs.items())  # they come in any order
+            for name, tensor in sorted(self._signature.structured_outputs.items())  # their order is arbitrary
         }
         self.runtime = f"TensorFlow {tf.__version__}"
         self.seconds = 0.0
@@ -89,11 +103,13 @@ class _SavedModel:
         feeds = self._feeds(examples, features)
         started = time.perf_counter()
         try:
-            results = {name: value.numpy() for name, value in self._signature(**feeds).items()}
-        except tf.errors.InvalidArgumentError as error:  # as of an example without a feature that the parsing requires
-            raise ModelError(f"The SavedModel can't run a batch of {len(examples)} rows: {error.message}") from error
+            outputs = {name: value.numpy() for name, value in self._signature(**feeds).items()}
+        except tf.errors.InvalidArgumentError as error:  # for example, a feature that the parsing requires is missing
+            raise ModelError(
+                f"The SavedModel can't run a batch of {len(examples)} rows: {error.message}", code="failed-batch"
+            ) from error
         self.seconds += time.perf_counter() - started
-        return results
+        return outputs
 
     def prepare(self, examples: np.ndarray, features: Features) -> Callable[[], object]:
         feeds = self._feeds(examples, features)
@@ -104,109 +120,47 @@ class _SavedModel:
             (name,) = self._inputs
             if name not in features:
                 return {name: tf.constant(examples)}
-        return {name: _fed(name, features, spec) for name, spec in self._inputs.items()}
+        return {name: _input_tensor(name, features, spec) for name, spec in self._inputs.items()}
 
 
 def _parses_examples(graph: tf.compat.v1.GraphDef) -> bool:
-    """Whether there is an operator that parses protos, in the graph or in a function that it calls."""
+    """Returns whether the graph or a function in it has an operator that parses protos."""
     nodes = itertools.chain(graph.node, *(function.node_def for function in graph.library.function))
     return any(node.op.startswith(("Parse", "DecodeProto")) for node in nodes)
 
 
-def _fed(name: str, features: Features, spec: tf.TensorSpec) -> tf.Tensor:
+def _input_tensor(name: str, features: Features, spec: tf.TensorSpec) -> tf.Tensor:
     sizes = [-1 if size is None else size for size in spec.shape] if spec.shape.rank is not None else None
     shape = np.shape(features.get(name)) if sizes is None else sizes
     values = fit_feature(name, features, shape, spec.dtype == tf.string, "SavedModel")
     return tf.constant(values) if spec.dtype == tf.string else tf.cast(values, spec.dtype)
 
 
-class _TFLite:
+class TFLitePredictor:
+    """Runs a TFLite model on features by name."""
+
     kind = "tflite"
 
     def __init__(self, path: str, num_threads: int, reference_kernels: bool):
         with tf.io.gfile.GFile(path, "rb") as file:
-            self.interpreter = Interpreter(file.read(), num_threads, reference_kernels)
-        self.outputs = {name: tensor.shape[1:] for name, tensor in self.interpreter.outputs.items()}
-        self.runtime = self.interpreter.runtime
+            self._interpreter = Interpreter(file.read(), num_threads, reference_kernels)
+        self.outputs = {name: tensor.shape[1:] for name, tensor in self._interpreter.outputs.items()}
+        self.has_signature = self._interpreter.has_signature
+        self.runtime = self._interpreter.runtime
 
     @property
     def seconds(self) -> float:
-        return self.interpreter.seconds
+        return self._interpreter.seconds
 
     def predict(self, examples: np.ndarray, features: Features) -> dict[str, np.ndarray]:
         del examples
-        return self.interpreter.predict(features)
+        return self._interpreter.predict(features)
 
     def prepare(self, examples: np.ndarray, features: Features) -> Callable[[], object]:
         del examples
-        return self.interpreter.prepare(features)
-
-
-def same_outputs(baseline: Predictor, candidates: Mapping[str, Predictor]) -> dict[str, dict[str, str]]:
-    """What each candidate's outputs are called by the baseline.
-
-    A single output is the other's single output. Outputs of a signature go by their names; those of a TFLite model
-    without one by their shape.
-
-    Returns:
-      By candidate, its outputs' names to the baseline's.
-
-    Raises:
-      ModelError: naming candidate and shapes, where the outputs differ, or can't be told apart.
-    """
-    return {name: _matched(name, baseline, candidate) for name, candidate in candidates.items()}
-
-
-def _matched(name: str, baseline: Predictor, candidate: Predictor) -> dict[str, str]:
-    wanted, given = baseline.outputs, candidate.outputs
-    if len(wanted) == len(given) == 1:
-        names = dict(zip(given, wanted, strict=True))
-    elif len(wanted) != len(given) or (_has_names(baseline) and _has_names(candidate)):
-        names = {output: output for output in given}
-    else:
-        names = _by_shape(name, wanted, given)
-    if len(wanted) != len(given) or any(
-        target not in wanted or not _agree(wanted[target], given[output]) for output, target in names.items()
-    ):
-        raise ModelError(
-            f"The outputs of candidate {name!r} ({_shapes(given)}) differ from the baseline's ({_shapes(wanted)}), so "
-            "their metrics can't be compared. Remedy: compare models of the same task."
-        )
-    return names
-
-
-def _has_names(model: Predictor) -> bool:
-    return not isinstance(model, _TFLite) or model.interpreter.has_signature
-
-
-def _by_shape(name: str, wanted: Mapping[str, Shape], given: Mapping[str, Shape]) -> dict[str, str]:
-    """The only output of the baseline that each of the candidate's can be; "" where it can be none."""
-    names = {}
-    for output, shape in given.items():
-        targets = [target for target, other in wanted.items() if _agree(shape, other)]
-        others = [other for other in given if other != output and _agree(shape, given[other])]
-        if len(targets) > 1 or (targets and others):
-            raise ModelError(
-                f"Candidate {name!r} or the baseline has no signature, and several outputs of the shape {list(shape)}, "
-                f"so nobody can tell which of the baseline's outputs ({', '.join(wanted)}) each one is. Remedy: "
-                "convert it from a SavedModel's signature: "
-                "tf.lite.TFLiteConverter.from_saved_model(…, signature_keys=[…])."
-            )
-        names[output] = targets[0] if targets else ""
-    return names
-
-
-def _agree(shape: Shape, other: Shape) -> bool:
-    """Whether two shapes can be the same: free sizes go with any."""
-    return len(shape) == len(other) and all(
-        size == its or -1 in (size, its) for size, its in zip(shape, other, strict=True)
-    )
-
-
-def _shapes(outputs: Mapping[str, Shape]) -> str:
-    return ", ".join(f"{name} {list(shape)}" for name, shape in outputs.items())
+        return self._interpreter.prepare(features)
 
 
 def threads(workers: int) -> int:
-    """How many threads one worker's interpreter may take, so that all workers together take each core once."""
+    """Returns the threads that each worker's interpreter may use, so that all workers together use each core once."""
     return max(1, (os.cpu_count() or 1) // max(1, workers))

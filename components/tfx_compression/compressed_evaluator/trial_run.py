@@ -1,4 +1,4 @@
-"""Candidates are tried in processes of their own first: a model can end the process that runs it."""
+"""Runs each TFLite model once in a process of its own, since a model can crash the process that runs it."""
 
 import concurrent.futures
 import os
@@ -7,31 +7,29 @@ from collections.abc import Mapping
 from tfx_compression import worker
 from tfx_compression.errors import WorkerError
 
-_SECONDS = 300.0
+_TIMEOUT_SECONDS = 300.0
 
 
-def failures(models: Mapping[str, bytes], reference_kernels: bool = False) -> dict[str, str]:
-    """Which TFLite models crash, hang or are refused when they are run once on zeros, and how.
-
-    Each has a process to itself, so that none pays for what another broke.
+def find_failures(models: Mapping[str, bytes], reference_kernels: bool = False) -> dict[str, str]:
+    """Runs each TFLite model once on zeros, and returns the failures of those that crash, hang or are refused.
 
     Args:
-      models: flatbuffers by name.
-      reference_kernels: as the evaluation will run them.
+      models: Flatbuffers by name.
+      reference_kernels: Whether the evaluation runs them on TFLite's reference kernels.
 
     Returns:
-      By the name of each that failed, what happened to it.
+      By name, why a model failed.
     """
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as processes:
-        problems = processes.map(lambda content: _problem(content, reference_kernels), models.values())
-        return {name: problem for name, problem in zip(models, problems, strict=True) if problem}
+        failures = processes.map(lambda content: _failure(content, reference_kernels), models.values())
+        return {name: failure for name, failure in zip(models, failures, strict=True) if failure}
 
 
-def _problem(content: bytes, reference_kernels: bool) -> str:
-    """What was wrong, empty for nothing."""
+def _failure(content: bytes, reference_kernels: bool) -> str:
+    """Returns why a model failed; empty if it ran."""
     request = {"reference_kernels": reference_kernels}
     module = "tfx_compression.compressed_evaluator.trial_run_worker"
     try:
-        return str(worker.run(module, request, task="The interpreter", timeout=_SECONDS, input=content))
+        return str(worker.run(module, request, task="The interpreter", timeout=_TIMEOUT_SECONDS, input=content))
     except WorkerError as error:
         return str(error)

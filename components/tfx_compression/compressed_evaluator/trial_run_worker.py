@@ -1,7 +1,4 @@
-"""The process that tries a model, which it reads from standard input: see `trial`.
-
-It imports no TensorFlow, so that it is there at once.
-"""
+"""The process that runs a TFLite model once; see `trial_run`. It imports no TensorFlow, so that it starts fast."""
 
 import sys
 from collections.abc import Mapping
@@ -13,7 +10,7 @@ from tfx_compression.tflite.interpreter import Interpreter, TensorDetails
 
 
 def main(request: Mapping[str, bool]) -> str:
-    """Runs the model once on zeros, and returns what was wrong; empty for nothing."""
+    """Runs the model on standard input once on zeros, and returns why it failed; empty if it ran."""
     try:
         model = Interpreter(sys.stdin.buffer.read(), reference_kernels=request["reference_kernels"], trusted=True)
         model.predict({name: _zeros(tensor) for name, tensor in model.inputs.items()})

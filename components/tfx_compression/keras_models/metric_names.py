@@ -1,9 +1,9 @@
-"""Metric names: whether smaller values are better, and names without case and underscores."""
+"""What a metric's name says: whether smaller values are better, and whether it only counts examples."""
 
 import re
 
-# Metrics of Keras and TFMA that are better when smaller, as `plain_name` spells them, where the pattern below doesn't
-# match. It would match too much otherwise: recall_at_false_positive_rate, for example, is better when larger.
+# Keras and TFMA metrics, spelled as `plain_name` returns them, that are better when smaller and don't match the pattern
+# below. A pattern for "false" would be wrong: recall_at_false_positive_rate is better when larger.
 _SMALLER_IS_BETTER = frozenset(
     [
         "falsenegatives",
@@ -41,15 +41,30 @@ _SMALLER_IS_BETTER_ENDING = re.compile(r"(loss|error|entropy|divergence|deviatio
 
 
 def smaller_is_better(metric: str) -> bool:
-    """Returns whether smaller values of a metric are better.
+    """Returns whether a metric improves as it decreases.
 
-    They are for some of Keras' and TFMA's metrics, known by name, and for names that end in loss, error, entropy,
-    divergence or deviation. For any other metric, larger values are better.
+    The names of Keras and TFMA metrics are known, and so are names that end in loss, error, entropy, divergence or
+    deviation. Every other metric is better when larger. An output before the name (`output/metric`) and a sub-key
+    behind it (`metric@k:3`) are ignored.
     """
-    plain = plain_name(re.sub(r".*/|@.*", "", metric))
-    return plain in _SMALLER_IS_BETTER or bool(_SMALLER_IS_BETTER_ENDING.search(plain))
+    name = plain_name(_without_output_and_sub_key(metric))
+    return name in _SMALLER_IS_BETTER or bool(_SMALLER_IS_BETTER_ENDING.search(name))
+
+
+def metric_drop(metric: str, baseline: float, candidate: float) -> float:
+    """Returns how much worse the candidate is than the baseline: positive if it is worse, whatever the metric."""
+    return candidate - baseline if smaller_is_better(metric) else baseline - candidate
+
+
+def is_example_count(metric: str) -> bool:
+    """Returns whether a metric counts examples instead of measuring a model."""
+    return _without_output_and_sub_key(metric) in ("example_count", "weighted_example_count")
 
 
 def plain_name(metric: str) -> str:
-    """Returns a metric's name without case and underscores, so that Keras' class and function names are equal."""
+    """Returns a metric's name without case and underscores, which is the same for Keras' classes and functions."""
     return metric.replace("_", "").lower()
+
+
+def _without_output_and_sub_key(metric: str) -> str:
+    return re.sub(r".*/|@.*", "", metric)
