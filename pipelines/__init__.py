@@ -1,1 +1,1 @@
-"""Runnable pipelines: one builder, and a thin runner for each place that they run in."""
+"""Runnable pipelines: one builder, and a small runner for each place where they run."""

@@ -1,4 +1,4 @@
-"""The main pipeline: from examples to a compressed, evaluated, released model."""
+"""Builds the pipeline from examples to a compressed, evaluated and released model."""
 
 import tensorflow_model_analysis as tfma
 import tfx_compression as tfc
@@ -11,11 +11,11 @@ MODES = ("dynamic", "float16", "int8")
 
 
 def components(settings: Settings, input_base: str) -> list[BaseNode]:
-    """The pipeline's nodes.
+    """Returns the nodes of the pipeline.
 
     Args:
-      settings: what is run.
-      input_base: folder with `train/` and `eval/`, TFRecord files of tf.Examples.
+      settings: Settings of the run.
+      input_base: Folder with `train/` and `eval/`, which hold TFRecord files of tf.Examples.
     """
     splits = [tfx.proto.Input.Split(name=name, pattern=f"{name}/*") for name in ("train", "eval")]
     example_gen = tfx.components.ImportExampleGen(input_base=input_base, input_config=tfx.proto.Input(splits=splits))
@@ -35,7 +35,7 @@ def components(settings: Settings, input_base: str) -> list[BaseNode]:
     pruner = tfc.Pruner(
         model=trainer.outputs["model"],
         plan=settings.plan,
-        examples=transform.outputs["transformed_examples"],  # for plans that look at data
+        examples=transform.outputs["transformed_examples"],  # For plans that require data.
         schema=transform.outputs["post_transform_schema"],
         transform_graph=transform.outputs["transform_graph"],
         sparsity=settings.sparsity,
@@ -43,7 +43,7 @@ def components(settings: Settings, input_base: str) -> list[BaseNode]:
     tuner = tfc.SparsityFineTuner(
         model=pruner.outputs["pruned_model"],
         pruning_plan=pruner.outputs["pruning_plan"],
-        teacher_model=trainer.outputs["model"],  # for settings that distil or guard
+        teacher_model=trainer.outputs["model"],  # For distillation and the accuracy guard.
         examples=transform.outputs["transformed_examples"],
         schema=transform.outputs["post_transform_schema"],
         config=settings.fine_tuning,

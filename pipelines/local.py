@@ -1,7 +1,7 @@
-"""Runs an example's pipeline on this machine: `python -m pipelines.local`, or `make pipeline`.
+"""Runs the digits pipeline on this machine: `python -m pipelines.local`, or `make pipeline`.
 
-LocalDagRunner, ML Metadata in SQLite, Beam's DirectRunner, a TFLite store and a TensorFlow Serving directory, all below
-one folder.
+LocalDagRunner runs the components on Beam's DirectRunner. ML Metadata (SQLite), the TFLite store and the directory of
+TensorFlow Serving are all below one folder.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from tfx_compression import store
 from tfx_compression.cli.terminal import output_to, working
 
 from pipelines.digits import settings
-from pipelines.quiet import Progress
+from pipelines.progress import Progress
 from pipelines.settings import Settings
 
 HERE = Path(__file__).parent
@@ -28,7 +28,7 @@ app = typer.Typer(add_completion=False)
 
 
 class Technique(str, Enum):
-    """What is pruned."""
+    """Pruning techniques."""
 
     weight = "weight"
     filter = "filter"
@@ -37,7 +37,7 @@ class Technique(str, Enum):
 
 @app.command()
 def main(
-    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/digits"),
+    folder: Annotated[Path, typer.Option(help="Folder of all results.")] = Path("runs/digits"),
     technique: Annotated[
         Technique, typer.Option(help="Prune single weights, or remove filters or neurons.")
     ] = Technique.weight,
@@ -45,10 +45,10 @@ def main(
         float | None, typer.Option(help="Fraction of the weights, filters or neurons to prune.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning.")] = None,
-    max_drop: Annotated[float | None, typer.Option(help="Largest drop in accuracy, absolute.")] = None,
-    max_bytes: Annotated[int | None, typer.Option(help="Largest TFLite file.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Largest absolute drop in accuracy.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Largest TFLite file in bytes.")] = None,
     module_file: Annotated[
-        Path, typer.Option(help="Transform's and Trainer's functions.", exists=True, dir_okay=False)
+        Path, typer.Option(help="Functions of Transform and Trainer.", exists=True, dir_okay=False)
     ] = HERE / "digits/trainer/digits.py",
 ) -> None:
     """Train, compress, evaluate and release a model of scikit-learn's digits."""
@@ -56,7 +56,7 @@ def main(
     log = folder / "pipeline.log"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder), output_to(log) as console:
+        with _locked(folder), output_to(log) as console:
             released = _run(
                 console,
                 folder,
@@ -65,35 +65,33 @@ def main(
                 ),
             )
     except OSError as error:
-        message = (
-            f"[bold red]error:[/] {folder}: {error}. Remedy: --folder with another one, that this user may write to."
-        )
+        message = f"[bold red]error:[/] {folder}: {error}. Remedy: --folder with a folder that this user can write to."
         Console(stderr=True, soft_wrap=True).print(message, highlight=False)
         raise typer.Exit(1) from error
     raise typer.Exit(0 if released else 1)
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One run at a time in a folder: two would share log, data and ML Metadata."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Allows one run at a time in a folder: two would share log, data and ML Metadata."""
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OSError("another pipeline is running in it") from error
+            raise OSError("another pipeline is running there") from error
         yield
 
 
-def _run(console: Console, folder: Path, choose: Callable[[], Settings]) -> bool:
-    """Runs, and shows what came of it; False where a component failed."""
+def _run(console: Console, folder: Path, make_settings: Callable[[], Settings]) -> bool:
+    """Runs the pipeline and prints its results; returns False if a component failed."""
     progress = Progress(console)
     try:
-        # What a run that is broken off leaves must not look like its result.
+        # An interrupted run must not leave older results that look like its own.
         for old in ("summary.json", "report.html", "pruning.html", "quantization.html"):
             (folder / old).unlink(missing_ok=True)
-        # What can be wrong with the settings is told at once, before TFX has loaded.
-        chosen = choose()
-        store.open(chosen.store).require_writable()
+        # Errors in the settings show at once, before TFX has loaded.
+        run_settings = make_settings()
+        store.open(run_settings.store).require_writable()
         with working(console, "Loading TFX …"):
             from absl import logging as absl_logging
             from tfx import v1 as tfx
@@ -101,42 +99,47 @@ def _run(console: Console, folder: Path, choose: Callable[[], Settings]) -> bool
             from pipelines import builder, results
             from pipelines.digits import data
 
-            gc.freeze()  # what was imported stays: don't search it for garbage again and again
+            gc.freeze()  # Imported modules stay, so the collector doesn't need to search them.
             absl_logging.set_verbosity(absl_logging.INFO)
             absl_logging.get_absl_logger().addHandler(progress)
             data.write(folder / "data")
             metadata = folder / "metadata.sqlite"
             pipeline = tfx.dsl.Pipeline(
-                pipeline_name=chosen.name,
+                pipeline_name=run_settings.name,
                 pipeline_root=str(folder / "pipeline_root"),
-                components=builder.components(chosen, str(folder / "data")),
+                components=builder.components(run_settings, str(folder / "data")),
                 enable_cache=True,
                 metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(metadata)),
-                # Without a state cache: measuring what it holds takes Beam longer than these small runs themselves.
+                # No state cache: Beam takes longer to measure its size than these small runs take.
                 beam_pipeline_args=["--runner=DirectRunner", "--max_cache_memory_usage_mb=0"],
             )
-        console.print(f"[bold]{chosen.name}[/] in {_shown(folder)}", highlight=False)
+        console.print(f"[bold]{run_settings.name}[/] in {_shown(folder)}", highlight=False)
         with working(console, "Running …"):
             tfx.orchestration.LocalDagRunner().run(pipeline)
-        found = results.Results(metadata)
-        summary = results.write(found, folder)
+        run_results = results.Results(metadata)
+        summary = results.write(run_results, folder)
     except KeyboardInterrupt:
-        _explain(console, progress, InterruptedError("stopped; the next run goes on from what was finished"), folder)
+        _explain(
+            console,
+            progress,
+            InterruptedError("stopped; the next run continues after the last finished component"),
+            folder,
+        )
         return False
-    except Exception as error:  # whatever a component raises is reported with its name, and ends with status 1
+    except Exception as error:  # Any error of a component is reported with the component's name.
         traceback.print_exc()
         _explain(console, progress, error, folder)
         return False
-    found.print(console, summary)
+    run_results.print(console, summary)
     console.print(f"Report              {_shown(folder / 'report.html')}", highlight=False)
-    console.print(f"What was pruned     {_shown(folder / 'pruning.html')}", highlight=False)
-    console.print(f"What was quantized  {_shown(folder / 'quantization.html')}", highlight=False)
+    console.print(f"Pruning report      {_shown(folder / 'pruning.html')}", highlight=False)
+    console.print(f"Quantization report {_shown(folder / 'quantization.html')}", highlight=False)
     console.print(f"Log                 {_shown(folder / 'pipeline.log')}", highlight=False)
     return True
 
 
 def _explain(console: Console, progress: Progress, error: Exception, folder: Path) -> None:
-    """The component, the error in one paragraph, the log's path."""
+    """Prints the component that failed, its error as one paragraph, and the path of the log."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = text if len(text) < 900 else f"{text[:440]} … {text[-440:]}"
     place = "The run's results could not be read" if progress.started else "The pipeline could not be started"
@@ -148,9 +151,9 @@ def _explain(console: Console, progress: Progress, error: Exception, folder: Pat
 
 
 def _shown(path: Path) -> str:
-    """Relative to this folder where it is below it."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    """Returns a path relative to the working directory, if it is below that."""
+    working_directory = Path.cwd()
+    return str(path.relative_to(working_directory) if path.is_relative_to(working_directory) else path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a run of the pipeline left, read from ML Metadata: the summary, the table, the report."""
+"""Results of a run, read from ML Metadata: summary, table and reports."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 from rich.console import Console
+from rich.markup import escape
 from tfx_compression import store as stores
 from tfx_compression.cli.terminal import evaluation_table
 from tfx_compression.compressed_evaluator import report
@@ -19,7 +20,15 @@ HEADINGS = {
 
 
 class Results:
-    """A run in an ML Metadata file: by default the newest."""
+    """The results of a pipeline run.
+
+    Args:
+      metadata: Path of ML Metadata's SQLite file.
+      run_id: Id of the run. The default is the newest run.
+
+    Attributes:
+      evaluations: Evaluation by gate, "edge" and "serving".
+    """
 
     def __init__(self, metadata: Path, run_id: str | None = None):
         reader = MetadataReader(metadata)
@@ -36,13 +45,13 @@ class Results:
         }
 
     def summary(self) -> dict[str, Any]:
-        """The run as `summary.json` has it; `chosen` and `blessed` are those of the edge candidates."""
+        """Returns the content of `summary.json`. `chosen` and `blessed` are about the edge candidates."""
         edge = self.evaluations["edge"]
         served = properties(self._outputs["Pusher"]["pushed_model"])
         stored = properties(self._outputs["TFLiteStorePusher"]["pushed_model"])
         blessing = properties(self._outputs["CompressedEvaluator.edge"]["blessing"])
         baseline = edge.baseline
-        assert baseline is not None  # the component has no evaluation without one
+        assert baseline is not None  # The pipeline always has one.
         return {
             "baseline": {
                 **_numbers(baseline),
@@ -80,45 +89,45 @@ class Results:
 
     @property
     def pruning_report(self) -> Path:
-        """Pruner's own report."""
+        """Path of the Pruner's report."""
         return Path(self._outputs["Pruner"]["pruning_plan"].uri) / "report.html"
 
     @property
     def quantization_report(self) -> Path:
-        """The TFLiteQuantizer's own report on the model that was chosen; of int8 where none was."""
+        """Path of the TFLiteQuantizer's report on the chosen model, or on the int8 model if none was chosen."""
         chosen = self.evaluations["edge"].chosen or "int8"
         return Path(self._outputs[f"TFLiteQuantizer.{chosen}"]["tflite_model"].uri) / "report.html"
 
     def report(self) -> str:
-        """Both evaluations in one HTML file."""
+        """Returns a page with both evaluations."""
         return report.render(
-            {HEADINGS[name]: found for name, found in self.evaluations.items()},
-            origins={HEADINGS[name]: self._origins(found) for name, found in self.evaluations.items()},
+            {HEADINGS[name]: evaluation for name, evaluation in self.evaluations.items()},
+            origins={HEADINGS[name]: self._origins(evaluation) for name, evaluation in self.evaluations.items()},
         )
 
     def _origins(self, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-        """By model of an evaluation, what ML Metadata says of its making."""
+        """Returns the node, id, URI and properties of each model's artifact, by model of an evaluation."""
         models = {**evaluation.candidates, **({"baseline": evaluation.baseline} if evaluation.baseline else {})}
-        made = [(node, artifact) for node, outputs in self._outputs.items() for artifact in outputs.values()]
+        artifacts = [(node, artifact) for node, outputs in self._outputs.items() for artifact in outputs.values()]
         return {
             name: {"made by": node, "artifact id": artifact.id, "uri": artifact.uri, **properties(artifact)}
             for name, model in models.items()
-            for node, artifact in made
+            for node, artifact in artifacts
             if model.uri.startswith(f"{artifact.uri}/")
         }
 
     def print(self, console: Console, summary: dict[str, Any]) -> None:
-        """The table, the decisions, and where the models went."""
+        """Prints the table and decision of each evaluation, and the places of the released models."""
         for name, evaluation in self.evaluations.items():
             console.print()
             console.print(evaluation_table(HEADINGS[name], evaluation))
-            console.print(f"[bold]{'→' if evaluation.chosen else '✗'}[/] {evaluation.reason}", highlight=False)
+            console.print(f"[bold]{'→' if evaluation.chosen else '✗'}[/] {escape(evaluation.reason)}", highlight=False)
         console.print()
         console.print(f"TFLite store        {self._stored(summary['store'])}", highlight=False)
         console.print(f"TensorFlow Serving  {self._served(summary['serving'])}", highlight=False)
 
     def _stored(self, pushed: dict[str, Any] | None) -> str:
-        """Where the TFLite model is. What came from the cache was released before, and may have been moved since."""
+        """Describes the TFLite release. One from the cache may have been deleted or replaced since."""
         if pushed is None:
             return "nothing pushed"
         store = stores.open(pushed["uri"])
@@ -135,14 +144,15 @@ class Results:
             return "nothing pushed"
         if "Pusher" not in self._cached:
             return str(pushed["path"])
-        there = Path(pushed["path"]).exists()
-        return f"{pushed['path']}, released by an earlier run{'' if there else ', IS NO LONGER THERE'}"
+        exists = Path(pushed["path"]).exists()
+        return f"{pushed['path']}, released by an earlier run{'' if exists else ', IS NO LONGER THERE'}"
 
 
 def write(results: Results, folder: Path) -> dict[str, Any]:
-    """Writes `summary.json`, `report.html`, and two components' own, `pruning.html` and `quantization.html`.
+    """Writes `summary.json` and `report.html`, and copies components' reports.
 
-    Returns the summary.
+    Returns:
+      The summary.
     """
     summary = results.summary()
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -154,4 +164,4 @@ def write(results: Results, folder: Path) -> dict[str, Any]:
 
 def _numbers(model: Any) -> dict[str, Any]:
     shown = {"metrics", "bytes", "bytes_gzip", "latency_ms", "sparsity"}
-    return dict(json.loads(model.model_dump_json(include=shown)))  # NaN is no JSON: there it is a string
+    return dict(json.loads(model.model_dump_json(include=shown)))  # Pydantic writes NaN, which JSON lacks, as a string.

@@ -1,4 +1,4 @@
-"""Everything that differs between one run and another, or one example and another. Imports no TFX."""
+"""Settings of a run: everything that differs between runs and between examples. Imports no TFX."""
 
 import dataclasses
 from typing import Any
@@ -8,19 +8,24 @@ import tfx_compression as tfc
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the builder makes a pipeline of.
+    """Settings of a pipeline run.
 
     Attributes:
-      name: the pipeline's, and the model's in the store.
-      module_file: Transform's and Trainer's functions.
-      label: the label's feature.
-      train_steps: of the Trainer.
-      plan, fine_tuning: how the model is compressed.
-      edge, serving: the limits for TFLite candidates and for the pruned SavedModel.
-      serving_directory: TensorFlow Serving's model directory.
-      store: root of the TFLite store.
-      channel: of the store.
-      sparsity, epochs, learning_rate, max_metric_drop: override the configurations, with a value or a RuntimeParameter.
+      name: Name of the pipeline, and of the model in the store.
+      module_file: Path of the functions of Transform and Trainer.
+      label: Feature with the label.
+      serving_directory: Model directory of TensorFlow Serving.
+      store: Root of the TFLite store.
+      plan: Configuration of the Pruner.
+      fine_tuning: Configuration of the SparsityFineTuner.
+      edge: Limits of the TFLite candidates.
+      serving: Limits of the pruned SavedModel.
+      train_steps: Steps of the Trainer.
+      channel: Channel of the store that a release moves.
+      sparsity: Override of `plan.sparsity`: None, a value or a RuntimeParameter.
+      epochs: Override of `fine_tuning.epochs`, likewise.
+      learning_rate: Override of `fine_tuning.learning_rate`, likewise.
+      max_metric_drop: Override of the largest drop in `edge` and `serving`, likewise.
     """
 
     name: str

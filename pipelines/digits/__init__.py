@@ -1,1 +1,1 @@
-"""The example: scikit-learn's digits, a small convolutional network."""
+"""The digits example: a small convolutional network on scikit-learn's digits."""

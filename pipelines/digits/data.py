@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as tf.Examples: 1,797 images of 8x8 pixels, 0 to 16, in ten classes."""
+"""Writes scikit-learn's handwritten digits as tf.Examples: 1,797 images of 8x8 pixels from 0 to 16, in ten classes."""
 
 import hashlib
 from pathlib import Path
@@ -9,10 +9,9 @@ EVAL_ROWS = 500
 
 
 def write(directory: Path) -> None:
-    """Writes `train/` and `eval/` TFRecord files, unless the same bytes are there already.
+    """Writes TFRecord files to `train/` and `eval/`, unless the same bytes are there already.
 
-    TFX fingerprints files by size and modification time, so unchanged data must not be rewritten: a second
-    run would otherwise find nothing in its cache.
+    TFX's cache identifies files by size and modification time, so rewriting unchanged data would rerun everything.
     """
     import tensorflow as tf
     from sklearn.datasets import load_digits
@@ -22,7 +21,7 @@ def write(directory: Path) -> None:
     splits = {"eval": order[:EVAL_ROWS], "train": order[EVAL_ROWS:]}
     for split, rows in splits.items():
         path = directory / split / "digits.tfrecord"
-        partial = directory / f"{split}.partial"  # ExampleGen reads all that is in the split's folder
+        partial = directory / f"{split}.partial"  # Outside of the split's folder, where ExampleGen reads every file.
         path.parent.mkdir(parents=True, exist_ok=True)
         with tf.io.TFRecordWriter(str(partial)) as writer:
             for row in rows:

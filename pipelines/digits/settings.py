@@ -1,4 +1,4 @@
-"""What the digits example is run with."""
+"""Settings of the digits example."""
 
 from pathlib import Path
 from typing import Literal
@@ -20,15 +20,24 @@ def settings(
     max_bytes: int | None = None,
     technique: Technique = "weight",
 ) -> Settings:
-    """The example's settings, everything below `folder`; what is None takes the example's value.
+    """Returns the settings of the example. Arguments that are None take the example's values.
 
-    By technique `weight`, 80 % of the weights between the first and the last layer are pruned, and half of all must be
-    zero in the end. By the others, half of the filters or units are removed, which leaves no zeros to ask for.
+    The technique `weight` prunes 80 % of the weights between the first and the last layer, and the budget requires that
+    half of all weights are zero. The other techniques remove half of the filters or units, which leaves no zeros.
+
+    Args:
+      folder: Folder of all results.
+      module_file: Path of the functions of Transform and Trainer.
+      sparsity: Fraction of the weights, filters or units to prune.
+      epochs: Epochs of fine-tuning.
+      max_drop: Largest absolute drop in accuracy.
+      max_bytes: Largest TFLite file in bytes.
+      technique: Pruning technique.
     """
-    zeros = technique == "weight"
+    leaves_zeros = technique == "weight"
     if sparsity is None:
-        sparsity = 0.8 if zeros else 0.5
-    # What is held against it is the drop's confidence bound, on 500 rows about a point above the drop itself.
+        sparsity = 0.8 if leaves_zeros else 0.5
+    # The limit applies to the upper confidence bound of the drop. On 500 rows it is about a point above the drop.
     drop = {METRIC: 0.04 if max_drop is None else max_drop}
     return Settings(
         name="digits",
@@ -42,7 +51,7 @@ def settings(
             max_metric_drop=drop,
             max_bytes=150_000 if max_bytes is None else max_bytes,
             max_bytes_gzip=50_000,
-            min_sparsity=0.5 if zeros else None,
+            min_sparsity=0.5 if leaves_zeros else None,
         ),
-        serving=tfc.Budget(max_metric_drop=drop, min_sparsity=0.5 if zeros else None),
+        serving=tfc.Budget(max_metric_drop=drop, min_sparsity=0.5 if leaves_zeros else None),
     )

@@ -1,4 +1,4 @@
-"""The main job, run as a user runs it: whole, again, with one value changed, refused, and failing."""
+"""The digits pipeline as a user runs it: once, again, with a changed value, with a budget too strict, and failing."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def command_line(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def nodes_that_ran(output: str) -> dict[str, bool]:
-    """By component in the terminal's output, whether it ran; False where it came from the cache."""
+    """Returns whether each component in the output ran, or came from the cache."""
     lines = re.findall(r"✓ (\S+) +(cached|[\d.]+ s)", output)
     return {node: took != "cached" for node, took in lines}
 
@@ -54,10 +54,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(folder):
-    """The first run, which the other tests look at and build on."""
-    done = run(folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
+    """The first run. The other tests check it and run again in its folder."""
+    process = run(folder)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process
 
 
 @pytest.fixture(scope="module")
@@ -65,27 +65,27 @@ def summary(first, folder):
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_it_runs_every_component_and_leaves_what_it_says(first, folder):
+def test_every_component_runs_and_the_results_exist(first, folder):
     assert nodes_that_ran(first.stdout) == dict.fromkeys(NODES, True)
     for name in ("metadata.sqlite", "pipeline_root", "store", "report.html", "pipeline.log", "summary.json"):
         assert (folder / name).exists(), name
     assert first.stderr == ""
 
 
-def test_the_terminal_shows_a_short_summary_and_the_log_the_noise(first, folder):
+def test_the_terminal_shows_a_short_summary_and_the_log_has_the_rest(first, folder):
     assert len(first.stdout.splitlines()) < 50
     assert max(map(len, first.stdout.splitlines())) < 120
     assert "INFO" not in first.stdout
     assert "INFO absl: Component Trainer is running." in (folder / "pipeline.log").read_text()
 
 
-def test_the_summary_names_baseline_candidates_and_release(summary, folder):
+def test_the_summary_has_baseline_candidates_and_release(summary, folder):
     assert set(summary) == {"baseline", "candidates", "chosen", "blessed", "serving", "store"}
     assert set(summary["candidates"]) == {"dynamic", "float16", "int8", "pruned"}
     for candidate in summary["candidates"].values():
         assert {"metrics", "metric_drop", "bytes", "bytes_gzip", "latency_ms", "sparsity", "verdict"} <= set(candidate)
         assert candidate["sparsity"] == pytest.approx(0.8, abs=0.01)
-    assert summary["candidates"]["float16"]["verdict"] == "refused"  # more bytes than the budget allows
+    assert summary["candidates"]["float16"]["verdict"] == "refused"  # It has more bytes than the budget allows.
     assert summary["candidates"][summary["chosen"]]["verdict"] == "held"
     assert summary["blessed"] is True
     assert summary["store"] == {"uri": str(folder / "store"), "name": "digits", "version": 1}
@@ -102,25 +102,25 @@ def eval_rows(folder: Path) -> tuple[list[bytes], np.ndarray, np.ndarray]:
     return records, images, np.array([feature["label"].int64_list.value[0] for feature in features])
 
 
-def test_the_released_tflite_model_scores_what_the_summary_says(summary, folder, tmp_path):
-    """Measured here with TensorFlow's own interpreter, row by row, quantizing by TFLite's formula."""
+def test_the_released_tflite_model_has_the_accuracy_in_the_summary(summary, folder, tmp_path):
+    """TensorFlow's interpreter measures it row by row, and TFLite's formula quantizes the inputs."""
     import tensorflow as tf
 
-    done = command_line("store", "pull", str(folder / "store"), "digits", str(tmp_path / "model.tflite"))
-    assert done.returncode == 0, done.stderr
+    process = command_line("store", "pull", str(folder / "store"), "digits", str(tmp_path / "model.tflite"))
+    assert process.returncode == 0, process.stderr
     _, images, labels = eval_rows(folder)
     interpreter = tf.lite.Interpreter(str(tmp_path / "model.tflite"))
     interpreter.allocate_tensors()
-    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
-    scale, zero_point = taken["quantization"]
+    (input_details,), (output_details,) = interpreter.get_input_details(), interpreter.get_output_details()
+    scale, zero_point = input_details["quantization"]
     correct = 0
     for image, label in zip(images, labels, strict=True):
         value = image[None]
         if scale:
             value = np.clip(np.round(value / scale) + zero_point, -128, 127).astype(np.int8)
-        interpreter.set_tensor(taken["index"], value)
+        interpreter.set_tensor(input_details["index"], value)
         interpreter.invoke()
-        correct += interpreter.get_tensor(given["index"])[0].argmax() == label
+        correct += interpreter.get_tensor(output_details["index"])[0].argmax() == label
     reported = summary["candidates"][summary["chosen"]]["metrics"]["sparse_categorical_accuracy"]
     assert correct / len(labels) == pytest.approx(reported, abs=1e-6)
 
@@ -138,7 +138,7 @@ def test_the_served_model_answers_serialized_examples_and_is_pruned(summary, fol
     assert zeros == pytest.approx(0.8, abs=0.01)
 
 
-def test_the_report_needs_no_network_and_tells_the_decision(first, summary, folder):
+def test_the_report_needs_no_network_and_shows_the_decision(first, summary, folder):
     html = (folder / "report.html").read_text()
     markup = re.sub(r"<script>.*?</script>|<style>.*?</style>", " ", html, flags=re.DOTALL)
     assert not re.search(r"\b(src|href)=|@import|url\(", markup)
@@ -157,10 +157,10 @@ def test_tfma_opens_the_evaluation_of_each_candidate(first, folder):
         assert metrics["example_count"]["doubleValue"] == 500
 
 
-def test_lineage_goes_from_the_store_back_to_the_data(first, summary, folder):
-    done = command_line("lineage", str(folder / "store"), "digits", "1", "--json")
-    assert done.returncode == 0, done.stderr
-    steps = {step["title"]: step["details"] for step in json.loads(done.stdout)}
+def test_lineage_leads_from_the_store_back_to_the_data(first, summary, folder):
+    process = command_line("lineage", str(folder / "store"), "digits", "1", "--json")
+    assert process.returncode == 0, process.stderr
+    steps = {step["title"]: step["details"] for step in json.loads(process.stdout)}
     assert list(steps) == ["released", "chosen", "quantized", "fine-tuned", "pruned", "trained", "data"]
     assert steps["chosen"]["candidate"] == summary["chosen"]
     reported = summary["candidates"][summary["chosen"]]["metrics"]["sparse_categorical_accuracy"]
@@ -173,36 +173,36 @@ def test_lineage_goes_from_the_store_back_to_the_data(first, summary, folder):
     assert "pruned by Pruner" in shown.stdout
     missing = command_line("lineage", str(folder / "store"), "digits", "7")
     assert missing.returncode == 1
-    assert "knows no release of digits 7" in missing.stderr
+    assert "digits 7" in missing.stderr
 
 
-def test_a_second_run_is_all_cached_and_releases_nothing_anew(first, folder):
+def test_a_second_run_is_cached_and_releases_nothing(first, folder):
     before = (folder / "summary.json").read_text()
-    done = run(folder)
-    assert done.returncode == 0, done.stdout
-    assert nodes_that_ran(done.stdout) == dict.fromkeys(NODES, False)
+    process = run(folder)
+    assert process.returncode == 0, process.stdout
+    assert nodes_that_ran(process.stdout) == dict.fromkeys(NODES, False)
     assert (folder / "summary.json").read_text() == before
     assert [path.name for path in (folder / "store/digits/versions").iterdir()] == ["1"]
 
 
-def test_one_changed_plan_value_reruns_only_what_depends_on_it(first, folder):
-    done = run(folder, "--sparsity", "0.7")
-    assert done.returncode == 0, done.stdout
+def test_a_changed_plan_reruns_only_the_components_that_depend_on_it(first, folder):
+    process = run(folder, "--sparsity", "0.7")
+    assert process.returncode == 0, process.stdout
     cached = {"ImportExampleGen", "StatisticsGen", "SchemaGen", "ExampleValidator", "Transform", "Trainer"}
-    assert nodes_that_ran(done.stdout) == {node: node not in cached for node in NODES}
+    assert nodes_that_ran(process.stdout) == {node: node not in cached for node in NODES}
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["store"]["version"] == 2
     assert summary["candidates"]["pruned"]["sparsity"] == pytest.approx(0.7, abs=0.01)
 
 
-def test_a_budget_that_nothing_meets_pushes_nothing_and_says_why(first, folder):
+def test_a_budget_that_no_candidate_meets_pushes_nothing_and_explains_it(first, folder):
     served = sorted(path.name for path in (folder / "serving/digits").iterdir())
     stored = sorted(path.name for path in (folder / "store/digits/versions").iterdir())
-    done = run(folder, "--max-drop", "-1")
-    assert done.returncode == 0, done.stdout
-    assert "No candidate holds every limit" in done.stdout
-    assert "sparse_categorical_accuracy drop (95% confidence bound) at most -1: not held" in done.stdout
-    assert done.stdout.count("nothing pushed") == 2
+    process = run(folder, "--max-drop", "-1")
+    assert process.returncode == 0, process.stdout
+    assert "No candidate holds every limit" in process.stdout
+    assert "sparse_categorical_accuracy drop (95% confidence bound) at most -1: not held" in process.stdout
+    assert process.stdout.count("nothing pushed") == 2
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["chosen"], summary["blessed"], summary["serving"], summary["store"]) == (None, False, None, None)
     assert {candidate["verdict"] for candidate in summary["candidates"].values()} == {"refused"}
@@ -210,33 +210,32 @@ def test_a_budget_that_nothing_meets_pushes_nothing_and_says_why(first, folder):
     assert sorted(path.name for path in (folder / "store/digits/versions").iterdir()) == stored
 
 
-def test_a_failing_component_is_named_with_its_error_and_the_log(tmp_path):
+def test_a_failing_component_is_shown_with_its_error_and_the_log(tmp_path):
     module = tmp_path / "code" / "broken.py"
     module.parent.mkdir()
-    module.write_text("def preprocessing_fn(inputs):\n    raise ValueError('no feature called colour')\n")
-    done = run(tmp_path / "digits", "--module-file", str(module))
-    assert done.returncode == 1
-    assert "Transform failed: ValueError:" in done.stdout
-    assert "no feature called colour" in done.stdout
-    assert str(tmp_path / "digits/pipeline.log") in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
+    module.write_text("def preprocessing_fn(inputs):\n    raise ValueError('no feature called color')\n")
+    process = run(tmp_path / "digits", "--module-file", str(module))
+    assert process.returncode == 1
+    assert "Transform failed: ValueError:" in process.stdout
+    assert "no feature called color" in process.stdout
+    assert str(tmp_path / "digits/pipeline.log") in process.stdout
+    assert "Traceback" not in process.stdout + process.stderr
     assert "Traceback" in (tmp_path / "digits/pipeline.log").read_text()
     assert not (tmp_path / "digits/store").exists()
 
 
-def test_bad_settings_end_before_anything_runs(tmp_path):
-    done = run(tmp_path / "digits", "--sparsity", "1.5")
-    assert done.returncode == 1
-    assert "could not be started: ConfigError: PruningPlan.sparsity = 1.5" in done.stdout
-    assert nodes_that_ran(done.stdout) == {}
+def test_invalid_settings_are_refused_before_anything_runs(tmp_path):
+    process = run(tmp_path / "digits", "--sparsity", "1.5")
+    assert process.returncode == 1
+    assert "ConfigError: PruningPlan.sparsity = 1.5" in process.stdout
+    assert nodes_that_ran(process.stdout) == {}
 
 
-def test_a_store_that_cant_be_written_is_refused_before_anything_runs(tmp_path):
+def test_a_store_that_cannot_be_written_is_refused_before_anything_runs(tmp_path):
     folder = tmp_path / "digits"
     folder.mkdir()
     (folder / "store").write_text("a file where the store should be")
-    done = run(folder)
-    assert done.returncode == 1
-    assert f"The store {folder / 'store'} can't be written" in done.stdout
-    assert "Remedy" in done.stdout
-    assert nodes_that_ran(done.stdout) == {}
+    process = run(folder)
+    assert process.returncode == 1
+    assert f"StoreError: The store {folder / 'store'}" in process.stdout
+    assert nodes_that_ran(process.stdout) == {}

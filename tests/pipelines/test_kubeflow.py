@@ -1,4 +1,4 @@
-"""The pipeline compiled for Kubeflow, and its steps run as Kubeflow's containers run them, from the wheel alone."""
+"""The pipeline compiled for Kubeflow, and its steps run from the wheel as in Kubeflow's containers."""
 
 import json
 import os
@@ -18,18 +18,18 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
-    """The compiled pipeline, from the command that the README names."""
+    """The compiled pipeline, made by the command in the README."""
     output = tmp_path_factory.mktemp("kubeflow") / "spec.json"
     command = [sys.executable, "pipelines/kubeflow.py", "--output", str(output), "--image", "registry/tfx:1"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{output}: 15 steps in registry/tfx:1\n"
+    process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == f"{output}: 15 steps in registry/tfx:1\n"
     return json.loads(output.read_text())
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The built wheel, unpacked; and an environment in which Python sees it and not the repository."""
+    """The folder of the unpacked wheel."""
     folder = tmp_path_factory.mktemp("wheel")
     build = "import hatchling.build as b, sys; print(b.build_wheel(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", build, str(folder)], cwd=REPOSITORY, check=True, capture_output=True)
@@ -42,7 +42,7 @@ def wheel(tmp_path_factory):
 
 
 def run_without_repository(wheel: Path, code: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Runs Python code that finds tfx_compression in the wheel only: what the editable install added is taken off."""
+    """Runs Python code that finds tfx_compression in the wheel: the editable install's folder is off the path."""
     prefix = f"import sys; sys.path = [p for p in sys.path if p != {str(REPOSITORY / 'components')!r}]\n"
     environment = {**os.environ, "PYTHONPATH": str(wheel)}
     command = [sys.executable, "-c", prefix + code, *arguments]
@@ -60,7 +60,7 @@ def test_the_compiled_pipeline_is_valid_for_kubeflow(spec):
     assert {"candidate_dynamic", "candidate_float16", "candidate_int8", "baseline_model"} <= set(candidates)
 
 
-def test_what_is_turned_in_the_kubeflow_ui_is_a_parameter_with_the_examples_value(spec):
+def test_the_parameters_of_a_run_have_the_values_of_the_example(spec):
     assert spec["runtimeConfig"]["parameters"] == {
         "sparsity": {"doubleValue": 0.8},
         "epochs": {"intValue": "15"},
@@ -72,7 +72,7 @@ def test_what_is_turned_in_the_kubeflow_ui_is_a_parameter_with_the_examples_valu
     }
 
 
-def test_every_executor_and_artifact_type_imports_from_the_wheel_alone(spec, wheel):
+def test_every_executor_and_artifact_type_imports_from_the_wheel(spec, wheel):
     executors = spec["pipelineSpec"]["deploymentSpec"]["executors"].values()
     paths = {step["container"]["args"][1] for step in executors}
     types = {
@@ -88,18 +88,18 @@ def test_every_executor_and_artifact_type_imports_from_the_wheel_alone(spec, whe
     code = """
 from tfx.utils import import_utils
 for path in sys.argv[1:]:
-    found = import_utils.import_class_by_path(path)
-    print(path, sys.modules[found.__module__].__file__)
+    imported = import_utils.import_class_by_path(path)
+    print(path, sys.modules[imported.__module__].__file__)
 """
-    done = run_without_repository(wheel, code, *sorted(paths), *sorted(types))
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = dict(line.split(" ") for line in done.stdout.splitlines())
-    assert set(found) == paths | types
-    assert all(found[path].startswith(str(wheel)) for path in [*ours, *types])
+    process = run_without_repository(wheel, code, *sorted(paths), *sorted(types))
+    assert process.returncode == 0, process.stderr[-2000:]
+    files = dict(line.split(" ") for line in process.stdout.splitlines())
+    assert set(files) == paths | types
+    assert all(files[path].startswith(str(wheel)) for path in [*ours, *types])
 
 
-def test_a_step_runs_as_kubeflows_container_runs_it(wheel, tmp_path):
-    """Kubeflow hands artifacts over as JSON: types, URIs and properties must come through."""
+def test_a_step_runs_as_in_kubeflows_container(wheel, tmp_path):
+    """Kubeflow passes types, URIs and properties of artifacts as JSON."""
     from tests.support.helpers import small_cnn
 
     model = small_cnn()
@@ -126,13 +126,13 @@ def test_a_step_runs_as_kubeflows_container_runs_it(wheel, tmp_path):
         },
     }
     code = f"import runpy; sys.argv[0] = 'x'; runpy.run_module({ENTRYPOINT!r}, run_name='__main__')"
-    done = run_without_repository(
+    process = run_without_repository(
         wheel,
         code,
         "--executor_class_path=tfx_compression.pruner.executor.Executor",
         f"--json_serialized_invocation_args={json.dumps(executor_input)}",
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert process.returncode == 0, process.stderr[-3000:]
     output = json.loads((tmp_path / "task" / "executor_output.json").read_text())["artifacts"]
     pruned = output["pruned_model"]["artifacts"][0]["metadata"]
     assert pruned["parent_uri"] == str(tmp_path / "trained")

@@ -8,7 +8,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def test_a_second_pipeline_in_the_same_folder_is_refused(tmp_path):
-    """Two would share log, data and ML Metadata. The first is a stand-in that only holds the folder's lock."""
+    """A process that only holds the folder's lock stands in for the first pipeline."""
     hold = """
 import fcntl, sys
 lock = open(sys.argv[1], "w")
@@ -23,5 +23,6 @@ sys.stdin.read()
         second = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         first.stdin.close()
     assert second.returncode == 1
-    assert "another pipeline is running in it. Remedy" in second.stderr
+    assert str(tmp_path) in second.stderr
+    assert "another pipeline is running" in second.stderr
     assert not (tmp_path / "pipeline.log").exists()

@@ -1,4 +1,4 @@
-"""TFX's own penguin example, its code untouched: trained, pruned and fine-tuned as a SavedModel without layers."""
+"""TFX's penguin example, unchanged: trained, pruned and fine-tuned as a SavedModel without Keras layers."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support import helpers  # first: sets which Keras tf.keras is
+from tests.support import helpers
 
 pytestmark = pytest.mark.slow
 
 SPECIES = "species"
-# What the example calls them, by what the table does.
+# The example's feature names by the names in the table.
 FEATURES = {
     "bill_length_mm": "culmen_length_mm",
     "bill_depth_mm": "culmen_depth_mm",
@@ -20,7 +20,7 @@ FEATURES = {
     "body_mass_g": "body_mass_g",
 }
 
-# The example's last layer has no softmax, and a SavedModel without layers doesn't say so.
+# The example's last layer has no softmax, which a SavedModel without layers can't tell.
 LOSS = """
 import tensorflow as tf
 
@@ -30,12 +30,16 @@ def loss_fn(labels, outputs):
 
 
 def write_table(path: Path) -> int:
-    """Writes the Palmer penguins as the example's CSV: measurements in 0..1, species as numbers; how many rows."""
+    """Writes the Palmer penguins as the example's CSV, measurements from 0 to 1 and species as numbers.
+
+    Returns:
+      The number of rows.
+    """
     import palmerpenguins
 
     table = palmerpenguins.load_penguins().rename(columns=FEATURES)[[SPECIES, *FEATURES.values()]].dropna()
-    measured = table[list(FEATURES.values())]
-    table[measured.columns] = (measured - measured.min()) / (measured.max() - measured.min())
+    measurements = table[list(FEATURES.values())]
+    table[measurements.columns] = (measurements - measurements.min()) / (measurements.max() - measurements.min())
     table[SPECIES] = table[SPECIES].astype("category").cat.codes
     path.parent.mkdir(parents=True)
     table.to_csv(path, index=False)
@@ -43,7 +47,7 @@ def write_table(path: Path) -> int:
 
 
 def components(folder: Path) -> list[Any]:
-    """The example's pipeline up to its Trainer, then Pruner and SparsityFineTuner."""
+    """Returns the example's pipeline up to its Trainer, then Pruner and SparsityFineTuner."""
     import tfx_compression as tfc
     from tfx import v1 as tfx
     from tfx.examples.penguin import penguin_utils_keras
@@ -68,7 +72,7 @@ def components(folder: Path) -> list[Any]:
         model=pruner.outputs["pruned_model"],
         pruning_plan=pruner.outputs["pruning_plan"],
         teacher_model=trainer.outputs["model"],
-        examples=examples,  # what the SavedModel's signature takes
+        examples=examples,  # The SavedModel's signature takes raw examples.
         schema=schema,
         module_file=str(folder / "loss.py"),
         config=tfc.FineTuning(
@@ -84,14 +88,14 @@ def components(folder: Path) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder in which the pipeline has run."""
+    """The folder of a run of the pipeline."""
     import tf_keras
     from tfx import v1 as tfx
 
     folder = tmp_path_factory.mktemp("penguin")
     assert write_table(folder / "data/penguins.csv") == 342
     (folder / "loss.py").write_text(LOSS)
-    tf_keras.utils.set_random_seed(0)  # of the example's Trainer, which sets none
+    tf_keras.utils.set_random_seed(0)  # The example's Trainer sets no seed.
     pipeline = tfx.dsl.Pipeline(
         pipeline_name="penguin",
         pipeline_root=str(folder / "root"),
@@ -106,21 +110,21 @@ def folder(tmp_path_factory):
 
 
 def model(folder: Path, output: str) -> str:
-    (found,) = (folder / "root").glob(f"{output}/*/Format-Serving")
-    return str(found)
+    (path,) = (folder / "root").glob(f"{output}/*/Format-Serving")
+    return str(path)
 
 
 TRAINED, PRUNED, TUNED = "Trainer/model", "Pruner/pruned_model", "SparsityFineTuner/fine_tuned_model"
 
 
 def rows(folder: Path) -> tuple[list[bytes], np.ndarray]:
-    """The evaluation split, serialized, and its species."""
+    """Returns the serialized rows of the evaluation split, and their species."""
     import tensorflow as tf
 
     (path,) = (folder / "root").glob("CsvExampleGen/examples/*/Split-eval/*")
-    found = [row.numpy() for row in tf.data.TFRecordDataset(str(path), compression_type="GZIP")]
-    examples = [tf.train.Example.FromString(row) for row in found]
-    return found, np.array([each.features.feature[SPECIES].int64_list.value[0] for each in examples])
+    serialized = [row.numpy() for row in tf.data.TFRecordDataset(str(path), compression_type="GZIP")]
+    examples = [tf.train.Example.FromString(row) for row in serialized]
+    return serialized, np.array([each.features.feature[SPECIES].int64_list.value[0] for each in examples])
 
 
 def accuracy(folder: Path, output: str) -> float:
@@ -129,8 +133,8 @@ def accuracy(folder: Path, output: str) -> float:
     return float(np.mean(answers.argmax(1) == species))
 
 
-def test_the_example_trains_the_keras_that_the_environment_chooses_and_saves_no_keras_metadata(folder):
-    """With TF_USE_LEGACY_KERAS=1, as here, `tf.keras` is Keras 2; but tf.saved_model.save drops what its layers are."""
+def test_the_example_trains_keras_2_and_saves_no_keras_metadata(folder):
+    """`tf.saved_model.save` writes no layers."""
     import tf_keras
     from tfx.examples.penguin import penguin_utils_keras
     from tfx_compression import model_handle
@@ -144,16 +148,16 @@ def test_the_example_trains_the_keras_that_the_environment_chooses_and_saves_no_
 def test_four_fifths_of_the_weights_are_zero_on_disk(folder):
     import tensorflow as tf
 
-    for output, wanted in ((TRAINED, 0.0), (PRUNED, 0.8), (TUNED, 0.8)):
+    for output, sparsity in ((TRAINED, 0.0), (PRUNED, 0.8), (TUNED, 0.8)):
         variables = tf.saved_model.load(model(folder, output)).variables
         kernels = [variable.numpy() for variable in variables if variable.shape.rank == 2]
         assert [kernel.shape for kernel in kernels] == [(4, 8), (8, 8), (8, 3)]
         zeros = sum(np.sum(kernel == 0) for kernel in kernels) / sum(kernel.size for kernel in kernels)
-        assert zeros == pytest.approx(wanted, abs=0.01)
+        assert zeros == pytest.approx(sparsity, abs=0.01)
 
 
-def test_its_accuracy_is_within_two_points_of_the_dense_models(folder):
-    """When this was written, of 100: dense 98, pruned 60, fine-tuned 98."""
+def test_the_accuracy_is_within_two_points_of_the_dense_model(folder):
+    """One run had 98 % dense, 60 % pruned and 98 % fine-tuned."""
     dense, pruned, tuned = (accuracy(folder, output) for output in (TRAINED, PRUNED, TUNED))
     assert dense > 0.95
     assert tuned >= pruned
@@ -163,9 +167,9 @@ def test_its_accuracy_is_within_two_points_of_the_dense_models(folder):
 def test_all_signatures_answer(folder):
     serialized, _ = rows(folder)
     before, after = ({}, {})
-    for found, output in ((before, TRAINED), (after, TUNED)):
+    for answers, output in ((before, TRAINED), (after, TUNED)):
         for signature in ("serving_default", "transform_features"):
-            found[signature] = helpers.answers(model(folder, output), signature, examples=serialized)
+            answers[signature] = helpers.answers(model(folder, output), signature, examples=serialized)
     assert after["serving_default"]["outputs"].shape == before["serving_default"]["outputs"].shape
     assert np.isfinite(after["serving_default"]["outputs"]).all()
     assert set(after["transform_features"]) == set(before["transform_features"])

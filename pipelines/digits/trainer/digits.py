@@ -1,12 +1,11 @@
-"""The user's module file of the digits example: Transform's and Trainer's functions, nothing of tfx_compression.
+"""The module file of the digits example: the functions of Transform and Trainer, without tfx_compression.
 
-TFX packs every .py file beside a module file into the wheel it installs for each component, so this one has a
-folder of its own.
+It has its own folder, because TFX packs every .py file next to a module file into the wheel for each component.
 """
 
 import os
 
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # Transform's layer must be a Keras 2 layer, as the model is
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # Transform's layer must be a Keras 2 layer, like the model.
 
 import tensorflow as tf
 import tensorflow_transform as tft
@@ -17,9 +16,9 @@ BATCH_SIZE = 64
 
 
 def preprocessing_fn(inputs):
-    """Pixels divided by the largest one in the data, as an image of one channel.
+    """Divides pixels by the largest one in the data and makes images of one channel.
 
-    Multiplied by the reciprocal, that is: TFLite has an integer MUL, but divides in float only.
+    The code multiplies by the reciprocal, because TFLite has an integer MUL, but only a float DIV.
     """
     scale = 1.0 / tft.max(inputs["image"])
     return {
@@ -29,7 +28,7 @@ def preprocessing_fn(inputs):
 
 
 def build_model() -> tf_keras.Model:
-    """A small convolutional network of 85,000 weights."""
+    """Returns a small convolutional network of 85,000 weights."""
     image = tf_keras.Input((8, 8, 1), name="image_xf")
     x = tf_keras.layers.Conv2D(32, 3, padding="same", activation="relu", name="conv_1")(image)
     x = tf_keras.layers.Conv2D(64, 3, padding="same", activation="relu", name="conv_2")(x)
@@ -41,7 +40,7 @@ def build_model() -> tf_keras.Model:
 
 
 def compile_fn(model):
-    """Used by Trainer below and by SparsityFineTuner, which sets a learning rate of its own."""
+    """Compiles the network. SparsityFineTuner uses this too, and sets its own learning rate."""
     model.compile(tf_keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", ["sparse_categorical_accuracy"])
 
 
@@ -51,7 +50,7 @@ def run_fn(fn_args):
     transform = tft.TFTransformOutput(fn_args.transform_graph_path)
     model = build_model()
     compile_fn(model)
-    # AutoGraph leaves Keras alone but not tf_keras, whose source it would rewrite for 20 s.
+    # AutoGraph skips Keras, but not tf_keras, whose source it would convert for 20 s.
     model.train_step = tf.autograph.experimental.do_not_convert(model.train_step)
     model.test_step = tf.autograph.experimental.do_not_convert(model.test_step)
     model.fit(
@@ -69,7 +68,7 @@ def run_fn(fn_args):
         features = tf.io.parse_example(examples, raw_spec)
         return {"probabilities": model(model.tft_layer(features)["image_xf"])}
 
-    # Without its optimizer's state, which is twice the size of the weights, the model is what gets served.
+    # Serving doesn't need the optimizer's state, which is twice the size of the weights.
     model.save(
         fn_args.serving_model_dir,
         save_format="tf",

@@ -1,4 +1,4 @@
-"""The components of a run, a line each."""
+"""Progress of a local run on the terminal."""
 
 import logging
 import time
@@ -7,11 +7,11 @@ from rich.console import Console
 
 
 class Progress(logging.Handler):
-    """Prints a line per component as LocalDagRunner runs it, from the lines that it logs.
+    """Prints a line for each component that LocalDagRunner finishes, from the runner's log records.
 
     Attributes:
-      running: the component that runs now, or that failed.
-      started: whether any has run.
+      running: Id of the component that is running or has failed, or None.
+      started: Whether any component has started.
     """
 
     def __init__(self, console: Console):
@@ -19,17 +19,17 @@ class Progress(logging.Handler):
         self.running: str | None = None
         self.started = False
         self._console = console
-        self._started = 0.0
+        self._start_time = 0.0
         self._cached = False
 
     def emit(self, record: logging.LogRecord) -> None:
         message = str(record.msg)
         self.started = self.started or message == "Component %s is running."
         if message == "Component %s is running.":
-            self.running, self._started, self._cached = str(record.args[0]), time.monotonic(), False
+            self.running, self._start_time, self._cached = str(record.args[0]), time.monotonic(), False
         elif message.startswith("A cached execution"):
             self._cached = True
         elif message == "Component %s is finished.":
-            seconds = "cached" if self._cached else f"{time.monotonic() - self._started:5.1f} s"
+            seconds = "cached" if self._cached else f"{time.monotonic() - self._start_time:5.1f} s"
             self._console.print(f"  [green]✓[/] {self.running:32}[dim]{seconds:>8}[/]", highlight=False)
             self.running = None
