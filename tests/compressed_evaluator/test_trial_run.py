@@ -7,7 +7,7 @@ import pytest
 from tensorflow.lite.python import schema_py_generated as schema
 from tfx_compression.compressed_evaluator import trial_run
 from tfx_compression.compressed_evaluator.trial_run import find_failures
-from tfx_compression.tflite import flatbuffer
+from tfx_compression.tflite.contents import read_contents
 
 from tests.support import by_hand
 from tests.support.by_hand import Graph, Op, Type, one_operator
@@ -67,7 +67,7 @@ def test_no_models_have_no_failures():
 @pytest.mark.parametrize("reference_kernels", [False, True], ids=["XNNPACK", "reference kernels"])
 def test_a_crash_is_named_by_its_signal_and_the_other_models_are_tried(reference_kernels):
     content = calling_itself()
-    flatbuffer.read_contents(content)  # is read without complaint, and would be run
+    read_contents(content)  # is read without complaint, and would be run
     models = {"before": good(), "crash": content, "behind": good(), "again": content, "last": good()}
     failures = find_failures(models, reference_kernels=reference_kernels)
     assert failures.keys() == {"crash", "again"}

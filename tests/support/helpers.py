@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tf_keras
+import tfx_compression.keras_models.library  # noqa: F401 - keeps AutoGraph from rewriting tf_keras, which takes 20 s
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 IMAGE = (8, 8, 1)

@@ -1,21 +1,21 @@
-"""The memory that `Contents.arena_bytes` plans, against what LiteRT lays out."""
+"""The planned memory arena against LiteRT's own layout."""
 
 import hypothesis
 import numpy as np
 from ai_edge_litert import interpreter as litert
 from hypothesis import strategies
 from tensorflow.lite.python import schema_py_generated as schema
-from tfx_compression.tflite import flatbuffer
+from tfx_compression.tflite import arena, flatbuffer
 
 from tests.support import by_hand
 from tests.support.by_hand import Graph, Op
 
 FLOAT = 4
-CHANNELS = 100  # 400 bytes, of which TFLite makes 448: a multiple of 64
+CHANNELS = 100  # 400 bytes, which TFLite rounds up to 448, a multiple of 64
 
 
 def dense(graph: Graph, x: int, size: int) -> int:
-    """A fully connected layer of `size` outputs; its kernel needs no memory of its own."""
+    """Adds a fully connected layer of `size` outputs. Its kernel takes no memory in the arena."""
     kernel = graph.constant(f"kernel{len(graph.tensors)}", np.zeros((size, graph.tensors[x].shape[1]), np.float32))
     y = graph.tensor(f"y{len(graph.tensors)}", [1, size])
     options, kind = schema.FullyConnectedOptionsT(), schema.BuiltinOptions.FullyConnectedOptions
@@ -38,7 +38,7 @@ def start(*sizes: int) -> Graph:
 
 
 def laid_out(graph: Graph) -> int:
-    """Bytes from the first to the last of the tensors that are not constant, in LiteRT's own arena."""
+    """Returns the bytes from the first to the last tensor in LiteRT's arena, without constants."""
     interpreter = litert.Interpreter(
         model_content=by_hand.model(graph),
         experimental_op_resolver_type=litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
@@ -55,10 +55,10 @@ def laid_out(graph: Graph) -> int:
 
 
 def planned(graph: Graph) -> int:
-    return flatbuffer.read_contents(by_hand.model(graph)).arena_bytes
+    return arena.arena_bytes(flatbuffer.parse(by_hand.model(graph)))
 
 
-def test_a_chain_needs_its_input_and_two_tensors_at_a_time():
+def test_a_chain_needs_two_tensors_at_a_time_besides_its_input():
     graph = start(CHANNELS)
     x = graph.inputs[0]
     for _ in range(4):
@@ -67,14 +67,14 @@ def test_a_chain_needs_its_input_and_two_tensors_at_a_time():
     assert planned(graph) == laid_out(graph) == 3 * 448
 
 
-def test_a_residual_branch_is_kept_until_it_is_added():
+def test_a_residual_branch_lives_until_it_is_added():
     graph = start(CHANNELS)
     branch = logistic(graph, graph.inputs[0])
     graph.outputs = [add(graph, branch, logistic(graph, branch))]
     assert planned(graph) == laid_out(graph) == 4 * 448
 
 
-def test_a_small_tensor_goes_where_a_larger_one_was():
+def test_a_small_tensor_takes_the_place_of_a_larger_one():
     graph = start(16)
     wide = dense(graph, graph.inputs[0], 256)
     narrow = dense(graph, wide, 32)
@@ -82,14 +82,14 @@ def test_a_small_tensor_goes_where_a_larger_one_was():
     assert planned(graph) == laid_out(graph) == (16 + 256 + 32) * FLOAT
 
 
-def test_what_nobody_uses_is_never_freed():
+def test_an_unused_tensor_is_never_freed():
     graph = start(CHANNELS)
     logistic(graph, graph.inputs[0])
     graph.outputs = [logistic(graph, logistic(graph, graph.inputs[0]))]
     assert planned(graph) == laid_out(graph) == 4 * 448
 
 
-def test_stored_integers_take_their_own_size():
+def test_integers_take_the_size_of_their_type():
     graph = Graph()
     x = graph.tensor("x", [1, 1000], by_hand.Type.INT8, scale=0.1)
     y = graph.tensor("y", [1, 1000], by_hand.Type.INT16, scale=0.1)
@@ -97,7 +97,7 @@ def test_stored_integers_take_their_own_size():
     assert planned(graph) == 1024 + 2048
 
 
-def test_weights_of_half_the_precision_take_no_room_once_they_are_floats():
+def test_dequantized_weights_take_no_memory_in_the_arena():
     graph = start(8)
     half = graph.tensor("half", [4, 8], by_hand.Type.FLOAT16, data=bytes(4 * 8 * 2))
     kernel = graph.apply(Op.DEQUANTIZE, [half], [graph.tensor("kernel", [4, 8])])
@@ -109,7 +109,7 @@ def test_weights_of_half_the_precision_take_no_room_once_they_are_floats():
     assert planned(graph) == planned(same) == laid_out(same) == 2 * 64
 
 
-def test_a_batch_of_free_size_counts_as_one_row():
+def test_a_free_batch_counts_as_one_row():
     fixed, free = by_hand.one_operator(Op.LOGISTIC, batch=1), by_hand.one_operator(Op.LOGISTIC)
     assert planned(fixed) == planned(free) == 2 * 64
 
@@ -121,8 +121,8 @@ layers = strategies.lists(
 
 @hypothesis.settings(deadline=None, max_examples=100)
 @hypothesis.given(inputs=strategies.lists(strategies.integers(1, 200), min_size=1, max_size=3), layers=layers)
-def test_any_graph_of_layers_is_planned_as_litert_lays_it_out(inputs, layers):
-    """Each layer takes any tensor before it; those that none takes are the outputs."""
+def test_any_graph_of_layers_is_planned_as_in_litert(inputs, layers):
+    """Each layer takes any earlier tensor. Tensors that no layer takes are the outputs."""
     graph = start(*inputs)
     tensors = list(graph.inputs)
     taken = set()

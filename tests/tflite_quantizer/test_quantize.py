@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 import tfx_compression as tfc
 from tfx_compression.errors import ModelError, WorkerError
-from tfx_compression.tflite import flatbuffer
+from tfx_compression.tflite.contents import read_contents
 from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite_quantizer import self_test, sources, tflite_metadata
 from tfx_compression.tflite_quantizer.config import Quantization
@@ -137,7 +137,7 @@ def test_int8_inputs_are_scaled_by_the_range_of_the_rows_that_it_is_calibrated_o
 
 
 def test_an_int8_model_computes_on_integers_only(int8):
-    assert flatbuffer.read_contents(int8).float_ops == {}
+    assert read_contents(int8).float_ops == {}
     probabilities = Interpreter(int8).outputs["probabilities"]
     assert (probabilities.dtype, probabilities.scale, probabilities.zero_point) == (np.int8, 1 / 256, -128)
 
@@ -245,7 +245,7 @@ def test_an_equalized_model_predicts_as_well_and_names_its_pairs(model, saved):
 def test_rules_give_layers_their_precision_and_the_others_stay_float(saved):
     rules = [tfc.PrecisionRule(layers="conv", precision="int8_weight_only")]
     content = quantize(saved, Quantization(mode="mixed", rules=rules))
-    kinds = {name: weight.dtype for name, weight in flatbuffer.read_contents(content).weights.items()}
+    kinds = {name: weight.dtype for name, weight in read_contents(content).weights.items()}
     assert np.dtype(np.int8) in kinds.values()
     assert np.dtype(np.float32) in kinds.values()
 

@@ -6,6 +6,7 @@ import tf_keras
 from tensorflow.lite.python import schema_py_generated as schema
 from tfx_compression.errors import ModelError
 from tfx_compression.tflite import flatbuffer
+from tfx_compression.tflite.contents import read_contents
 from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite_quantizer import recipes
 from tfx_compression.tflite_quantizer.calibration import observe
@@ -221,7 +222,7 @@ def test_inputs_and_outputs_are_as_asked(cnn, precision, io, dtype):
             name: tensor.shape for name, tensor in then.items()
         }
     assert cnn.error(content) < BOUNDS[precision]
-    float_ops = set(flatbuffer.read_contents(content).float_ops)
+    float_ops = set(read_contents(content).float_ops)
     if precision != "int4_dynamic":
         assert float_ops == ({"DEQUANTIZE"} if io == "float32" else set())
 
@@ -234,12 +235,12 @@ def test_unsigned_inputs_do_not_go_with_sixteen_bits(cnn):
 def test_what_has_no_kernel_follows_its_neighbors(cnn):
     graph = recipes.Graph(cnn.content)
     content = quantize_layers(cnn.content, {index: Choice("int8") for index in graph.kernels}, cnn.ranges)
-    assert flatbuffer.read_contents(content).float_ops == {}
-    assert "QUANTIZE" not in flatbuffer.read_contents(content).ops
+    assert read_contents(content).float_ops == {}
+    assert "QUANTIZE" not in read_contents(content).ops
     first, *_, last = graph.kernels
     inner = {index: Choice("int8") for index in graph.kernels if index not in (first, last)}
     content = quantize_layers(cnn.content, inner, cnn.ranges)
-    ops = flatbuffer.read_contents(content).ops
+    ops = read_contents(content).ops
     assert (ops["QUANTIZE"], ops["DEQUANTIZE"]) == (1, 1)
     model = Interpreter(content)  # the layers next to them compute in floats
     assert {tensor.dtype for tensor in (*model.inputs.values(), *model.outputs.values())} == {np.dtype(np.float32)}
@@ -248,7 +249,7 @@ def test_what_has_no_kernel_follows_its_neighbors(cnn):
 def test_pooling_between_floats_stays_in_floats(cnn):
     graph = recipes.Graph(cnn.content)
     content = quantize_layers(cnn.content, {next(iter(graph.kernels)): Choice("int8")}, cnn.ranges)
-    assert flatbuffer.read_contents(content).float_ops["MAX_POOL_2D"] == 1
+    assert read_contents(content).float_ops["MAX_POOL_2D"] == 1
 
 
 def test_the_last_rule_that_fits_wins(cnn):
@@ -267,7 +268,7 @@ def test_the_last_rule_that_fits_wins(cnn):
     assert by_layer["pool"] == by_layer["separable"] == "int8"
     content = quantize_layers(cnn.content, choices, cnn.ranges)
     assert cnn.error(content) < BOUNDS["int4"]
-    assert flatbuffer.read_contents(content).float_ops.keys() >= {"FULLY_CONNECTED"}
+    assert read_contents(content).float_ops.keys() >= {"FULLY_CONNECTED"}
 
 
 def test_a_rule_that_fits_nothing_lists_the_layers(cnn):

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfx_compression import files, model_handle
 from tfx_compression.model_handle import model_files
-from tfx_compression.tflite import flatbuffer
+from tfx_compression.tflite.contents import read_contents
 
 
 def describe(path: str) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def describe(path: str) -> dict[str, Any]:
     description: dict[str, Any] = {"kind": model_files.model_format(path), "bytes": size.raw, "bytes_gzip": size.gzip}
     if description["kind"] == "tflite":
         with tf.io.gfile.GFile(path, "rb") as file:
-            contents = flatbuffer.read_contents(file.read())
+            contents = read_contents(file.read())
         description |= {"sparsity": contents.sparsity, "ops": contents.ops, "float_ops": contents.float_ops}
         kernels = contents.weights
     else:

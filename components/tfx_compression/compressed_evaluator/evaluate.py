@@ -31,7 +31,7 @@ from tfx_compression.data import examples
 from tfx_compression.errors import ConfigError, DataError, ModelError
 from tfx_compression.files import write_text
 from tfx_compression.model_handle import model_files
-from tfx_compression.tflite import flatbuffer
+from tfx_compression.tflite.contents import ModelContents, read_contents
 
 # Files that an evaluation writes beside evaluation.json.
 _WRITTEN = re.compile(
@@ -317,22 +317,20 @@ def _first_row(
     return np.asarray([record], object), features
 
 
-def _try_models(
-    paths: Mapping[str, str], reference_kernels: bool
-) -> tuple[dict[str, flatbuffer.ModelContents], dict[str, str]]:
+def _try_models(paths: Mapping[str, str], reference_kernels: bool) -> tuple[dict[str, ModelContents], dict[str, str]]:
     """Returns the contents of the TFLite models that can be read, and the failures of those that can't be run.
 
     Raises:
       ModelError: The baseline can't be run.
     """
-    contents: dict[str, flatbuffer.ModelContents] = {}
+    contents: dict[str, ModelContents] = {}
     failures: dict[str, str] = {}
     readable: dict[str, bytes] = {}
     for name, path in paths.items():
         if model_files.model_format(path) == "tflite":
             content = measurement.read(path)
             try:
-                contents[name], readable[name] = flatbuffer.read_contents(content), content
+                contents[name], readable[name] = read_contents(content), content
             except ModelError as error:
                 failures[name] = str(error)
     failures |= trial_run.find_failures(readable, reference_kernels)

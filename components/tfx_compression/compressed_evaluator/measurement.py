@@ -18,7 +18,8 @@ from tfx_compression.compressed_evaluator.predictors import Predictor
 from tfx_compression.compressed_evaluator.records import LayerMeasurements, ModelMeasurements
 from tfx_compression.errors import ModelError
 from tfx_compression.model_handle import model_files
-from tfx_compression.tflite import conversion, flatbuffer
+from tfx_compression.tflite import conversion
+from tfx_compression.tflite.contents import ModelContents, read_contents
 
 # One serialized tf.Example, [1], and its features by name, [1, …].
 ExampleRow = tuple[np.ndarray, dict[str, np.ndarray]]
@@ -39,10 +40,10 @@ class LoadedModel:
 
     path: str
     predictor: Predictor
-    contents: flatbuffer.ModelContents | None
+    contents: ModelContents | None
 
 
-def load(path: str, contents: flatbuffer.ModelContents | None, reference_kernels: bool = False) -> LoadedModel:
+def load(path: str, contents: ModelContents | None, reference_kernels: bool = False) -> LoadedModel:
     """Loads the model at `path`."""
     return LoadedModel(path, predictors.load(path, reference_kernels=reference_kernels), contents)
 
@@ -162,7 +163,7 @@ def float_tflite(path: str | None) -> Iterator[Callable[[], LoadedModel | None]]
             written = os.path.join(folder, "baseline.tflite")
             with open(written, "wb") as file:
                 file.write(content)
-            return load(written, flatbuffer.read_contents(content))
+            return load(written, read_contents(content))
 
         yield converted
 

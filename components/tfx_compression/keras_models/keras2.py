@@ -13,15 +13,10 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # tfmot and Transform's layer
 
 import tensorflow as tf
 import tf_keras
-from tensorflow.python.autograph.core import config as autograph
 
 from tfx_compression.errors import ModelError
 from tfx_compression.keras_models import graph
 from tfx_compression.keras_models.keras3 import LOADING_FAILURES
-
-# AutoGraph skips Keras' own source, but only knows it as `keras`. Without this rule it rewrites all of tf_keras, which
-# takes 20 s in every process that trains. User code is converted as before.
-autograph.CONVERSION_RULES = (autograph.DoNotConvert("tf_keras"), *autograph.CONVERSION_RULES)
 
 
 def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> tf_keras.Model:

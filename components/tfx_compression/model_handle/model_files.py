@@ -10,6 +10,7 @@ from tfx_compression.errors import ModelError
 from tfx_compression.model_handle.layout import KERAS_ENDINGS, METADATA_FILE
 from tfx_compression.saved_models import saved_model
 from tfx_compression.tflite import flatbuffer
+from tfx_compression.tflite.contents import read_contents
 
 
 def locate(path: str) -> str:
@@ -40,7 +41,7 @@ def read_kernels(path: str) -> dict[str, np.ndarray]:
     """
     if model_format(path) == "tflite":
         with tf.io.gfile.GFile(path, "rb") as file:
-            return flatbuffer.read_contents(file.read()).weights
+            return read_contents(file.read()).weights
     if model_format(path) == "keras" or tf.io.gfile.exists(os.path.join(path, METADATA_FILE)):
         kernels = model_handle.load(path).kernels
     else:

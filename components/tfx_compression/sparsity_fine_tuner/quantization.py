@@ -20,7 +20,8 @@ from tfx_compression.keras_models.clone import clone_layer, copy_trainable, fina
 from tfx_compression.keras_models.library import is_keras3
 from tfx_compression.kernels import Kernel
 from tfx_compression.model_handle.compressed import Masks
-from tfx_compression.tflite import conversion, flatbuffer
+from tfx_compression.tflite import conversion
+from tfx_compression.tflite.contents import read_contents
 
 _OTHERWISE = "another FineTuning.mode, and TFLiteQuantizer behind it"
 _FOLDED_INTO = ("Conv2D", "DepthwiseConv2D", "Dense")
@@ -143,7 +144,7 @@ def zeros_after_conversion(path: str, own: Mapping[str, Kernel], masks: Masks) -
     content = conversion.convert_in_worker(
         path, "dynamic"
     )  # without calibration, so by the ranges that the model brings
-    weights = list(flatbuffer.read_contents(content).weights.values())
+    weights = list(read_contents(content).weights.values())
     zeros, apart = {}, {}
     for name, mask in masks.items():
         pruned = int(mask.size - np.count_nonzero(mask))

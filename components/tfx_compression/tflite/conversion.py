@@ -1,50 +1,52 @@
-"""From a SavedModel to a TFLite model, by TensorFlow's converter, which can end the process that it runs in.
+"""Conversion of a SavedModel to a TFLite model by TensorFlow's converter.
 
-`convert_in_worker` gives it a process of its own; the other functions are for processes that are there for that.
+The converter can crash the process that it runs in. `convert_in_worker` starts a process of its own for it; the other
+functions are for processes that were started for this purpose.
 """
 
 import dataclasses
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
-from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.lite.python import convert as lite_convert
 
 from tfx_compression import worker
-from tfx_compression.errors import ConfigError, DataError, ModelError, WorkerError
+from tfx_compression.errors import CompressionError, ConfigError, DataError, ModelError, WorkerError
 from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite.features import fit_feature
 from tfx_compression.tflite.interpreter import SIGNATURE
 from tfx_compression.tflite.modes import MODES, Io, ModeSpec
+from tfx_compression.tflite.saved_model_graph import SavedModelGraph
 
-_WORKER = "tfx_compression.tflite.convert_worker"
 MODEL_FILE = "model.tflite"  # in the folder that the worker is given
-_FAKE_QUANTIZATION = re.compile(r"FakeQuantWithMinMax\w+|QuantizeAndDequantizeV\d")
-_LOOPS = re.compile(r"(Stateless)?(While|If|Case)")
+_WORKER = "tfx_compression.tflite.convert_worker"
+_MESSAGE_CHARACTERS = 1500  # of the converter's message
 _FLOAT32 = schema.TensorType.FLOAT32
+
+Columns = Mapping[str, np.ndarray]  # by input, [rows, …]
 
 
 class ConversionError(ModelError):
-    """TensorFlow's converter can't make a TFLite model of it."""
+    """TensorFlow's converter can't convert a model."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ConversionOptions:
-    """What the converter is asked for.
+    """The options of the converter.
 
     Attributes:
       mode: Name of a mode of engine `converter` in `modes.MODES`.
       io: What a calibrated model takes and returns: `integer` (the type of its activations), `uint8`, or `float32` with
         the quantization inside.
-      per_channel: a scale for each output channel of a kernel, or one for all of it.
-      select_tf_ops: TensorFlow's own operators where TFLite has none.
-      signatures: of the SavedModel, all in one file.
+      per_channel: Whether a kernel has one scale for each output channel, or a single one.
+      select_tf_ops: Whether TensorFlow's own operators are used where TFLite has none.
+      signatures: Signatures of the SavedModel to convert into one file.
     """
 
     mode: str
@@ -64,21 +66,23 @@ class ConversionOptions:
         return tf.dtypes.as_dtype(self.mode_spec.activations if self.io == "integer" else self.io)
 
 
-def to_tflite(saved_model: str, options: ConversionOptions, columns: Mapping[str, np.ndarray] | None = None) -> bytes:
-    """The TFLite model of a SavedModel's signatures, made in this process.
+def to_tflite(saved_model: str, options: ConversionOptions, columns: Columns | None = None) -> bytes:
+    """Converts signatures of a SavedModel in this process, and returns the flatbuffer.
 
-    A quantization-aware model (with TensorFlow's fake quantization) keeps the ranges that it was trained in: it is not
-    calibrated, and has them in the modes `float16` and `dynamic` too.
+    A quantization-aware model (with TensorFlow's fake quantization) is not calibrated, but keeps the ranges that it was
+    trained with, in the modes `float16` and `dynamic` too.
 
     Args:
-      saved_model: its path.
-      options: what to make.
-      columns: of the calibrated modes, rows to measure activation ranges on: by input, [rows, …] real numbers. Each
-        signature takes its own inputs, one row at a time, or as many as its batch has.
+      saved_model: Path of the SavedModel.
+      options: Options of the converter.
+      columns: Rows to measure activation ranges on, for calibrated modes: by input, [rows, …] real numbers. Each
+        signature takes its own inputs, one row at a time, or a fixed batch.
 
     Raises:
-      ConversionError: where the converter refuses the model.
-      ModelError: where a signature is missing, or the rows don't fit.
+      ConversionError: The converter can't convert the model (code `missing-operators`, `free-loop-rows` or
+        `conversion-failed`).
+      ModelError: A signature is missing (code `missing-signature`), or the rows don't fit.
+      ConfigError: The mode doesn't have this `io` (code `inapplicable-field`).
     """
     mode = options.mode_spec
     if options.io not in mode.io:
@@ -88,82 +92,53 @@ def to_tflite(saved_model: str, options: ConversionOptions, columns: Mapping[str
             code="inapplicable-field",
         )
     worker.step("reading the SavedModel")
-    graph = _SavedModel(saved_model)
-    inputs = {name: graph.inputs(name) for name in options.signatures}
-    converter = tf.lite.TFLiteConverter.from_saved_model(saved_model, signature_keys=list(options.signatures))
-    converter._experimental_disable_per_channel = not options.per_channel  # nothing public does so
-    operators = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    if mode.quantized:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if mode.weights == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    if mode.calibrated:
-        converter.inference_input_type = converter.inference_output_type = options.io_type
-        aware = graph.has_operation(options.signatures, _FAKE_QUANTIZATION)
-        if aware and mode.activations == "int16":
-            raise ModelError(
-                f"The model in {saved_model} is quantization-aware: its ranges are of 8 bits. Remedy: mode 'int8'."
-            )
-        if mode.activations == "int16":
-            operators.append(tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8)
-        elif not aware:  # of whole numbers only, the converter insists on rows
-            operators = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        if not aware:
-            rows = _rows(inputs, columns or {}, options)
-            converter.representative_dataset = lambda: _told(rows)
-    if options.select_tf_ops:
-        operators.append(tf.lite.OpsSet.SELECT_TF_OPS)
-    converter.target_spec.supported_ops = operators
+    converter = _converter(saved_model, options, columns or {})
     worker.step("converting the graph")
     try:
         return bytes(converter.convert())
-    except ModelError:  # of the rows
+    except CompressionError:  # The rows don't fit.
         raise
     except (lite_convert.ConverterError, ValueError, RuntimeError) as error:
-        raise _explained(saved_model, options, str(error)) from error
-
-
-def is_quantization_aware(saved_model: str, signatures: Sequence[str] = (SIGNATURE,)) -> bool:
-    """Whether signatures of a SavedModel have fake quantization in them, which the converter takes ranges from."""
-    return _SavedModel(saved_model).has_operation(signatures, _FAKE_QUANTIZATION)
-
-
-def has_loops(saved_model: str, signatures: Sequence[str] = (SIGNATURE,)) -> bool:
-    """Whether signatures of a SavedModel have loops or branches in them."""
-    return _SavedModel(saved_model).has_operation(signatures, _LOOPS)
+        raise _conversion_error(saved_model, options, str(error)) from error
 
 
 def quantize_with_ranges(
     content: bytes, options: ConversionOptions, ranges: Mapping[str, tuple[float, float]]
 ) -> bytes:
-    """An int8 model, made of a float one and the ranges of its activations, by what the converter itself calls.
+    """Quantizes a float model to int8 with given activation ranges, by the function that the converter itself calls.
 
     Args:
-      content: a float32 flatbuffer, as `to_tflite` makes it.
-      options: `io` and `per_channel` are used.
-      ranges: by the name of a tensor of the main graph, the least and the largest value that it shall hold; of each
-        float input and each operator's float output.
+      content: A float32 flatbuffer that `to_tflite` returned.
+      options: Options of the converter, of which `io` and `per_channel` are used.
+      ranges: Smallest and largest value of each float input and each operator's float output, by the name of the
+        tensor in the main graph.
 
     Raises:
-      ModelError: where a tensor has no range, a range is none, or belongs to no tensor.
+      ModelError: A tensor has no range, or a range has no tensor (code `unmatched-ranges`), or a range is not finite or
+        reversed (`invalid-range`).
     """
     model = flatbuffer.parse(content)
     graph = model.subgraphs[0]
-    returned = {int(place) for operator in graph.operators for place in operator.outputs}
+    computed = {int(index) for operator in graph.operators for index in operator.outputs}
     activations = {
-        graph.tensors[place].name.decode(): graph.tensors[place]
-        for place in sorted({*map(int, graph.inputs), *returned})
-        if graph.tensors[place].type == _FLOAT32
+        graph.tensors[index].name.decode(): graph.tensors[index]
+        for index in sorted({*map(int, graph.inputs), *computed})
+        if graph.tensors[index].type == _FLOAT32
     }
     if activations.keys() != ranges.keys():
-        lacking, unknown = sorted(activations.keys() - ranges.keys()), sorted(ranges.keys() - activations.keys())
+        without, unknown = sorted(activations.keys() - ranges.keys()), sorted(ranges.keys() - activations.keys())
         raise ModelError(
-            f"Ranges belong to the float tensors of the main graph, one to each. Without one: {lacking or 'none'}; "
-            f"ranges of no tensor: {unknown or 'none'}."
+            "Each float tensor of the main graph needs one range. "
+            f"Tensors without a range: {without or 'none'}; ranges without a tensor: {unknown or 'none'}. "
+            "Remedy: ranges measured on the same model.",
+            code="unmatched-ranges",
         )
     for name, (low, high) in ranges.items():
         if not (np.isfinite([low, high]).all() and low <= high):
-            raise ModelError(f"The range of the tensor {name!r} is {low} to {high}: it must be finite, and in order.")
+            raise ModelError(
+                f"The range of the tensor {name!r} is {low} to {high}. Remedy: a finite range in ascending order.",
+                code="invalid-range",
+            )
         quantization = activations[name].quantization or schema.QuantizationParametersT()
         quantization.min, quantization.max = [low], [high]
         activations[name].quantization = quantization
@@ -178,158 +153,158 @@ def quantize_with_ranges(
 
 
 def encode_sparse(content: bytes) -> bytes:
-    """A model with its sparse kernels encoded as such, by what the converter itself calls.
+    """Returns a model with its sparse kernels in sparse encoding, by the function that the converter itself calls.
 
-    Which ones, TensorFlow decides: float kernels of dense layers and convolutions that are mostly zeros.
+    TensorFlow decides which kernels those are: float kernels of dense layers and convolutions that are mostly zeros.
     """
     worker.step("encoding sparse kernels")
     return bytes(lite_convert.mlir_sparsify(content))
 
 
 def flex_operators(content: bytes) -> dict[str, tuple[str, ...]]:
-    """TensorFlow's own operators in a TFLite model (`FlexErf`, …), with the layers that ask for them."""
+    """Returns TensorFlow's own operators in a TFLite model (`FlexErf`, …), with the layers that use them."""
     model = flatbuffer.parse(content)
-    found: dict[str, list[str]] = {}
+    layers_by_operator: dict[str, list[str]] = {}
     for graph in model.subgraphs:
         for operator in graph.operators:
             code = model.operatorCodes[operator.opcodeIndex].customCode or b""
             if code.startswith(b"Flex"):
-                layers = found.setdefault(code.decode(), [])
-                layer = (
-                    flatbuffer.layer_name(graph.tensors[operator.outputs[0]].name.decode())
-                    if len(operator.outputs)
-                    else ""
-                )
+                layers = layers_by_operator.setdefault(code.decode(), [])
+                outputs = [graph.tensors[index].name.decode() for index in operator.outputs]
+                layer = flatbuffer.layer_name(outputs[0]) if outputs else ""
                 if layer not in layers:
                     layers.append(layer)
-    return {name: tuple(layers) for name, layers in found.items()}
+    return {name: tuple(layers) for name, layers in layers_by_operator.items()}
 
 
 def convert_in_worker(path: str, mode: str) -> bytes:
-    """The TFLite model of the `serving_default` of the SavedModel in `path`, made in another process.
+    """Converts the `serving_default` of a SavedModel in another process, which also runs the result once, on zeros.
 
-    Its inputs are called `serving_default_<feature>`. It is run there once, on zeros.
+    The inputs of the TFLite model are called `serving_default_<feature>`.
 
     Args:
       path: Path of the SavedModel.
       mode: Name of a mode that isn't calibrated.
 
     Raises:
-      ConversionError: where the converter refuses the model, crashes or hangs.
+      ConversionError: The converter can't convert the model, crashes or hangs; the code is that of the cause.
     """
     with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
         task = f"TensorFlow's converter, given the model in {path}, in mode {mode!r},"
         try:
             worker.run(_WORKER, {"source": path, "mode": mode, "folder": folder}, task=task)
         except (ModelError, DataError, WorkerError) as error:
-            raise ConversionError(str(error)) from error
+            raise ConversionError(str(error), field=error.field, code=error.code) from error
         with open(os.path.join(folder, MODEL_FILE), "rb") as file:
             return file.read()
 
 
-def _told(rows: Iterator[Any]) -> Iterator[Any]:
+def _converter(saved_model: str, options: ConversionOptions, columns: Columns) -> Any:
+    """Returns TensorFlow's converter with the options set."""
+    mode = options.mode_spec
+    graph = SavedModelGraph(saved_model)
+    inputs = {name: graph.inputs(name) for name in options.signatures}
+    converter = tf.lite.TFLiteConverter.from_saved_model(saved_model, signature_keys=list(options.signatures))
+    converter._experimental_disable_per_channel = not options.per_channel  # There is no public option.
+    operators = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    if mode.quantized:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if mode.weights == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if mode.calibrated:
+        converter.inference_input_type = converter.inference_output_type = options.io_type
+        quantization_aware = graph.is_quantization_aware(options.signatures)
+        if quantization_aware and mode.activations == "int16":
+            raise ModelError(
+                f"The model in {saved_model} is quantization-aware, with ranges for 8 bits. Remedy: mode 'int8'.",
+                code="quantization-aware",
+            )
+        if mode.activations == "int16":
+            operators.append(tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8)
+        elif not quantization_aware:  # With integer operators only, the converter requires rows.
+            operators = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        if not quantization_aware:
+            batches = _calibration_batches(inputs, columns, options)
+            converter.representative_dataset = lambda: _reported(batches)
+    if options.select_tf_ops:
+        operators.append(tf.lite.OpsSet.SELECT_TF_OPS)
+    converter.target_spec.supported_ops = operators
+    return converter
+
+
+def _reported(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yields batches, and reports the step that the converter is at before and after."""
     worker.step("calibrating")
-    yield from rows
+    yield from batches
     worker.step("quantizing")
 
 
-def _rows(
-    inputs: Mapping[str, Mapping[str, tf.TensorSpec]], columns: Mapping[str, np.ndarray], options: ConversionOptions
+def _calibration_batches(
+    inputs: Mapping[str, Mapping[str, tf.TensorSpec]], columns: Columns, options: ConversionOptions
 ) -> Iterator[Any]:
-    """What the converter calibrates on: batches of one signature by input, of several with the signature's name."""
+    """Yields batches in the converter's form: by input; with several signatures, paired with the signature's name."""
     if not columns:
         raise ModelError(
-            f"Mode {options.mode!r} measures activation ranges on rows, and got none. Remedy: give it some, or choose "
-            "mode 'dynamic' or 'float16'."
+            f"Mode {options.mode!r} measures activation ranges on rows, and got none. Remedy: pass rows, or choose "
+            "mode 'dynamic' or 'float16'.",
+            code="missing-rows",
         )
     for signature, specs in inputs.items():
         model = f"signature {signature!r}"
-        fitted = {name: _fitted(name, columns, spec, model) for name, spec in specs.items()}
+        fitted = {name: _fit_column(name, columns, spec, model) for name, spec in specs.items()}
         lengths = {len(values) for values in fitted.values()}
         if len(lengths) != 1 or 0 in lengths:
-            raise ModelError(f"The inputs of {model} have {sorted(lengths)} rows; as many each, and one at least.")
+            raise ModelError(
+                f"The inputs of {model} have {sorted(lengths)} rows. Remedy: pass the same number for each, at least "
+                "one.",
+                code="rows",
+            )
         (length,) = lengths
         size = max([spec.shape[0] or 1 for spec in specs.values() if spec.shape.rank], default=1)
         for start in range(0, length, size):
-            places = np.arange(start, start + size) % length  # the last batch is filled up from the front
-            batch = {name: values[places] for name, values in fitted.items()}
+            rows = np.arange(start, start + size) % length  # The last batch is filled up with the first rows.
+            batch = {name: values[rows] for name, values in fitted.items()}
             yield batch if len(inputs) == 1 else (signature, batch)
 
 
-def _fitted(name: str, columns: Mapping[str, np.ndarray], spec: tf.TensorSpec, model: str) -> np.ndarray:
+def _fit_column(name: str, columns: Columns, spec: tf.TensorSpec, model: str) -> np.ndarray:
     if spec.dtype == tf.string:
         raise ModelError(
-            f"The {model} takes strings, {name!r}, which can't be calibrated on. Remedy: look them up before the "
-            "model, or choose mode 'dynamic'."
+            f"The {model} takes strings, {name!r}, which have no range. Remedy: look them up before the model, or "
+            "choose mode 'dynamic'.",
+            code="string-input",
         )
     shape = [-1 if size is None else size for size in spec.shape] if spec.shape.rank else [-1]
     return fit_feature(name, columns, shape, False, model).astype(spec.dtype.as_numpy_dtype)
 
 
-class _SavedModel:
-    """The graph of a SavedModel as it is written, without loading it: a second or more on large ones."""
-
-    def __init__(self, path: str):
-        self.path = path
-        stored = saved_model_pb2.SavedModel()
-        try:
-            with tf.io.gfile.GFile(os.path.join(path, "saved_model.pb"), "rb") as file:
-                stored.ParseFromString(file.read())
-        except tf.errors.NotFoundError as error:
-            raise ModelError(f"There is no SavedModel in {path}: it has no saved_model.pb.") from error
-        self._graph = stored.meta_graphs[0]
-
-    def inputs(self, signature: str) -> dict[str, tf.TensorSpec]:
-        return {
-            name: tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.dtypes.as_dtype(info.dtype), name=name)
-            for name, info in self._signature(signature).inputs.items()
-        }
-
-    def has_operation(self, signatures: Sequence[str], kind: re.Pattern[str]) -> bool:
-        library = {function.signature.name: function for function in self._graph.graph_def.library.function}
-        outputs = {info.name for name in signatures for info in self._signature(name).outputs.values()}
-        places = sorted({output.split(":")[0] for output in outputs})
-        todo = list(tf.compat.v1.graph_util.extract_sub_graph(self._graph.graph_def, places).node)
-        seen: set[str] = set()
-        while todo:
-            node = todo.pop()
-            if kind.fullmatch(node.op):
-                return True
-            called = {value.func.name for value in node.attr.values() if value.HasField("func")}
-            called |= {function.name for value in node.attr.values() for function in value.list.func}
-            for name in (called & library.keys()) - seen:
-                seen.add(name)
-                todo.extend(library[name].node_def)
-        return False
-
-    def _signature(self, name: str) -> Any:
-        found = self._graph.signature_def
-        if name not in found:
-            there = ", ".join(sorted(key for key in found if not key.startswith("__"))) or "none"
-            raise ModelError(f"The SavedModel in {self.path} has no signature {name!r}, only: {there}.")
-        return found[name]
-
-
-def _explained(saved_model: str, options: ConversionOptions, words: str) -> ConversionError:
-    """What the converter said, with the operators that it lacks in front."""
-    lacks = f"The model in {saved_model} can't be converted in mode {options.mode!r}: "
-    if "element_shape to be static" in words:
+def _conversion_error(saved_model: str, options: ConversionOptions, message: str) -> ConversionError:
+    """Returns the error for a message of the converter, with the operators that are missing first."""
+    problem = f"The model in {saved_model} can't be converted in mode {options.mode!r}: "
+    if "element_shape to be static" in message:
         return ConversionError(
-            f"{lacks}TFLite must know how many rows a recurrent layer, or another loop that collects results, takes at "
-            "once. Remedy: batch_size=1, or as many as the device gives it."
+            f"{problem}TFLite must know how many rows a recurrent layer, or another loop that collects results, takes "
+            "at once. Remedy: batch_size=1, or as many as the device passes at once.",
+            code="free-loop-rows",
         )
-    listed = re.findall(r"(?:TF Select|Flex) ops: (.+)", words)
-    custom = re.findall(r"Custom ops: (.+)", words)
-    if listed and not options.select_tf_ops:
+    flex = re.findall(r"(?:TF Select|Flex) ops: (.+)", message)
+    custom = re.findall(r"Custom ops: (.+)", message)
+    if flex and not options.select_tf_ops:
         return ConversionError(
-            f"{lacks}TFLite has no operator for TensorFlow's {listed[0].strip()}. Remedy: select_tf_ops=True, which "
-            "takes TensorFlow's own; the device then needs the Flex delegate, of several megabytes, and runs them on "
-            "the CPU only. Or do it outside of the model."
+            f"{problem}TFLite has no operator for TensorFlow's {flex[0].strip()}. Remedy: select_tf_ops=True, which "
+            "uses TensorFlow's own; the device then needs the Flex delegate, of several megabytes, and runs them on "
+            "the CPU only. Or compute it outside of the model.",
+            code="missing-operators",
         )
     if custom:
         return ConversionError(
-            f"{lacks}neither TFLite nor its Flex delegate has {custom[0].strip()}. Remedy: do it outside of the model."
+            f"{problem}neither TFLite nor its Flex delegate has {custom[0].strip()}. "
+            "Remedy: compute it outside of the model.",
+            code="missing-operators",
         )
     if options.mode_spec.activations == "int16" and not options.per_channel:
-        lacks += "TensorFlow has no depthwise convolutions with one scale in it. Remedy: per_channel=True. It said: "
-    return ConversionError(lacks + " ".join(line.strip() for line in words.splitlines() if line.strip())[:1500])
+        problem += (
+            "TensorFlow has no depthwise convolutions with a single scale in it. Remedy: per_channel=True. It said: "
+        )
+    lines = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    return ConversionError(problem + lines[:_MESSAGE_CHARACTERS], code="conversion-failed")

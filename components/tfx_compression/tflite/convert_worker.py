@@ -1,4 +1,4 @@
-"""The converting process, started by `conversion.convert_in_worker`."""
+"""The worker of `conversion.convert_in_worker`: converts a model and runs the result once."""
 
 import os
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from tfx_compression.tflite.interpreter import Interpreter
 
 
 def main(request: Mapping[str, Any]) -> None:
-    """Converts, runs the result once, and writes it.
+    """Converts the model, runs the result on zeros, and writes it.
 
     Args:
       request: `source`, the path of the SavedModel; `mode`; `folder`, for the result.
@@ -24,11 +24,10 @@ def main(request: Mapping[str, Any]) -> None:
     content = to_tflite(saved_model, ConversionOptions(request["mode"]))
     worker.step("running the TFLite model for the first time")
     interpreter = Interpreter(content)
-    interpreter.predict(
-        {
-            name: np.zeros([1, *(abs(size) for size in tensor.shape[1:])], tensor.dtype)
-            for name, tensor in interpreter.inputs.items()
-        }
-    )
+    zeros = {
+        name: np.zeros([1, *(abs(size) for size in tensor.shape[1:])], tensor.dtype)
+        for name, tensor in interpreter.inputs.items()
+    }
+    interpreter.predict(zeros)
     with open(os.path.join(request["folder"], MODEL_FILE), "wb") as file:
         file.write(content)

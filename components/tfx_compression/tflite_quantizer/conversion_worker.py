@@ -13,8 +13,10 @@ from ai_edge_litert.tools import flatbuffer_utils
 from tfx_compression import compressed_size, worker
 from tfx_compression.errors import ModelError
 from tfx_compression.tflite import conversion, flatbuffer
+from tfx_compression.tflite.contents import read_contents
 from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite.modes import MODES, ModeSpec
+from tfx_compression.tflite.saved_model_graph import SavedModelGraph
 from tfx_compression.tflite_quantizer import calibration, layer_errors, self_test, sparse, tflite_metadata
 from tfx_compression.tflite_quantizer.config import Metadata, Quantization
 from tfx_compression.tflite_quantizer.devices.judge import judge
@@ -66,7 +68,7 @@ class _Job:
         self.rows, self.check, self.trial = (_read(folder, name) for name in (CALIBRATION, CHECK, TRIAL))
         labels = os.path.join(folder, LABELS)
         self.labels = np.load(labels, allow_pickle=False) if os.path.exists(labels) else None
-        self.aware = conversion.is_quantization_aware(self.saved_model, config.signatures)
+        self.aware = SavedModelGraph(self.saved_model).is_quantization_aware(config.signatures)
         self.seconds: dict[str, float] = {}
         self.inputs: dict[str, InputRange] = {}
         self.sparse: SparseRecord | None = None
@@ -176,7 +178,7 @@ class _Job:
         calibrated = self._calibrated(content)
         notes, warnings = self._said(calibrated)
         layers, differences = self._compared(content, notes)
-        contents = flatbuffer.read_contents(content)
+        contents = read_contents(content)
         warnings += _of_floats(config.mode_spec, contents.float_ops) + _of_noise(layers)
         self._took("prove", started)
         return QuantizationRecord(

@@ -14,8 +14,9 @@ from tfx_compression import worker
 from tfx_compression.errors import ModelError, WorkerError
 from tfx_compression.saved_models import feature_signatures
 from tfx_compression.saved_models.feature_signatures import FeatureSignature
-from tfx_compression.tflite import conversion, flatbuffer
+from tfx_compression.tflite.contents import ModelContents, read_contents
 from tfx_compression.tflite.interpreter import Interpreter, TensorDetails
+from tfx_compression.tflite.saved_model_graph import SavedModelGraph
 from tfx_compression.tflite_quantizer import conversion_worker, self_test, sources
 from tfx_compression.tflite_quantizer.calibration import require_finite
 from tfx_compression.tflite_quantizer.config import Quantization
@@ -62,7 +63,7 @@ class Quantized:
     self_test: Mapping[str, np.ndarray]
     inputs: dict[str, TensorDetails]
     outputs: dict[str, TensorDetails]
-    contents: flatbuffer.ModelContents
+    contents: ModelContents
 
     @property
     def calibration_rows(self) -> int:
@@ -117,7 +118,7 @@ def quantize_saved_model(
         saved_model = os.path.join(folder, conversion_worker.SAVED_MODEL)
         feature_signatures.save_signatures(signatures, saved_model)
         cut = time.perf_counter() - started
-        needed = config.needs_data and not conversion.is_quantization_aware(saved_model, config.signatures)
+        needed = config.needs_data and not SavedModelGraph(saved_model).is_quantization_aware(config.signatures)
         rows = _read(signatures, config, read, needed)
         _write(folder, rows)
         try:
@@ -129,7 +130,7 @@ def quantize_saved_model(
                 max_memory=config.max_memory_bytes,
             )
         except WorkerError as error:
-            if config.mode_spec.calibrated_by_converter and conversion.has_loops(saved_model, config.signatures):
+            if config.mode_spec.calibrated_by_converter and SavedModelGraph(saved_model).has_loops(config.signatures):
                 raise ModelError(
                     f"{error} The model has loops or branches, which TensorFlow's calibrator can crash on. Remedy: "
                     "mode 'dynamic' or 'float16'; of Keras' recurrent layers, unroll=True."
@@ -146,9 +147,7 @@ def quantize_saved_model(
     record = record.model_copy(
         update={"notes": (*notes, *rows.notes, *record.notes), "seconds": {"cut": cut, **record.seconds}}
     )
-    return Quantized(
-        content, record, arrays, interpreter.inputs, interpreter.outputs, flatbuffer.read_contents(content)
-    )
+    return Quantized(content, record, arrays, interpreter.inputs, interpreter.outputs, read_contents(content))
 
 
 def parsed(signatures: Signatures) -> dict[str, tf.TensorSpec]:

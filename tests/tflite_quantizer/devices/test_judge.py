@@ -9,6 +9,7 @@ from ai_edge_litert import interpreter as litert
 from tensorflow.lite.python import schema_py_generated as schema
 from tfx_compression.errors import ModelError
 from tfx_compression.tflite import flatbuffer
+from tfx_compression.tflite.contents import read_contents
 from tfx_compression.tflite_quantizer.devices.judge import judge
 from tfx_compression.tflite_quantizer.devices.targets import TARGETS
 
@@ -276,7 +277,7 @@ def test_a_microcontroller_needs_kernels_for_every_graph_of_the_file():
 @pytest.mark.parametrize("target", TARGETS)
 def test_an_arena_above_the_limit_is_a_problem(target):
     content = one(Op.RELU, Type.INT8, (1, 1000))
-    needed = flatbuffer.read_contents(content).arena_bytes
+    needed = read_contents(content).arena_bytes
     assert needed >= 2000  # input and output live at once
     held, broken = judge(content, target, needed), judge(content, target, needed - 1)
     assert held.runs

@@ -1,6 +1,7 @@
 """Judges from the file alone whether a TFLite model runs on a target, and what its accelerators take."""
 
 from tfx_compression.tflite import flatbuffer
+from tfx_compression.tflite.arena import arena_bytes
 from tfx_compression.tflite_quantizer.devices.node_reader import read_nodes
 from tfx_compression.tflite_quantizer.devices.targets import TARGETS
 from tfx_compression.tflite_quantizer.devices.tflite_runtime import required_runtime
@@ -28,7 +29,7 @@ def judge(content: bytes, target: str, max_arena_bytes: int | None = None) -> Ta
     nodes = [*main, *(node for graph in others for node in graph)]
     delegates = tuple(accelerator.judge(main) for accelerator in spec.accelerators)
     problems = spec.find_problems(main, nodes, delegates)
-    arena = flatbuffer.arena_bytes(model)
+    arena = arena_bytes(model)
     if max_arena_bytes is not None and arena > max_arena_bytes:
         problems.append(
             f"The tensors between the operators need {arena} bytes, more than max_arena_bytes={max_arena_bytes}, and "
