@@ -143,7 +143,7 @@ def test_a_layer_with_two_kernels_has_a_row_for_each():
 
 
 def test_a_layer_without_a_kernel_counts_its_parameters_only():
-    (row,) = [row for row in model_size.measure(helpers.small_cnn()).layers if row.name == "normalisation"]
+    (row,) = [row for row in model_size.measure(helpers.small_cnn()).layers if row.name == "normalization"]
     assert (row.type, row.parameters, row.zeros, row.macs) == ("BatchNormalization", 4 * 8, 0, None)
 
 

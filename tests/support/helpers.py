@@ -1,4 +1,4 @@
-"""Small models and data that the tests make for themselves."""
+"""Small models and data sets for tests."""
 
 import os
 import tempfile
@@ -12,12 +12,12 @@ import tfx_compression.keras_models.library  # noqa: F401 - keeps AutoGraph from
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 IMAGE = (8, 8, 1)
-LARGEST = 16.0  # pixels are 0..16 in the examples, 0..1 after the preprocessing
+LARGEST = 16.0  # Pixels go from 0 to 16 in the examples, and from 0 to 1 after preprocessing.
 CLASSES = 3
 
 
 def images(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Raw images [rows, 8, 8, 1] in 0..16 and their labels: which third of the columns is brightest. Easy to learn."""
+    """Returns images [rows, 8, 8, 1] from 0 to 16 and their labels, the brightest third of the columns."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, CLASSES, rows)
     pixels = generator.uniform(0.0, 0.6 * LARGEST, (rows, *IMAGE))
@@ -27,12 +27,12 @@ def images(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def small_cnn(seed: int = 1) -> tf_keras.Model:
-    """Images in 0..1 to three probabilities; convolution, normalisation, separable convolution and dense layers."""
+    """Returns a network from `images` to three probabilities: convolutions, batch normalization and dense layers."""
     tf_keras.utils.set_random_seed(seed)
     layers = tf_keras.layers
     image = tf_keras.Input(IMAGE, name="image")
     x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="conv")(image)
-    x = layers.BatchNormalization(name="normalisation")(x)
+    x = layers.BatchNormalization(name="normalization")(x)
     x = layers.ReLU(name="relu")(x)
     x = layers.SeparableConv2D(16, 3, padding="same", activation="relu", name="separable")(x)
     x = layers.MaxPooling2D(name="pool")(x)
@@ -40,14 +40,14 @@ def small_cnn(seed: int = 1) -> tf_keras.Model:
     x = layers.Dense(32, activation="relu", name="dense")(x)
     probabilities = layers.Dense(CLASSES, activation="softmax", name="probabilities")(x)
     model = tf_keras.Model(image, probabilities, name="small_cnn")
-    for name in ("gamma", "moving_variance"):  # as after training: not the ones that make normalisation do nothing
-        weight = getattr(model.get_layer("normalisation"), name)
+    for name in ("gamma", "moving_variance"):  # As after training. The initial values normalize nothing.
+        weight = getattr(model.get_layer("normalization"), name)
         weight.assign(np.random.default_rng(seed).uniform(0.5, 1.5, weight.shape))
     return model
 
 
 def small_dense(seed: int = 1, dropout: float = 0.0) -> tf_keras.Model:
-    """Four numbers, `x`, to two."""
+    """Returns a network from four numbers, `x`, to two."""
     tf_keras.utils.set_random_seed(seed)
     x = tf_keras.Input((4,), name="x")
     hidden = tf_keras.layers.Dense(16, activation="relu", name="hidden")(x)
@@ -57,7 +57,7 @@ def small_dense(seed: int = 1, dropout: float = 0.0) -> tf_keras.Model:
 
 
 def small_convolutions(seed: int = 1) -> tf_keras.Model:
-    """Images in 0..1 to two numbers, by depthwise, separable and transposed convolutions."""
+    """Returns a network from `images` to two numbers: depthwise, separable and transposed convolutions."""
     tf_keras.utils.set_random_seed(seed)
     layers = tf_keras.layers
     image = tf_keras.Input(IMAGE, name="image")
@@ -69,19 +69,19 @@ def small_convolutions(seed: int = 1) -> tf_keras.Model:
 
 
 def points(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """What `small_dense` can learn: [rows, 4] numbers, and a linear function of them, [rows, 2]."""
+    """Returns numbers [rows, 4] and a linear function of them, [rows, 2], which `small_dense` can learn."""
     generator = np.random.default_rng(seed)
     x = generator.normal(size=(rows, 4)).astype(np.float32)
     return x, (x @ np.array([[1.0, -2.0], [0.5, 1.0], [0.0, 2.0], [-1.0, 0.0]], np.float32)).astype(np.float32)
 
 
 def batches(features: Any, labels: np.ndarray, size: int = 16) -> tf.data.Dataset:
-    """Batches of (features, label), in order."""
+    """Returns batches of (features, label) in order."""
     return tf.data.Dataset.from_tensor_slices((features, labels)).batch(size)
 
 
 def serialized(features: Mapping[str, np.ndarray]) -> list[bytes]:
-    """One serialized tf.Example per row of `features`, which are [rows, …] arrays by name."""
+    """Returns a serialized tf.Example for each row of `features`, arrays [rows, …] by name."""
     rows = len(next(iter(features.values())))
     return [
         tf.train.Example(
@@ -101,7 +101,11 @@ def _feature(values: np.ndarray) -> tf.train.Feature:
 
 
 def write_examples(path: Any, features: Mapping[str, np.ndarray], labels: np.ndarray | None = None) -> str:
-    """Writes rows as tf.Examples to a TFRecord file, gzipped where its name ends in .gz; labels are called `label`."""
+    """Writes rows as tf.Examples to a TFRecord file, gzipped if its name ends in .gz. The feature `label` has labels.
+
+    Returns:
+      The path.
+    """
     if labels is not None:
         features = {**features, "label": labels}
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -112,10 +116,10 @@ def write_examples(path: Any, features: Mapping[str, np.ndarray], labels: np.nda
 
 
 def schema(features: Mapping[str, tuple[str, Sequence[int] | None]]) -> schema_pb2.Schema:
-    """A schema of required features, `{name: ("FLOAT" | "INT" | "BYTES", shape)}`; a shape of None is not fixed."""
-    made = schema_pb2.Schema()
+    """Returns a schema of required features, `{name: ("FLOAT" | "INT" | "BYTES", shape)}`. None is no fixed shape."""
+    result = schema_pb2.Schema()
     for name, (kind, shape) in features.items():
-        feature = made.feature.add(name=name, type=schema_pb2.FeatureType.Value(kind))
+        feature = result.feature.add(name=name, type=schema_pb2.FeatureType.Value(kind))
         feature.presence.min_fraction = 1.0
         feature.presence.min_count = 1
         if shape is None:
@@ -124,16 +128,16 @@ def schema(features: Mapping[str, tuple[str, Sequence[int] | None]]) -> schema_p
             feature.shape.SetInParent()
             for size in shape:
                 feature.shape.dim.add(size=size)
-    return made
+    return result
 
 
 def save_with_examples_signature(
     model: tf_keras.Model, path: Any, feature: str = "image", shape: Sequence[int] = IMAGE, scale: float = LARGEST
 ) -> str:
-    """Saves a model as a Trainer behind Transform does, and returns the path.
+    """Saves a model like a Trainer after Transform, and returns the path.
 
-    Its `serving_default` takes serialized tf.Examples and returns `probabilities`. Between the two it divides the raw
-    feature by `scale`, in a layer that hangs on the model and is used by the signature only, as Transform's is.
+    The signature `serving_default` takes serialized tf.Examples and returns `probabilities`. It divides the raw feature
+    by `scale` in a layer that is an attribute of the model and that only the signature uses, like Transform's layer.
     """
     model.tft_layer = tf_keras.layers.Rescaling(1.0 / scale, name="transform_features_layer")
 
@@ -149,7 +153,7 @@ def save_with_examples_signature(
 def save_function(
     function: Callable, specs: Sequence[tf.TensorSpec], path: Any, signature: str = "serving_default", **tracked: Any
 ) -> str:
-    """Saves a function, with what it uses, as a signature of a SavedModel that is no Keras model; returns the path."""
+    """Saves a function and the objects it uses as a SavedModel without Keras; returns the path."""
     module = tf.Module()
     for name, value in tracked.items():
         setattr(module, name, value)
@@ -159,14 +163,14 @@ def save_function(
 
 
 def answers(path: str, signature: str = "serving_default", **arguments: Any) -> dict[str, np.ndarray]:
-    """What a signature of a SavedModel answers."""
+    """Returns the outputs of a SavedModel's signature."""
     loaded = tf.saved_model.load(path)
     feeds = {name: tf.constant(value) for name, value in arguments.items()}
     return {name: value.numpy() for name, value in loaded.signatures[signature](**feeds).items()}
 
 
 def to_tflite(model: tf_keras.Model, mode: str, rows: np.ndarray | None = None, io: str = "int8") -> bytes:
-    """TensorFlow's own conversion of a Keras model, in this process; `rows` are what `int8` is calibrated on."""
+    """Converts a Keras model with TensorFlow's converter in this process. `int8` is calibrated on `rows`."""
     (name,), (output,) = model.input_names, model.output_names
     spec = tf.TensorSpec(model.inputs[0].shape, tf.float32, name=name)
     with tempfile.TemporaryDirectory() as folder:
@@ -184,7 +188,7 @@ def to_tflite(model: tf_keras.Model, mode: str, rows: np.ndarray | None = None, 
 
 
 def zero_smallest(model: tf_keras.Model, layer: str, fraction: float) -> np.ndarray:
-    """Zeroes the smallest weights of a layer's kernel in place; returns where it is not zero."""
+    """Zeroes the smallest weights of a layer's kernel in place; returns a mask of the others."""
     kernel = model.get_layer(layer).kernel
     values = kernel.numpy()
     keep = np.abs(values) > np.quantile(np.abs(values), fraction)

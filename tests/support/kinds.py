@@ -1,4 +1,4 @@
-"""Models as Trainers save them, one function for each way."""
+"""Models in every form in which Trainers save them."""
 
 import os
 from typing import Any
@@ -12,15 +12,17 @@ import tf_keras
 from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
 from tfx_compression.model_handle import ModelHandle
 
-from tests.support import helpers  # first: sets which Keras tf.keras is
+from tests.support import helpers
 
 FEATURES = ("a", "b")
 
 
 def transform_graph(path: Any, sparse: bool = False) -> str:
-    """The output of Transform: `a` and `b` divided by 4, `word` as its place in a vocabulary.
+    """Writes a transform graph that divides `a` and `b` by 4 and looks `word` up in a vocabulary; returns its path.
 
-    Of sparse features, where there is one value in a row; 2 where there is none.
+    Args:
+      path: Folder of the graph.
+      sparse: Whether the features are sparse, with one value or none in a row. A missing number counts as 2.
     """
     spec = {name: tf.io.FixedLenFeature([1], tf.float32) for name in FEATURES}
     spec["word"] = tf.io.FixedLenFeature([1], tf.string)
@@ -29,8 +31,8 @@ def transform_graph(path: Any, sparse: bool = False) -> str:
     metadata = dataset_metadata.DatasetMetadata(schema_utils.schema_from_feature_spec(spec))
 
     def filled(feature: tf.SparseTensor) -> tf.Tensor:
-        whole = tf.SparseTensor(feature.indices, feature.values, [feature.dense_shape[0], 1])
-        return tf.reshape(tf.sparse.to_dense(whole, 2.0), [-1, 1])
+        column = tf.SparseTensor(feature.indices, feature.values, [feature.dense_shape[0], 1])
+        return tf.reshape(tf.sparse.to_dense(column, 2.0), [-1, 1])
 
     def preprocessing_fn(features: Any) -> Any:
         scaled = {name: (filled(features[name]) if sparse else features[name]) / 4.0 for name in FEATURES}
@@ -43,7 +45,7 @@ def transform_graph(path: Any, sparse: bool = False) -> str:
 
 
 def keras3_dense(seed: int = 1, units: int = 16) -> keras.Model:
-    """Four numbers, `x`, to two."""
+    """Returns a Keras 3 network from four numbers, `x`, to two."""
     keras.utils.set_random_seed(seed)
     x = keras.Input((4,), name="x")
     hidden = keras.layers.Dense(units, activation="relu", name="hidden")(x)
@@ -51,7 +53,7 @@ def keras3_dense(seed: int = 1, units: int = 16) -> keras.Model:
 
 
 def two_features(library: Any, units: int = 16, seed: int = 1) -> Any:
-    """Two numbers, `a` and `b`, to two, in Keras 2 or Keras 3."""
+    """Returns a network of Keras 2 or Keras 3 from two numbers, `a` and `b`, to two."""
     library.utils.set_random_seed(seed)
     inputs = [library.Input((1,), name=name) for name in FEATURES]
     joined = library.layers.Concatenate()(inputs)
@@ -60,9 +62,10 @@ def two_features(library: Any, units: int = 16, seed: int = 1) -> Any:
 
 
 def penguin(path: Any, model: Any, transform: str) -> str:
-    """A model of `two_features` saved with the signatures of TFX's penguin example.
+    """Saves a model of `two_features` with the signatures of TFX's penguin example; returns the path.
 
-    `serving_default` parses tf.Examples (with a default for `b`) and transforms them; `transform_features` only that.
+    `serving_default` parses tf.Examples (with a default for `b`), transforms them and runs the model.
+    `transform_features` parses and transforms them.
     """
     model.tft_layer = tft.TFTransformOutput(transform).transform_features_layer()
     spec = {
@@ -89,40 +92,45 @@ def penguin(path: Any, model: Any, transform: str) -> str:
 
 
 def examples(rows: int = 6) -> list[bytes]:
-    """Serialized tf.Examples for `penguin`; `b` is missing in the last."""
+    """Returns serialized tf.Examples for `penguin`. The last one has no `b`."""
     generator = np.random.default_rng(0)
     words = np.array([["one"], ["two"], ["none"]] * rows)[:rows]
-    whole = helpers.serialized({**{name: generator.normal(size=(rows, 1)) for name in FEATURES}, "word": words})
-    return [*whole, *helpers.serialized({"a": np.ones([1, 1], np.float32), "word": np.array([["two"]])})]
+    complete = helpers.serialized({**{name: generator.normal(size=(rows, 1)) for name in FEATURES}, "word": words})
+    return [*complete, *helpers.serialized({"a": np.ones([1, 1], np.float32), "word": np.array([["two"]])})]
 
 
 def module(path: Any, vocabulary: Any = None) -> str:
-    """A plain tf.Module: `relu(x @ first) @ second^T`, a word looked up in a vocabulary file where there is one."""
+    """Saves a tf.Module that computes `(relu(x @ first) * scale) @ second^T`; returns the path.
+
+    Args:
+      path: Folder of the SavedModel.
+      vocabulary: File of a vocabulary, in which the module then looks an input `word` up.
+    """
     generator = np.random.default_rng(0)
-    made = tf.Module()
-    made.first = tf.Variable(generator.normal(size=(4, 8)), dtype=tf.float32, name="first")
-    made.second = tf.Variable(generator.normal(size=(2, 8)), dtype=tf.float32, name="second")
-    made.scale = tf.Variable(generator.normal(size=(1, 8)), dtype=tf.float32, name="scale")
+    result = tf.Module()
+    result.first = tf.Variable(generator.normal(size=(4, 8)), dtype=tf.float32, name="first")
+    result.second = tf.Variable(generator.normal(size=(2, 8)), dtype=tf.float32, name="second")
+    result.scale = tf.Variable(generator.normal(size=(1, 8)), dtype=tf.float32, name="scale")
     specs = [tf.TensorSpec([None, 4], tf.float32, name="x")]
     if vocabulary is not None:
         index = tf.lookup.TextFileIndex
         words = tf.lookup.TextFileInitializer(str(vocabulary), tf.string, index.WHOLE_LINE, tf.int64, index.LINE_NUMBER)
-        made.table = tf.lookup.StaticHashTable(words, -1)
+        result.table = tf.lookup.StaticHashTable(words, -1)
         specs.append(tf.TensorSpec([None], tf.string, name="word"))
 
     @tf.function(input_signature=specs)
     def serve(x: tf.Tensor, word: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
-        hidden = tf.nn.relu(x @ made.first) * made.scale
-        found = {"y": tf.matmul(hidden, made.second, transpose_b=True)}
-        return found if word is None else {**found, "word": made.table.lookup(word)}
+        hidden = tf.nn.relu(x @ result.first) * result.scale
+        outputs = {"y": tf.matmul(hidden, result.second, transpose_b=True)}
+        return outputs if word is None else {**outputs, "word": result.table.lookup(word)}
 
-    made.serve = serve
-    tf.saved_model.save(made, str(path), signatures={"serving_default": serve})
+    result.serve = serve
+    tf.saved_model.save(result, str(path), signatures={"serving_default": serve})
     return str(path)
 
 
 def artifact(path: Any) -> str:
-    """The serving folder of a Model artifact."""
+    """Returns the serving folder of a Model artifact, after making the artifact's folder."""
     folder = os.path.join(str(path), "Format-Serving")
     os.makedirs(os.path.dirname(folder), exist_ok=True)
     return folder

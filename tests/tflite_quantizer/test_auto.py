@@ -51,7 +51,7 @@ def spread(model):
     hard = tf_keras.models.clone_model(model)
     hard.set_weights(model.get_weights())
     scale = 2.0 ** np.random.default_rng(1).uniform(-5, 5, 8)
-    normalization, separable = hard.get_layer("normalisation"), hard.get_layer("separable")
+    normalization, separable = hard.get_layer("normalization"), hard.get_layer("separable")
     normalization.gamma.assign(normalization.gamma * scale)
     normalization.beta.assign(normalization.beta * scale)
     separable.depthwise_kernel.assign(separable.depthwise_kernel / scale[None, None, :, None])
