@@ -30,7 +30,7 @@ def saved(tmp_path, function, shape, **variables):
 def test_a_variable_that_is_used_otherwise_is_left_alone_and_named(tmp_path):
     model = saved_model.load(kinds.module(tmp_path / "model"))
     assert list(model.kernels) == ["first", "second"]
-    assert model.left_alone == ("scale",)
+    assert model.unrecognized == ("scale",)
 
 
 def test_variables_of_the_same_name_are_both_kernels(tmp_path):
@@ -115,7 +115,7 @@ def test_kernels_in_a_branch_before_a_loop_are_found_or_left_alone(tmp_path):
 
     model = saved(tmp_path, function, [None, 8], a=(8, 8), b=(8, 8), c=(3, 8, 8))
     assert list(model.kernels) == ["a", "b"]
-    assert model.left_alone == ("c",)
+    assert model.unrecognized == ("c",)
 
 
 def test_whole_numbers_that_multiply_are_left_alone_and_named(tmp_path):
@@ -128,7 +128,7 @@ def test_whole_numbers_that_multiply_are_left_alone_and_named(tmp_path):
 
     specs = [tf.TensorSpec([None, 4], tf.float32, name="x")]
     path = helpers.save_function(serve, specs, tmp_path / "model", made=[quantized, table, scaled])
-    assert set(saved_model.load(path).left_alone) == {"quantized", "scaled"}
+    assert set(saved_model.load(path).unrecognized) == {"quantized", "scaled"}
 
 
 def test_a_saved_model_of_tensorflow_1_is_refused_when_saving(tmp_path):
@@ -149,4 +149,4 @@ def test_the_ends_are_told_by_the_data_not_by_the_order_of_reading(tmp_path):
         return tf.nn.relu(x @ first) @ middle @ read
 
     model = saved(tmp_path, function, [None, 4], last=(8, 2), middle=(8, 8), first=(4, 8))
-    assert model.ends == (("first",), ("last",))
+    assert model.first_and_last_kernels == (("first",), ("last",))

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfx_compression.errors import ModelError
-from tfx_compression.saved_models import feature_signatures
+from tfx_compression.saved_models.saved_model import SIGNATURE
 from tfx_compression.tflite.features import fit_feature
 from tfx_compression.tflite.interpreter import Interpreter
 
@@ -81,14 +81,14 @@ class SavedModelPredictor:
             self._loaded = tf.saved_model.load(path)
         except (OSError, ValueError, tf.errors.OpError) as error:
             raise ModelError(f"The SavedModel in {path} can't be loaded: {error}", code="unreadable-model") from error
-        if feature_signatures.SIGNATURE not in self._loaded.signatures:
+        if SIGNATURE not in self._loaded.signatures:
             raise ModelError(
-                f"The SavedModel in {path} has no signature {feature_signatures.SIGNATURE!r}, only: "
+                f"The SavedModel in {path} has no signature {SIGNATURE!r}, only: "
                 f"{', '.join(self._loaded.signatures) or 'none'}. Remedy: save it with "
-                f"signatures={{{feature_signatures.SIGNATURE!r}: …}}.",
+                f"signatures={{{SIGNATURE!r}: …}}.",
                 code="no-serving-default",
             )
-        self._signature = self._loaded.signatures[feature_signatures.SIGNATURE]
+        self._signature = self._loaded.signatures[SIGNATURE]
         self._inputs: dict[str, tf.TensorSpec] = self._signature.structured_input_signature[1]
         takes_one_string = [spec.dtype for spec in self._inputs.values()] == [tf.string]
         self._takes_examples = takes_one_string and _parses_examples(self._signature.graph.as_graph_def())

@@ -17,8 +17,9 @@ from tfx_compression.model_handle.layout import KERAS_FILE, keras_files
 from tfx_compression.model_handle.saving import copy_compilation, write_network
 from tfx_compression.model_handle.variable_matching import VariableMatching
 from tfx_compression.saved_models import rebuilt_signatures
+from tfx_compression.saved_models.checkpoint import same_path
 from tfx_compression.saved_models.rebuilt_signatures import RebuiltSignatures, SignaturesFn
-from tfx_compression.saved_models.saved_model import SavedModel, same_place
+from tfx_compression.saved_models.saved_model import SavedModel
 
 ModelKind = Literal["keras2", "keras3", "saved_model"]
 
@@ -112,7 +113,7 @@ class ModelHandle:
           ModelError: The signatures can't be kept, the folder holds another `.keras` file (code `other-keras-file`), or
             it can't be written (`unwritable-folder`).
         """
-        if self.path is not None and same_place(path, self.path):
+        if self.path is not None and same_path(path, self.path):
             path = self.path  # TensorFlow recognizes its own files by their names only.
         try:
             self._refuse_other_keras_files(path, network is None and signatures_fn is None)
@@ -174,7 +175,7 @@ class ModelHandle:
         """Refuses a folder with a `.keras` file that isn't overwritten: loading would take it for the model's."""
         overwritten = self.kind == "keras3" or (unchanged and self.matching is not None)
         target = os.path.join(path, KERAS_FILE)
-        if others := [file for file in keras_files(path) if not (overwritten and same_place(file, target))]:
+        if others := [file for file in keras_files(path) if not (overwritten and same_path(file, target))]:
             raise ModelError(
                 f"{path} would be loaded together with another model's {', '.join(others)}. Remedy: an empty folder.",
                 code="other-keras-file",

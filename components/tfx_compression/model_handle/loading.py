@@ -92,8 +92,8 @@ def _load_folder(path: str, file: str | None, custom_objects: Mapping[str, Any] 
             return ModelHandle(kind, model, path, tuple(notes), match_variables(model.weights, saved))
         notes.append(f"The Keras model in {file} is subclassed, so its graph of layers is unknown.")
     notes.append("The kernels are the variables that the signatures multiply with.")
-    if saved.left_alone:
-        variables = ", ".join(saved.left_alone)
+    if saved.unrecognized:
+        variables = ", ".join(saved.unrecognized)
         notes.append(f"Variables that are integers or have an unknown multiplication are left alone: {variables}.")
     return ModelHandle("saved_model", saved, path, tuple(notes))
 

@@ -121,7 +121,7 @@ def _tied(handle: ModelHandle) -> dict[str, str]:
 def _ends(handle: ModelHandle) -> tuple[list[str], list[str]]:
     """Returns the kernels next to the inputs, and those next to the outputs."""
     if handle.kind == "saved_model":
-        return handle.model.ends
+        return handle.model.first_and_last_kernels
     names = list(handle.kernels)
     if handle.network is None or not graph.is_functional(handle.network):
         return names[:1], names[-1:]

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfx_compression import model_handle
 from tfx_compression.errors import ModelError
-from tfx_compression.saved_models.feature_signatures import SIGNATURE
+from tfx_compression.saved_models.saved_model import SIGNATURE
 
 
 def saved_model_of(model: Any, folder: str) -> str:
