@@ -1,9 +1,6 @@
-"""Removal is exact in networks that nobody thought of: random graphs of the layers that have rules."""
+"""The removal of channels is exact in random networks of the layers that have rules."""
 
 import os
-
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,7 +53,7 @@ class Images:
         """`other` with as many channels as `x`."""
         return other if other.shape[-1] == x.shape[-1] else self.conv(other, int(x.shape[-1]))
 
-    def normalised(self, x: Any, _: Any) -> Any:
+    def normalized(self, x: Any, _: Any) -> Any:
         channels = int(x.shape[-1])
         groups = self.pick([each for each in (1, 2, 3, channels) if channels % each == 0])
         shared_axes = self.pick([None, [1, 2]])
@@ -164,7 +161,7 @@ class Images:
         image = self.K.Input((SIZE, SIZE, 3), name="image")
         tensors = [image, self.conv(image), self.conv(image)]
         steps = [
-            *(lambda x, _: self.conv(x), self.normalised, self.grouped, self.depthwise, self.separable),
+            *(lambda x, _: self.conv(x), self.normalized, self.grouped, self.depthwise, self.separable),
             *(self.transposed, self.pooled, self.combined, self.operated, self.concatenated, self.side_by_side),
             *(self.excited, self.attended, self.shuffled, self.flat_and_back, self.through_a_dense_layer),
             *(self.turned, self.nested, self.again),
@@ -226,7 +223,7 @@ class Sequences:
         )
         return attention(x, self.pick([x, other]), use_causal_mask=self.pick([True, False]))
 
-    def normalised(self, x: Any, _: Any) -> Any:
+    def normalized(self, x: Any, _: Any) -> Any:
         return self.pick([self.layers.LayerNormalization, self.layers.BatchNormalization])()(x)
 
     def added(self, x: Any, other: Any) -> Any:
@@ -248,7 +245,7 @@ class Sequences:
         embedding = self.layers.Embedding(7, self.pick([4, 6]), mask_zero=self.pick([True, False]), name="embedding")
         tensors = [embedding(words), self.dense(steps)]
         kinds = [
-            *(self.dense, self.recurrent, self.both_ways, self.attention, self.normalised, self.added),
+            *(self.dense, self.recurrent, self.both_ways, self.attention, self.normalized, self.added),
             *(self.concatenated, self.convolved, self.repeated),
         ]
         for _ in range(self.pick([1, 2, 4, 6])):
@@ -262,14 +259,14 @@ class Sequences:
         return self.K.Model([words, steps], outputs)
 
 
-def _assert_removal_is_exact(model: Any, seed: int) -> None:
-    exactness.trained(model, seed)
-    structure = DependencyGraph(model)
-    choices = exactness.random_choices(structure, np.random.default_rng(seed))
-    pruned = remove(structure, choices)
-    inputs = exactness.inputs_of(model, seed, rows=2)
-    exactness.zero(structure, choices)
-    exactness.assert_same(exactness.answers(model, inputs), exactness.answers(pruned, inputs), 3e-5)
+def assert_removal_is_exact(model: Any, seed: int) -> None:
+    exactness.with_random_weights(model, seed)
+    dependencies = DependencyGraph(model)
+    kept = exactness.random_units(dependencies, np.random.default_rng(seed))
+    pruned = remove(dependencies, kept)
+    inputs = exactness.random_inputs(model, seed, rows=2)
+    exactness.zero(dependencies, kept)
+    exactness.assert_equal(exactness.outputs(model, inputs), exactness.outputs(pruned, inputs), 3e-5)
 
 
 @pytest.mark.parametrize("K", [tf_keras, keras], ids=["keras2", "keras3"])
@@ -277,11 +274,11 @@ def _assert_removal_is_exact(model: Any, seed: int) -> None:
 @given(st.data())
 def test_removal_from_random_convolutional_networks_is_exact(K, data):
     model = Images(K, lambda options: options[data.draw(st.integers(0, len(options) - 1))]).model()
-    _assert_removal_is_exact(model, data.draw(st.integers(0, 99)))
+    assert_removal_is_exact(model, data.draw(st.integers(0, 99)))
 
 
 @random_graphs
 @given(st.data())
 def test_removal_from_random_networks_over_sequences_is_exact(data):
     model = Sequences(keras, lambda options: options[data.draw(st.integers(0, len(options) - 1))]).model()
-    _assert_removal_is_exact(model, data.draw(st.integers(0, 99)))
+    assert_removal_is_exact(model, data.draw(st.integers(0, 99)))

@@ -1,4 +1,4 @@
-"""Whether removal is exact: the network without channels answers as the one in which their weights are zero."""
+"""Reference for the removal of channels: a network in which their weights are zero has the same outputs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,11 +9,11 @@ from tfx_compression import kernels
 from tfx_compression.keras_models import graph
 from tfx_compression.pruning.dependency_graph import DependencyGraph
 
-Choices = Mapping[str, np.ndarray]
+Kept = Mapping[str, np.ndarray]  # the units that are kept, by group
 
 
-def trained(model: Any, seed: int = 0) -> Any:
-    """The model with weights as after training: biases and statistics that do something, outputs of moderate size."""
+def with_random_weights(model: Any, seed: int = 0) -> Any:
+    """Returns the model with random weights, biases and statistics that keep its outputs moderate."""
     generator = np.random.default_rng(seed)
     for layer in kernels.leaf_layers(model).values():
         if type(layer).__name__ in ("Normalization", "StringLookup"):
@@ -33,15 +33,15 @@ def _positive(layer: Any, weight: Any) -> bool:
     return weight is getattr(layer, "moving_variance", None)
 
 
-def inputs_of(model: Any, seed: int = 0, rows: int = 3) -> Any:
-    """Random inputs, in the structure that the model takes; 4 where a size is not fixed."""
+def random_inputs(model: Any, seed: int = 0, rows: int = 3) -> Any:
+    """Returns random inputs in the structure that the model takes; sizes that are not fixed are 4."""
     generator = np.random.default_rng(seed)
 
     def values(tensor: Any) -> np.ndarray:
         shape = (rows, *(size or 4 for size in tuple(tensor.shape)[1:]))
         kind = getattr(tensor.dtype, "name", tensor.dtype)
-        made = generator.integers(0, 7, shape) if "int" in kind else generator.normal(size=shape)
-        return made.astype(kind)
+        array = generator.integers(0, 7, shape) if "int" in kind else generator.normal(size=shape)
+        return array.astype(kind)
 
     names = [tensor.name.split(":")[0] for tensor in model.inputs]
     arrays = dict(zip(names, map(values, model.inputs), strict=True))
@@ -50,54 +50,56 @@ def inputs_of(model: Any, seed: int = 0, rows: int = 3) -> Any:
     return list(arrays.values()) if len(arrays) > 1 else arrays[names[0]]
 
 
-def answers(model: Any, inputs: Any) -> dict[str, np.ndarray]:
-    """What a model answers, by the place or name of the output."""
-    made = model(inputs, training=False)
-    if not isinstance(made, dict):
-        made = dict(enumerate(made if isinstance(made, list | tuple) else [made]))
-    return {str(name): np.asarray(value, np.float32) for name, value in made.items()}
+def outputs(model: Any, inputs: Any) -> dict[str, np.ndarray]:
+    """Returns the outputs of a model by name or position."""
+    values = model(inputs, training=False)
+    if not isinstance(values, dict):
+        values = dict(enumerate(values if isinstance(values, list | tuple) else [values]))
+    return {str(name): np.asarray(value, np.float32) for name, value in values.items()}
 
 
-def random_choices(structure: DependencyGraph, generator: np.random.Generator) -> dict[str, np.ndarray]:
-    """Of each group that is not blocked some units, at least one, that stay."""
-    choices = {}
-    for name, group in structure.groups.items():
+def random_units(dependencies: DependencyGraph, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """Returns random units to keep, at least one of each group that is not blocked."""
+    kept = {}
+    for name, group in dependencies.groups.items():
         if not group.blocked:
-            choices[name] = generator.random(group.size) < generator.uniform(0.2, 0.9)
-            choices[name][generator.integers(group.size)] = True
-    return choices
+            kept[name] = generator.random(group.size) < generator.uniform(0.2, 0.9)
+            kept[name][generator.integers(group.size)] = True
+    return kept
 
 
-def zero(structure: DependencyGraph, choices: Choices, own: bool = False) -> None:
-    """Sets the weights of what `choices` drops to zero, in the structure's model.
+def zero(dependencies: DependencyGraph, kept: Kept, producers_only: bool = False) -> None:
+    """Sets the weights of the units that are not kept to zero, in the graph's model.
 
-    With `own` only those that make the channels: their kernels, biases and normalisations; else also those of the
-    layers that they go into.
+    Args:
+      dependencies: Dependency graph of the model.
+      kept: The units that are kept.
+      producers_only: Whether only the weights that produce the units are set to zero (kernels, biases and
+        normalizations), and not those of the layers that use them.
     """
-    kept = structure.kept(choices)
-    made = {(id(source.variable), source.axis) for source in structure.channels.sources}
-    for (variable, axis), each in structure.channels.slices.items():
-        values = each.variable.numpy()
-        if not own or (variable, axis) in made or values.ndim == 1:
+    keep = dependencies.keep_fn(kept)
+    producing = {(id(producer.variable), producer.axis) for producer in dependencies.registry.producers}
+    for (variable, axis), weight_axis in dependencies.registry.weight_axes.items():
+        values = weight_axis.variable.numpy()
+        if not producers_only or (variable, axis) in producing or values.ndim == 1:
             shape = [1] * values.ndim
             shape[axis] = -1
-            each.variable.assign(values * kept(each.channel_ids).reshape(shape).astype(values.dtype))
-    normalise_over_what_stays(structure, choices)
+            weight_axis.variable.assign(values * keep(weight_axis.ids).reshape(shape).astype(values.dtype))
+    _normalize_over_kept(dependencies, kept)
 
 
-def normalise_over_what_stays(structure: DependencyGraph, choices: Choices) -> None:
-    """Makes normalisations over all channels take their mean and variance over those that stay, as a reference."""
-    kept = structure.kept(choices)
-    for layer in kernels.leaf_layers(structure.model).values():
+def _normalize_over_kept(dependencies: DependencyGraph, kept: Kept) -> None:
+    """Makes normalizations over all channels compute mean and variance over the kept ones."""
+    keep = dependencies.keep_fn(kept)
+    for layer in kernels.leaf_layers(dependencies.model).values():
         gamma = id(getattr(layer, "gamma", None)), 0
         over_channels = type(layer).__name__ == "LayerNormalization" or getattr(layer, "groups", None) == 1
-        if over_channels and gamma in structure.channels.slices:
-            layer.call = _masked_normalisation(
-                layer, kept(structure.channels.slices[gamma].channel_ids).astype(np.float32)
-            )
+        if over_channels and gamma in dependencies.registry.weight_axes:
+            mask = keep(dependencies.registry.weight_axes[gamma].ids).astype(np.float32)
+            layer.call = _masked_normalization(layer, mask)
 
 
-def _masked_normalisation(layer: Any, stays: np.ndarray) -> Any:
+def _masked_normalization(layer: Any, stays: np.ndarray) -> Any:
     def call(x: Any) -> Any:
         axes = [-1] if type(layer).__name__ == "LayerNormalization" else list(range(1, len(x.shape)))
         mask = tf.broadcast_to(stays, tf.shape(x))
@@ -110,8 +112,8 @@ def _masked_normalisation(layer: Any, stays: np.ndarray) -> Any:
     return call
 
 
-def assert_same(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], tolerance: float = 1e-5) -> None:
-    """Answers are equal, up to `tolerance` of the largest."""
+def assert_equal(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], tolerance: float = 1e-5) -> None:
+    """Asserts that outputs are equal, up to `tolerance` of the largest value."""
     assert list(one) == list(other)
     for name, values in one.items():
         assert values.shape == other[name].shape

@@ -1,13 +1,10 @@
-"""Small networks, one for each shape of graph that pruning meets, made with Keras 2 or Keras 3.
+"""Small networks, one for each shape of graph that pruning handles, in Keras 2 or Keras 3.
 
-A builder takes the Keras (the module) and returns a model; `GRAPHS` has them by name.
+A builder takes the Keras module and returns a model. `GRAPHS` holds the builders by name.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any
-
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 import keras
 import numpy as np
@@ -40,7 +37,7 @@ def _conv(K: Any, filters: int, name: str, size: int = 3, **arguments: Any) -> A
 
 
 def _classified(K: Any, inputs: Any, x: Any) -> Any:
-    """The model of three numbers from feature maps, vectors or sequences."""
+    """Returns the model that maps feature maps, vectors or sequences to three numbers."""
     if len(x.shape) == 4:
         x = K.layers.GlobalAveragePooling2D(name="pool")(x)
     elif len(x.shape) == 3:
@@ -88,7 +85,7 @@ def dense_layers(K: Any) -> Any:
 
 
 @_graph
-def batch_normalisation(K: Any) -> Any:
+def batch_normalization(K: Any) -> Any:
     image = _image(K)
     x = K.layers.BatchNormalization(name="norm")(_conv(K, 6, "first", activation=None, use_bias=False)(image))
     x = K.layers.BatchNormalization(scale=False, name="second_norm")(_conv(K, 4, "second")(K.layers.ReLU()(x)))
@@ -209,7 +206,7 @@ def concatenation(K: Any) -> Any:
 
 
 @_graph
-def concatenation_along_places(K: Any) -> Any:
+def concatenation_along_positions(K: Any) -> Any:
     image = _image(K)
     x = K.layers.Concatenate(axis=1)([_conv(K, 4, "a")(image), _conv(K, 4, "b")(image)])
     x = K.layers.Concatenate(axis=-2)([x, x])
@@ -260,7 +257,7 @@ def flattened_concatenation(K: Any) -> Any:
 
 
 @_graph
-def places(K: Any) -> Any:
+def positions(K: Any) -> Any:
     """What makes more, fewer or other places of a channel."""
     image = _image(K)
     x = K.layers.ZeroPadding2D(1)(_conv(K, 4, "first")(image))
@@ -312,14 +309,14 @@ def channel_shuffle(K: Any) -> Any:
 
 
 @_graph
-def layer_normalisation(K: Any) -> Any:
+def layer_normalization(K: Any) -> Any:
     image = _image(K)
     x = K.layers.LayerNormalization(name="norm")(_conv(K, 6, "first")(image))
     return _classified(K, image, _conv(K, 5, "second")(x))
 
 
 @_graph
-def one_normalisation_group(K: Any) -> Any:
+def one_normalization_group(K: Any) -> Any:
     image = _image(K)
     return _classified(K, image, K.layers.GroupNormalization(1, name="norm")(_conv(K, 6, "first")(image)))
 
@@ -334,7 +331,7 @@ def block_that_is_dropped(K: Any) -> Any:
 
 
 @_graph
-def group_normalisation(K: Any) -> Any:
+def group_normalization(K: Any) -> Any:
     image = _image(K)
     x = K.layers.GroupNormalization(3, name="norm")(_conv(K, 6, "first")(image))
     x = K.layers.GroupNormalization(-1, name="instance_norm")(_conv(K, 4, "second")(x))
@@ -343,7 +340,7 @@ def group_normalisation(K: Any) -> Any:
 
 
 @_graph
-def one_group_normalisation_twice(K: Any) -> Any:
+def one_group_normalization_twice(K: Any) -> Any:
     image = _image(K)
     norm = K.layers.GroupNormalization(4, center=False, scale=False, name="norm")
     x = K.layers.Concatenate()([norm(_conv(K, 8, "first")(image)), norm(_conv(K, 8, "second")(image))])
@@ -625,7 +622,7 @@ def activations(K: Any) -> Any:
 
 
 @_graph
-def places_of_any_number(K: Any) -> Any:
+def positions_of_any_number(K: Any) -> Any:
     image = K.Input((None, None, 3), name="image")
     x = K.layers.BatchNormalization()(_conv(K, 4, "first")(image))
     x = K.layers.Add()([x, _conv(K, 4, "second")(x)])
@@ -692,6 +689,6 @@ def softmax_layer_at_the_end(K: Any) -> Any:
 def preprocessing(K: Any) -> Any:
     """Layers whose state is not in their weights alone."""
     x = K.Input((3,), name="x")
-    normalise = K.layers.Normalization(name="normalise")
-    normalise.adapt(np.random.default_rng(0).normal(3.0, 5.0, (50, 3)).astype(np.float32))
-    return _classified(K, x, K.layers.Dense(5, activation="relu", name="hidden")(normalise(x)))
+    normalize = K.layers.Normalization(name="normalize")
+    normalize.adapt(np.random.default_rng(0).normal(3.0, 5.0, (50, 3)).astype(np.float32))
+    return _classified(K, x, K.layers.Dense(5, activation="relu", name="hidden")(normalize(x)))

@@ -1,11 +1,11 @@
-"""Which channels of a network belong together: found by sending labels through its graph.
+"""Channel ids: which channels of a network belong together.
 
-Each layer that makes channels (a convolution's filters, a dense layer's units) gives each of them a channel id. Beside
-every tensor flows an array of channel ids: which channel an element comes from. Layers that move elements (Flatten,
-Reshape, Permute, Concatenate) move the channel ids the same way; layers that combine channels element by element (Add,
-Multiply) unify them; layers with weights note which channel ids index which axis of which weight. What has the same
-root in the end must be removed together, and removing it is nothing but deleting indices. Torch-Pruning (Fang et al.
-2023, arXiv:2301.12900) finds the same groups by rules for pairs of layers.
+Each layer that creates channels (a convolution's filters, a dense layer's units) gives each of them a channel id. Every
+tensor has a `ChannelMap`: the id of the channel that each of its elements comes from. Layers that move elements
+(Flatten, Reshape, Permute, Concatenate) move the ids in the same way. Layers that combine elements (Add, Multiply)
+couple their ids. Layers with weights register which ids index which axis of a weight. Ids with the same root must be
+removed together, and removing them only deletes indices. Torch-Pruning (Fang et al. 2023, arXiv:2301.12900) derives the
+same groups from rules for pairs of layers.
 """
 
 import dataclasses
@@ -14,179 +14,194 @@ from typing import Any
 
 import numpy as np
 
-FIXED = 0  # the atom of what is never removed: the network's own inputs, and what comes out of unknown layers
+FIXED = 0  # id of elements that are never removed: the network's inputs, and the outputs of unknown layers
 
 ChannelIds = np.ndarray
-KeepFn = Callable[[ChannelIds], np.ndarray]  # channel_ids to whether they stay
+KeepFn = Callable[[ChannelIds], np.ndarray]  # channel ids to whether they are kept
+
+
+class UnsupportedLayer(Exception):  # noqa: N818 - not an error: the layer's channels are left alone
+    """A layer whose channels can't be distinguished. The message continues a sentence about the layer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ChannelMap:
-    """A tensor in the graph, without its batch dimension.
+    """The channel ids of a tensor, without the batch dimension.
 
     Attributes:
-      channel_ids: an array of the tensor's rank, whole along the axes on which they differ and 1 along the others.
-      shape: the tensor's; None where it is not fixed.
+      ids: Array of the tensor's rank; its size is the tensor's along axes on which the ids differ, and 1 along others.
+      shape: Shape of the tensor; None for a size that is not fixed.
     """
 
-    channel_ids: ChannelIds
+    ids: ChannelIds
     shape: tuple[int | None, ...]
 
     @property
     def fixed(self) -> bool:
-        """Whether nothing of it can be removed."""
-        return not self.channel_ids.any()
+        """Whether no element can be removed."""
+        return not self.ids.any()
 
-    def whole(self) -> ChannelIds:
-        """The channel_ids along every axis.
+    def broadcast(self) -> ChannelIds:
+        """Returns the ids in the shape of the tensor.
 
         Raises:
-          Unsupported: where the shape is not fixed.
+          UnsupportedLayer: The shape is not fixed.
         """
         if None in self.shape:
-            raise Unsupported(f"gets a tensor whose shape is not fixed: {self.shape}")
-        return np.broadcast_to(self.channel_ids, [int(size or 0) for size in self.shape])
-
-
-class Unsupported(Exception):  # noqa: N818 - no error: what can't be pruned is left alone
-    """A layer whose channels can't be told apart; the message continues “the layer …”."""
+            raise UnsupportedLayer(f"gets a tensor whose shape is not fixed: {self.shape}")
+        return np.broadcast_to(self.ids, [int(size or 0) for size in self.shape])
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightAxis:
-    """An axis of a weight and the atom of each of its indices."""
+    """An axis of a weight, with the channel id of each index."""
 
     variable: Any
     axis: int
-    channel_ids: ChannelIds
+    ids: ChannelIds
 
 
 @dataclasses.dataclass(frozen=True)
 class ProducingAxis:
-    """Where channels are made: an axis of a kernel, whose slices are the channels' own weights.
+    """An axis of a kernel that produces channels: each of its slices holds a channel's own weights.
 
     Attributes:
-      layer: the layer in whose name they are reported.
+      layer: Layer under whose name the channels are reported.
       kind: `filter`, `neuron` or `head`.
-      variable: the kernel.
-      axis: of the kernel.
-      channel_ids: of each index of the axis (of an LSTM's, each unit four times).
-      outputs: the channel_ids of the layer's output channels, or None where they are not the layer's output.
+      variable: The kernel.
+      axis: Axis of the kernel.
+      ids: Channel id of each index of the axis (for an LSTM, each unit four times).
+      outputs: Channel ids of the layer's outputs; None if the channels are not the layer's output.
     """
 
     layer: Any
     kind: str
     variable: Any
     axis: int
-    channel_ids: ChannelIds
+    ids: ChannelIds
     outputs: ChannelIds | None
 
 
 class ChannelRegistry:
-    """What is known of a network's channels; the rules fill it."""
+    """The channels of a network and their couplings, which the rules of the layers register.
+
+    Attributes:
+      coupled_calls: Channel ids that a layer gets at all of its calls, by the layer's id and a key.
+      weight_axes: Weight axes that channels index, by the variable's id and the axis.
+      producers: Axes that produce channels.
+      scales: Scales of normalizations.
+      config_edits: Functions that return a field of a layer's configuration for the kept channels, by the layer's id.
+      block_reasons: Reason why a channel is not removed, by channel id.
+    """
 
     def __init__(self) -> None:
         self._parents = np.zeros(1, np.int64)
-        self._made: dict[tuple[int, str], ChannelIds] = {}
-        self.tied: dict[tuple[int, str], ChannelIds] = {}
-        self.slices: dict[tuple[int, int], WeightAxis] = {}
-        self.sources: list[ProducingAxis] = []
+        self._created: dict[tuple[int, str], ChannelIds] = {}
+        self.coupled_calls: dict[tuple[int, str], ChannelIds] = {}
+        self.weight_axes: dict[tuple[int, int], WeightAxis] = {}
+        self.producers: list[ProducingAxis] = []
         self.scales: list[WeightAxis] = []
-        self.edits: dict[int, dict[str, Callable[[KeepFn], Any]]] = {}
-        self.reasons: dict[int, str] = {}
+        self.config_edits: dict[int, dict[str, Callable[[KeepFn], Any]]] = {}
+        self.block_reasons: dict[int, str] = {}
 
     @property
     def size(self) -> int:
-        """The number of channel_ids."""
+        """The number of channel ids."""
         return len(self._parents)
 
-    def make(self, layer: Any, count: int, part: str = "") -> ChannelIds:
-        """The channel_ids of the `count` channels that a layer makes; the same at every call of the layer."""
-        key = (id(layer), part)
-        if key not in self._made:
+    def create(self, layer: Any, count: int, key: str = "") -> ChannelIds:
+        """Returns the ids of the `count` channels that a layer creates, the same at every call of the layer.
+
+        Args:
+          layer: The layer.
+          count: Number of channels.
+          key: Name that distinguishes several sets of channels of one layer.
+        """
+        created = (id(layer), key)
+        if created not in self._created:
             first = len(self._parents)
             self._parents = np.append(self._parents, np.arange(first, first + count))
-            self._made[key] = self._parents[first:].copy()
-        return self._made[key]
+            self._created[created] = self._parents[first:].copy()
+        return self._created[created]
 
-    def roots(self, channel_ids: ChannelIds) -> ChannelIds:
-        """The representative of each atom's unit."""
-        channel_ids = np.asarray(channel_ids)
+    def roots(self, ids: ChannelIds) -> ChannelIds:
+        """Returns the id that represents the coupled channels of each id."""
+        ids = np.asarray(ids)
         while True:
-            parents = self._parents[channel_ids]
-            if np.array_equal(parents, channel_ids):
-                return channel_ids
-            channel_ids = parents
+            parents = self._parents[ids]
+            if np.array_equal(parents, ids):
+                return ids
+            ids = parents
 
-    def unify(self, one: ChannelIds, other: ChannelIds) -> ChannelIds:
-        """Couples channel_ids pair by pair (arrays that broadcast); what meets a fixed one is blocked.
+    def couple(self, first: ChannelIds, second: ChannelIds) -> ChannelIds:
+        """Couples ids pair by pair; arrays are broadcast. A channel that is paired with a fixed element is blocked.
 
         Returns:
-          Of each pair the first, or FIXED where one of the two is.
+          The first id of each pair, or FIXED if one of them is.
         """
-        one, other = np.broadcast_arrays(one, other)
-        first, second = self.roots(one), self.roots(other)
-        fixed = (first == FIXED) != (second == FIXED)
-        self.block(np.maximum(first, second)[fixed], "is combined with values that stay")
-        pairs = np.stack([first, second], -1)[(first != second) & ~fixed]
+        first, second = np.broadcast_arrays(first, second)
+        first_roots, second_roots = self.roots(first), self.roots(second)
+        fixed = (first_roots == FIXED) != (second_roots == FIXED)
+        self.block(np.maximum(first_roots, second_roots)[fixed], "is combined with values that stay")
+        pairs = np.stack([first_roots, second_roots], -1)[(first_roots != second_roots) & ~fixed]
         for left, right in np.unique(pairs.reshape(-1, 2), axis=0):
             a, b = self.roots(left), self.roots(right)
             self._parents[max(a, b)] = min(a, b)
-        return np.where(fixed, FIXED, one)
+        return np.where(fixed, FIXED, first)
 
-    def tie(self, layer: Any, part: str, channel_ids: ChannelIds) -> None:
-        """Couples what a layer gets here at all its calls."""
-        self.unify(self.tied.setdefault((id(layer), part), channel_ids), channel_ids)
+    def couple_calls(self, layer: Any, key: str, ids: ChannelIds) -> None:
+        """Couples the ids that a layer gets at this call with those of its other calls."""
+        self.couple(self.coupled_calls.setdefault((id(layer), key), ids), ids)
 
-    def index(self, variable: Any, axis: int, channel_ids: ChannelIds) -> None:
-        """Notes that the indices of a weight's axis belong to `channel_ids`."""
+    def index(self, variable: Any, axis: int, ids: ChannelIds) -> None:
+        """Registers that channels index an axis of a weight."""
         axis %= len(variable.shape)
-        channel_ids = np.broadcast_to(channel_ids, (int(variable.shape[axis]),))
-        known = self.slices.setdefault((id(variable), axis), WeightAxis(variable, axis, channel_ids))
-        if known.channel_ids is not channel_ids:
-            self.unify(known.channel_ids, channel_ids)
+        ids = np.broadcast_to(ids, (int(variable.shape[axis]),))
+        known = self.weight_axes.setdefault((id(variable), axis), WeightAxis(variable, axis, ids))
+        if known.ids is not ids:
+            self.couple(known.ids, ids)
 
-    def source(
-        self, layer: Any, kind: str, variable: Any, axis: int, channel_ids: ChannelIds, outputs: ChannelIds | None
+    def produce(
+        self, layer: Any, kind: str, variable: Any, axis: int, ids: ChannelIds, outputs: ChannelIds | None
     ) -> None:
-        """Notes a kernel whose slices are the channels' own weights, which it indexes too."""
+        """Registers an axis of a kernel that produces channels, and that they index it; see `ProducingAxis`."""
         axis %= len(variable.shape)
-        if (id(variable), axis) not in self.slices:
-            self.sources.append(ProducingAxis(layer, kind, variable, axis, channel_ids, outputs))
-        self.index(variable, axis, channel_ids)
+        if (id(variable), axis) not in self.weight_axes:
+            self.producers.append(ProducingAxis(layer, kind, variable, axis, ids, outputs))
+        self.index(variable, axis, ids)
 
-    def scale(self, variable: Any, channel_ids: ChannelIds) -> None:
-        """Notes the scale of a normalisation."""
-        if (id(variable), 0) not in self.slices:
-            self.scales.append(WeightAxis(variable, 0, channel_ids))
-        self.index(variable, 0, channel_ids)
+    def add_scale(self, variable: Any, ids: ChannelIds) -> None:
+        """Registers the scale of a normalization."""
+        if (id(variable), 0) not in self.weight_axes:
+            self.scales.append(WeightAxis(variable, 0, ids))
+        self.index(variable, 0, ids)
 
-    def edit(self, layer: Any, key: str, value: Callable[[KeepFn], Any]) -> None:
-        """Notes a field of a layer's configuration that depends on what stays."""
-        self.edits.setdefault(id(layer), {})[key] = value
+    def edit_config(self, layer: Any, field: str, value: Callable[[KeepFn], Any]) -> None:
+        """Registers a field of a layer's configuration that depends on the kept channels."""
+        self.config_edits.setdefault(id(layer), {})[field] = value
 
-    def count(self, layer: Any, key: str, channel_ids: ChannelIds) -> None:
-        """Notes a field that is the number of channels that stay."""
-        self.edit(layer, key, lambda kept: int(kept(channel_ids).sum()))
+    def edit_count(self, layer: Any, field: str, ids: ChannelIds) -> None:
+        """Registers a field of a layer's configuration that is the number of kept channels."""
+        self.edit_config(layer, field, lambda keep: int(keep(ids).sum()))
 
-    def block(self, channel_ids: ChannelIds, reason: str) -> None:
-        """Leaves the units of these channel_ids alone; the first reason is reported."""
-        for atom in np.unique(channel_ids):
-            if atom != FIXED:
-                self.reasons.setdefault(int(atom), reason)
+    def block(self, ids: ChannelIds, reason: str) -> None:
+        """Blocks the removal of channels; the first reason is reported."""
+        for channel in np.unique(ids):
+            if channel != FIXED:
+                self.block_reasons.setdefault(int(channel), reason)
 
-    def last_axis(self, flow: ChannelMap) -> ChannelIds:
-        """The channel ids along the last axis, whose channels a layer treats alike at every place: they are coupled.
+    def last_axis(self, tensor: ChannelMap) -> ChannelIds:
+        """Returns the ids along the last axis, after coupling them over all positions, which the layer treats alike.
 
         Raises:
-          Unsupported: where the channels lie along another axis.
+          UnsupportedLayer: The channels lie along another axis.
         """
-        size = flow.shape[-1]
-        rows = flow.channel_ids.reshape(-1, flow.channel_ids.shape[-1])
-        if flow.fixed:
+        size = tensor.shape[-1]
+        rows = tensor.ids.reshape(-1, tensor.ids.shape[-1])
+        if tensor.fixed:
             return np.zeros(size or 1, np.int64)
         if rows.shape[1] != size:
-            raise Unsupported("works along the last axis, and the channels lie along another one")
+            raise UnsupportedLayer("works along the last axis, and the channels lie along another one")
         for row in rows[1:]:
-            self.unify(rows[0], row)
+            self.couple(rows[0], row)
         return rows[0]

@@ -100,10 +100,10 @@ class ChannelPruner(ModelPruner):
 
     def ablated(self, name: str, sparsity: float) -> contextlib.AbstractContextManager[None]:
         """See the base class. Removed units are zero wherever they are produced or used, which equals removal."""
-        keep = self.dependencies.kept(self.select({name: sparsity}))
+        keep = self.dependencies.keep_fn(self.select({name: sparsity}))
         values: dict[int, tuple[Any, np.ndarray]] = {}
-        for weight_axis in self.dependencies.channels.slices.values():
-            stays = keep(weight_axis.channel_ids)
+        for weight_axis in self.dependencies.registry.weight_axes.values():
+            stays = keep(weight_axis.ids)
             if not stays.all():
                 variable, value = values.get(id(weight_axis.variable), (weight_axis.variable, None))
                 value = np.asarray(variable.numpy()) if value is None else value
@@ -125,7 +125,7 @@ class ChannelPruner(ModelPruner):
 
     def _protected(self, group: ChannelGroup, handle: ModelHandle, plan: PruningPlan) -> str:
         """Returns the reason why the plan or the user protects a group; empty if they don't."""
-        first = [layer for layer in group.layers if layer in self.dependencies.firsts]
+        first = [layer for layer in group.layers if layer in self.dependencies.first_layers]
         if first and "first" in plan.protect:
             return f"first layer ({first[0]}), protected by default"
         if frozen := [producer.kernel for producer in group.producers if producer.kernel in handle.frozen]:
@@ -139,7 +139,7 @@ class ChannelPruner(ModelPruner):
             if "is an output" not in reason:
                 self.notes.append(f"The channels of {name!r} are left alone: one of them {reason}.")
         for name, reason in self.protected.items():
-            coupled = [layer for layer in self.layers[name] if layer not in self.dependencies.firsts]
+            coupled = [layer for layer in self.layers[name] if layer not in self.dependencies.first_layers]
             if reason.startswith("first") and coupled:
                 self.notes.append(
                     f"Protecting the first layer also protects the layers coupled to its channels, {len(coupled)} "
@@ -163,7 +163,7 @@ class _SizeEstimate:
     def __init__(self, dependencies: DependencyGraph, handle: ModelHandle, size: ModelSize):
         self._dependencies = dependencies
         self._axes: dict[int, list[Any]] = {}
-        for (variable, _), weight_axis in dependencies.channels.slices.items():
+        for (variable, _), weight_axis in dependencies.registry.weight_axes.items():
             self._axes.setdefault(variable, []).append(weight_axis)
         macs = {layer.name: layer.macs or 0 for layer in size.layers}
         self._macs = {id(kernel.variable): macs.get(name, 0) for name, kernel in handle.kernels.items()}
@@ -171,11 +171,11 @@ class _SizeEstimate:
 
     def saved(self, target: str, kept: Kept) -> float:
         """Returns the fraction of the target that is removed."""
-        keep = self._dependencies.kept(kept)
+        keep = self._dependencies.keep_fn(kept)
         removed = 0.0
         for key, axes in self._axes.items():
             variable = axes[0].variable
-            share = 1 - math.prod(float(keep(axis.channel_ids).mean()) for axis in axes)
+            share = 1 - math.prod(float(keep(axis.ids).mean()) for axis in axes)
             size = math.prod(int(size) for size in variable.shape)
             if target == "macs":
                 removed += share * self._macs.get(key, 0)

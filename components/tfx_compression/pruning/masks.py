@@ -1,4 +1,4 @@
-"""Masks: which weights of a kernel stay, single ones, N of every M, or whole blocks."""
+"""Masks: which weights of a kernel are kept, as single weights, N of every M, or whole blocks."""
 
 import math
 
@@ -10,32 +10,34 @@ from tfx_compression.pruning.plan import PruningPlan
 
 
 def mask(kernel: Kernel, scores: np.ndarray, sparsity: float, plan: PruningPlan) -> np.ndarray:
-    """Which weights of a kernel stay, in the plan's pattern.
+    """Returns the mask of a kernel in the plan's pattern.
 
-    Unstructured, it is tfmot's rule (`pruning_impl.Pruning._update_mask`; Zhu & Gupta 2017, arXiv:1710.01878), and N:M
-    tfmot's `generate_m_by_n_mask` (Mishra et al. 2021, arXiv:2104.08378), for every kind of kernel. Blocks are those of
-    tfmot where its sizes divide the kernel's. At a ragged edge tfmot averages other cells than it masks (its pooling
-    pads on both sides); here a block's score is the average of its own cells.
+    Unstructured masks follow tfmot's rule (`pruning_impl.Pruning._update_mask`; Zhu & Gupta 2017, arXiv:1710.01878),
+    and N:M masks tfmot's `generate_m_by_n_mask` (Mishra et al. 2021, arXiv:2104.08378), for every kind of kernel.
+    Blocks are those of tfmot if their sizes divide the kernel's. At a ragged edge tfmot averages other cells than it
+    masks, as its pooling pads on both sides; here the score of a block is the average of its own cells.
 
     Args:
-      kernel: to be masked.
-      scores: the importance of each weight, larger is more important, in the kernel's shape.
-      sparsity: the fraction of the weights (or blocks) that goes, in [0, 1). N:M says itself how much; 0 leaves
-        everything also there.
-      plan: its `pattern` is used.
+      kernel: The kernel.
+      scores: Importance of each weight, in the kernel's shape; larger is more important.
+      sparsity: Fraction of the weights (or blocks) to prune, in [0, 1). A pattern N:M implies it, but 0 keeps all.
+      plan: Plan, whose pattern is used.
 
     Returns:
-      Booleans in the kernel's shape; at least one weight or block is True. What ties with the last that stays, stays.
+      An array of bool in the kernel's shape, True where a weight is kept. At least one weight or block is kept, and
+      those that tie with the least important kept one are kept too.
 
     Raises:
-      ConfigError: where the kernel is too small for the pattern, see `supports_pattern`.
+      ConfigError: The kernel is too small for the pattern; see `supports_pattern`.
     """
     if sparsity <= 0:
         return np.ones(scores.shape, bool)
     if not supports_pattern(kernel, plan):
         raise ConfigError(
             f"PruningPlan.pattern = {plan.pattern!r}: the kernel {kernel.name!r} of shape {kernel.shape} is too small "
-            f"for it, nothing of it could be zero. Remedy: rules=[LayerRule(layers={kernel.name!r}, sparsity=0)]."
+            f"for it, as no weight could be zero. Remedy: rules=[LayerRule(layers={kernel.name!r}, sparsity=0)].",
+            field="PruningPlan.pattern",
+            code="kernel-too-small",
         )
     if plan.n_of_m:
         return kernel.from_matrix(_n_of_m(_groups(kernel, scores, plan.n_of_m[1]), plan.n_of_m[0], kernel))
@@ -47,10 +49,10 @@ def mask(kernel: Kernel, scores: np.ndarray, sparsity: float, plan: PruningPlan)
 
 
 def supports_pattern(kernel: Kernel, plan: PruningPlan) -> bool:
-    """Whether anything in the kernel can be zero in the plan's pattern.
+    """Returns whether any weight of a kernel can be zero in the plan's pattern.
 
-    Not of a convolution with N input channels or fewer at N:M (tfmot leaves it dense and says nothing), of an embedding
-    at N:M (nothing is summed over), or of a kernel of a single block.
+    None can in a convolution with at most N input channels at N:M (tfmot leaves it dense silently), in an embedding at
+    N:M (nothing is summed over), or in a kernel of a single block.
     """
     if plan.n_of_m:
         return bool(kernel.input_axes) and kernel.shape[kernel.input_axes[-1]] > plan.n_of_m[0]
@@ -62,10 +64,10 @@ def supports_pattern(kernel: Kernel, plan: PruningPlan) -> bool:
 
 
 def check_pattern(kernel: Kernel, values: np.ndarray, plan: PruningPlan) -> bool:
-    """Whether the zeros of `values`, weights or a mask in the kernel's shape, are whole in the plan's pattern.
+    """Returns whether the zeros of weights or of a mask, in the kernel's shape, follow the plan's pattern.
 
-    At N:M, at most N of every M differ from zero. In blocks, each is zero everywhere or nowhere. Unstructured is
-    always whole.
+    In N:M, at most N of every M values differ from zero. Each block is zero everywhere or nowhere. Unstructured zeros
+    always follow their pattern.
     """
     if plan.n_of_m:
         used = np.count_nonzero(_groups(kernel, values != 0, plan.n_of_m[1]), axis=-1)
@@ -77,9 +79,9 @@ def check_pattern(kernel: Kernel, values: np.ndarray, plan: PruningPlan) -> bool
 
 
 def block_scores(kernel: Kernel, scores: np.ndarray, block: tuple[int, int]) -> np.ndarray:
-    """The average of `scores`, in the kernel's shape, over each block of (inputs, outputs): [block rows, columns].
+    """Returns the average score of each block of (inputs, outputs): [block rows, block columns].
 
-    What sticks out of the matrix at the last blocks counts for nothing.
+    Blocks that extend beyond the matrix are averaged over the cells inside it.
     """
     averages = kernel.to_matrix(scores)
     for axis, size in enumerate(block):
@@ -90,7 +92,7 @@ def block_scores(kernel: Kernel, scores: np.ndarray, block: tuple[int, int]) -> 
 
 
 def _largest(scores: np.ndarray, sparsity: float) -> np.ndarray:
-    """The rule of tfmot, in its arithmetic of 32 bits: the k largest stay, and what ties with the k-th."""
+    """Keeps the k largest scores and those that tie with the k-th: tfmot's rule, in its arithmetic of 32 bits."""
     wanted = np.round(np.float32(scores.size) * (np.float32(1) - np.float32(sparsity)))
     k = min(max(int(wanted), 1), scores.size)
     threshold = np.partition(scores.ravel(), scores.size - k)[scores.size - k]
@@ -98,7 +100,7 @@ def _largest(scores: np.ndarray, sparsity: float) -> np.ndarray:
 
 
 def _groups(kernel: Kernel, values: np.ndarray, size: int) -> np.ndarray:
-    """`values` as [runs, groups, size], each run along the input channels; the least fills up the last group."""
+    """Returns values as [runs, groups, size], with runs along the input channels and the last group padded."""
     depth = kernel.shape[kernel.input_axes[-1]]
     runs = kernel.to_matrix(values).T.reshape(-1, depth)
     padded = np.pad(runs, ((0, 0), (0, -depth % size)), constant_values=False if values.dtype == bool else -np.inf)
@@ -106,7 +108,7 @@ def _groups(kernel: Kernel, values: np.ndarray, size: int) -> np.ndarray:
 
 
 def _n_of_m(groups: np.ndarray, n: int, kernel: Kernel) -> np.ndarray:
-    """Where the n largest of each group are, as the kernel's matrix; the first of equals, as top_k picks."""
+    """Keeps the n largest values of each group, the first of equal ones as `top_k` does."""
     chosen = np.argsort(-groups, axis=-1, kind="stable")[..., :n]
     kept = np.zeros(groups.shape, bool)
     np.put_along_axis(kept, chosen, True, axis=-1)

@@ -28,6 +28,7 @@ from tfx_compression.keras_models.keras3 import LOADING_FAILURES
 from tfx_compression.keras_models.library import is_keras3, keras_library
 from tfx_compression.model_handle import ModelHandle
 from tfx_compression.model_handle.variable_matching import VariableMatching
+from tfx_compression.pruning.network_rebuild import NetworkRebuilder
 from tfx_compression.saved_models import saved_model
 from tfx_compression.saved_models.saved_model import SavedModel
 
@@ -101,21 +102,11 @@ def _cloned(model: Any) -> Any:
     if not is_keras3(model):
         return library.models.clone_model(model, clone_function=new_layer)
     # Keras 3's clone_model would compile the clone from a configuration, which knows no loss of the user's own.
-    names = [tensor._keras_history.operation.name for tensor in model.inputs]
-    inputs = [clone.input_like(old, old.shape, name) for old, name in zip(model.inputs, names, strict=True)]
     if isinstance(model, library.Sequential):
-        return library.Sequential([*inputs, *map(new_layer, model.layers)], name=model.name)
-    tensors = dict(zip(map(id, model.inputs), inputs, strict=True))
-    layers: dict[int, Any] = {}
-    for call in graph.calls(model):
-        if id(call.layer) not in layers:
-            # An operation has no state, so the clone can share it.
-            layers[id(call.layer)] = new_layer(call.layer) if hasattr(call.layer, "weights") else call.layer
-        args, kwargs = graph.map_tensors((call.args, call.kwargs), lambda tensor: tensors[id(tensor)])
-        outputs = graph.flat_tensors(layers[id(call.layer)](*args, **kwargs))
-        tensors.update(zip(map(id, call.outputs), outputs, strict=True))
-    structures = (graph.map_tensors(each, lambda tensor: tensors[id(tensor)]) for each in graph.io_structures(model))
-    return _functional_class(model)(*structures, name=model.name)
+        (given,) = model.inputs
+        first = clone.input_like(given, given.shape, given._keras_history.operation.name)
+        return library.Sequential([first, *map(new_layer, model.layers)], name=model.name)
+    return NetworkRebuilder(new_layer).rebuild(model, _functional_class(model))
 
 
 def _functional_class(model: Any) -> Any:

@@ -130,4 +130,4 @@ def _ends(handle: ModelHandle) -> tuple[list[str], list[str]]:
     def kernels_of(layers: list[str]) -> list[str]:
         return [name for name in names if any(name == layer or name.startswith(f"{layer}/") for layer in layers)]
 
-    return kernels_of(dependencies.firsts), kernels_of(dependencies.lasts)
+    return kernels_of(dependencies.first_layers), kernels_of(dependencies.last_layers)

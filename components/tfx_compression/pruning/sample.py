@@ -1,0 +1,50 @@
+"""A sample of a dataset that stays in memory."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from tfx_compression.errors import DataError
+
+
+class Sample:
+    """The first rows of a dataset.
+
+    They are read only once: another pass over shuffled data would give other rows, and a sensitivity that is noise.
+
+    Args:
+      data: Batches; None has no rows.
+      rows: Number of rows.
+      batch_size: Rows per batch.
+      model: Name of the model, for the error message.
+
+    Attributes:
+      data: The sample, in batches.
+    """
+
+    def __init__(self, data: tf.data.Dataset | None, rows: int, batch_size: int, model: str):
+        self.data = () if data is None else data.unbatch().take(rows).batch(batch_size).cache()
+        self._model_name = model
+
+    def batches(self) -> Iterator[Any]:
+        """Yields the sample in batches.
+
+        Raises:
+          DataError: There are no rows.
+        """
+        empty = True
+        for batch in self.data:
+            empty = False
+            yield batch
+        if empty:
+            raise DataError(
+                f"The statistics of the model {self._model_name!r} can't be computed: the data has no rows. "
+                "Remedy: a split or dataset with rows.",
+                code="no-rows",
+            )
+
+    def rows(self) -> Iterator[Any]:
+        """Yields the sample in batches of one row."""
+        for batch in self.batches():
+            yield from tf.data.Dataset.from_tensors(batch).unbatch().batch(1)
