@@ -4,7 +4,12 @@ import pytest
 from google.protobuf import text_format
 from tensorflow_model_analysis.proto import config_pb2
 from tfx_compression.compressed_evaluator.budget import Budget
-from tfx_compression.compressed_evaluator.eval_config import complete_config, default_config, labels_are_classes
+from tfx_compression.compressed_evaluator.eval_config import (
+    complete_config,
+    default_config,
+    labels_are_classes,
+    require_valid_metrics,
+)
 from tfx_compression.errors import ConfigError
 
 from tests.support.errors import raises
@@ -77,6 +82,26 @@ def test_the_name_of_a_loss_has_to_say_so():
     renamed = 'metrics_specs { metrics { class_name: "SparseCategoricalCrossentropy" config: \'"name": "nll"\' } }'
     with raises(ConfigError, code="misleading-metric-name", match="'nll'.*'loss'"):
         complete(_LABEL + renamed)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        'class_name: "NoSuchMetric"',
+        'class_name: "SparseCategoricalAccuracy" config: \'"classes": 3\'',
+        'class_name: "NoSuchMetric" module: "no_such_module"',
+    ],
+)
+def test_a_metric_that_tfma_cannot_make_is_refused(metric):
+    config = complete(_LABEL + f"metrics_specs {{ metrics {{ {metric} }} }}")
+    with raises(ConfigError, field="eval_config.metrics_specs", code="invalid-metric"):
+        require_valid_metrics(config, None)
+    require_valid_metrics(complete(_LABEL + _ACCURACY), None)
+
+
+def test_a_configuration_of_a_metric_that_is_not_json_is_refused():
+    with raises(ConfigError, code="invalid-metric", match="SparseCategoricalAccuracy"):
+        complete(_LABEL + 'metrics_specs { metrics { class_name: "SparseCategoricalAccuracy" config: "name" } }')
 
 
 def test_a_limited_metric_has_to_be_computed():

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 
 import tensorflow_model_analysis as tfma
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tensorflow_model_analysis.metrics import metric_specs
 from tensorflow_model_analysis.proto import config_pb2  # tfma 0.52 has these at its top level only once TFX is imported
 
 from tfx_compression.compressed_evaluator.budget import Budget
@@ -57,6 +59,24 @@ def complete_config(
             options.confidence_intervals.method = config_pb2.ConfidenceIntervalOptions.JACKKNIFE
         options.compute_confidence_intervals.value = True
     return tfma.utils.update_eval_config_with_defaults(config, has_baseline=has_baseline, rubber_stamp=not has_baseline)
+
+
+def require_valid_metrics(config: config_pb2.EvalConfig, schema: schema_pb2.Schema | None) -> None:
+    """Checks that TFMA can make every metric of a complete configuration.
+
+    Raises:
+      ConfigError: A metric's class is unknown, or doesn't have its configuration (code "invalid-metric").
+    """
+    for spec in config.metrics_specs:
+        try:
+            metric_specs.to_computations([spec], eval_config=config, schema=schema)
+        except (AttributeError, ImportError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+            names = ", ".join(metric.class_name for metric in spec.metrics)
+            raise ConfigError(
+                f"TFMA can't make the metrics {names} of the eval_config: {error}",
+                field="eval_config.metrics_specs",
+                code="invalid-metric",
+            ) from error
 
 
 def labels_are_classes(
@@ -159,5 +179,13 @@ def _metric_names(eval_config: config_pb2.EvalConfig) -> list[tuple[str, str]]:
     for spec in eval_config.metrics_specs:
         for metric in spec.metrics:
             config = metric.config if metric.config.strip().startswith("{") else f"{{{metric.config}}}"
-            names.append((metric.class_name, str(json.loads(config).get("name", metric.class_name))))
+            try:
+                fields = json.loads(config)
+            except ValueError as error:
+                raise ConfigError(
+                    f"The configuration of {metric.class_name} in the eval_config is not JSON: {error}: {config}",
+                    field="eval_config.metrics_specs",
+                    code="invalid-metric",
+                ) from error
+            names.append((metric.class_name, str(fields.get("name", metric.class_name))))
     return names

@@ -22,6 +22,7 @@ from tfx_compression.compressed_evaluator.eval_config import (
     complete_config,
     default_config,
     labels_are_classes,
+    require_valid_metrics,
 )
 from tfx_compression.compressed_evaluator.evaluation import FILE, Evaluation
 from tfx_compression.compressed_evaluator.measurement import ExampleRow, LoadedModel
@@ -106,7 +107,8 @@ def run(
     """
     _clear(output_path)
     paths = _locate(candidates, baseline)
-    complete_config(list(paths), eval_config, budget, has_baseline=baseline is not None)
+    config = complete_config(list(paths), eval_config, budget, has_baseline=baseline is not None)
+    require_valid_metrics(config, schema)
     files = _files(patterns)
     row = _first_row(files, patterns, schema, eval_config)
     evaluation = _Evaluation(paths, files, schema, eval_config, budget, output_path, reference_kernels)

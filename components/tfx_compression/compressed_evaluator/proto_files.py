@@ -28,10 +28,13 @@ def read_eval_config(path: str) -> config_pb2.EvalConfig:
 
 
 def _parse(path: str, message: Message) -> Message:
-    with tf.io.gfile.GFile(path) as file:
-        text = file.read()
+    with tf.io.gfile.GFile(path, "rb") as file:
+        content = file.read()
     try:
+        text = content.decode()
         is_json = text.lstrip().startswith("{")
         return json_format.Parse(text, message) if is_json else text_format.Parse(text, message)
-    except (json_format.ParseError, text_format.ParseError) as error:
-        raise ConfigError(f"{path} holds no {message.DESCRIPTOR.full_name}: {error}") from error
+    except (UnicodeDecodeError, json_format.ParseError, text_format.ParseError) as error:
+        raise ConfigError(
+            f"{path} holds no {message.DESCRIPTOR.full_name}: {error}", code="unreadable-proto"
+        ) from error
