@@ -148,9 +148,14 @@ def test_the_jackknife_error_of_a_mean_is_its_standard_error():
 
 ROWS = 2000
 ACCURACY = 0.9
-MODELS = ["a", "b", "c", "baseline"]
-_METRICS = ["BinaryAccuracy", "BinaryCrossentropy", "AUC"]
-_METHODS = {"none": "", "jackknife": "JACKKNIFE", "bootstrap": "POISSON_BOOTSTRAP"}
+MODELS = ["a", "b", "baseline"]
+_METRICS = ["BinaryAccuracy", "BinaryCrossentropy"]
+# The samples of an AUC, with its 10,000 buckets, take most of the time.
+_RUNS = {
+    "none": ("", [*_METRICS, "AUC"]),
+    "jackknife": ("JACKKNIFE", [*_METRICS, "AUC"]),
+    "bootstrap": ("POISSON_BOOTSTRAP", _METRICS),
+}
 
 
 def answers(seed: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -194,9 +199,7 @@ def run(batches: Sequence[tfma.Extracts], config: config_pb2.EvalConfig, path: A
         )
 
 
-def evaluated(
-    path: Any, method: str, names: Sequence[str] = _METRICS, sizes: Sequence[int] = (512, 512, 512)
-) -> MetricResults:
+def evaluated(path: Any, method: str, names: Sequence[str], sizes: Sequence[int] = (512, 512, 512)) -> MetricResults:
     """The results of a Beam run."""
     models = " ".join(
         f'model_specs {{ name: "{name}" label_key: "label" {"is_baseline: true" if name == "baseline" else ""} }}'
@@ -216,7 +219,7 @@ def evaluated(
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[str, MetricResults]:
     folder = tmp_path_factory.mktemp("intervals")
-    return {name: evaluated(folder / name, method) for name, method in _METHODS.items()}
+    return {name: evaluated(folder / name, *arguments) for name, arguments in _RUNS.items()}
 
 
 @pytest.mark.slow
@@ -229,10 +232,14 @@ def test_intervals_do_not_change_the_metrics(results):
                 assert by_slice.keys() == sampled[model].keys() == {"", "part=tenth", "part=rest"}
                 for key, numbers in by_slice.items():
                     actual = {metric: value.value for metric, value in sampled[model][key].items()}
-                    expected = {metric: value.value for metric, value in numbers.items()}
+                    without_auc = name == "bootstrap"
+                    expected = {
+                        metric: value.value
+                        for metric, value in numbers.items()
+                        if not (without_auc and metric == "auc")
+                    }
                     assert actual == pytest.approx(expected, rel=1e-6)
                     assert all(value.error is None for value in numbers.values())
-        assert results[name].metrics("a") == pytest.approx(results["none"].metrics("a"), rel=1e-6)
 
 
 @pytest.mark.slow

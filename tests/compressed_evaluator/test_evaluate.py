@@ -21,7 +21,7 @@ from tensorflow_model_analysis.proto import config_pb2
 from tfx_compression.compressed_evaluator import evaluate, gate
 from tfx_compression.errors import ConfigError, DataError, ModelError
 
-from tests.compressed_evaluator.conftest import ACCURACY, CANDIDATES, ROWS, rows, save, sliced_config
+from tests.support.classifiers import ACCURACY, CANDIDATES, ROWS, rows, save, sliced_config
 from tests.support.errors import raises
 from tests.support.helpers import save_function, write_examples
 
@@ -324,12 +324,6 @@ def test_a_missing_feature_is_an_error_for_tflite_and_the_default_for_a_saved_mo
     with raises(ModelError, match="'x'"):
         tfc.evaluate({"int8": paths["int8"]}, pattern, "label")
     assert tfc.evaluate({"examples": paths["examples"]}, pattern, "label").rows == ROWS
-
-
-def test_a_missing_feature_of_the_first_row_is_named(paths, tmp_path):
-    path = write_examples(tmp_path / "other.tfrecord", {"label": np.ones([1, 1], np.int64)})
-    with raises(ModelError, code="missing-feature", match="'x'.*: label"):
-        tfc.evaluate({"int8": paths["int8"]}, path, "label")
 
 
 def test_labels_that_are_not_classes_are_an_error(paths, tmp_path):
