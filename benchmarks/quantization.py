@@ -321,7 +321,8 @@ def _quantized(path: Path, fields: Mapping[str, Any], rows: Sequence[Any]) -> tu
 def _with_record(path: Path, fields: Mapping[str, Any], rows: Sequence[Any]) -> tuple[bytes, Any]:
     """Converts as the component does: the first rows calibrate, and the search uses the others."""
     from tfx_compression.tflite_quantizer.config import Quantization
-    from tfx_compression.tflite_quantizer.quantize import Rows, quantize_saved_model
+    from tfx_compression.tflite_quantizer.quantize import quantize_saved_model
+    from tfx_compression.tflite_quantizer.rows import Rows
 
     images, labels = rows
     config = Quantization(**fields)

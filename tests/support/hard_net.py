@@ -1,14 +1,14 @@
-"""A net that is hard to quantize, made from a normal one without changing its function."""
+"""A net that is hard to quantize and computes the same as the net that it is made from."""
 
 import numpy as np
 import tf_keras
 
 
 def harden(model: tf_keras.Model, seed: int = 0) -> tf_keras.Model:
-    """A copy whose channels before each depthwise convolution differ by up to 2^10 in range, which computes the same.
+    """Returns a copy that computes the same, with channel ranges before depthwise convolutions up to 2^10 apart.
 
-    The BatchNormalization before is scaled, gamma and beta, by s = 2^U(-5, 5) for each channel, and the depthwise
-    kernel by 1 / s; a ReLU may be in between, which commutes with that.
+    Gamma and beta of the preceding BatchNormalization are scaled by s = 2^U(-5, 5) per channel, and the depthwise
+    kernel by 1 / s. A ReLU between the two commutes with the scales.
     """
     hard = tf_keras.models.clone_model(model)
     hard.set_weights(model.get_weights())

@@ -1,4 +1,4 @@
-"""The report: what someone who converts a model reads in it, and that nothing in a name or a number breaks it."""
+"""The report: its contents as a reader sees them, and its robustness to names and numbers."""
 
 import re
 from typing import Any
@@ -54,7 +54,7 @@ def verdict(**changes: Any) -> TargetVerdict:
 
 
 def record(**changes: Any) -> QuantizationRecord:
-    """A small network in int8, but for `changes`."""
+    """Returns the record of a small network in int8, with changes."""
     known: dict[str, Any] = {
         "config": Quantization(mode="int8", batch_size=1, target="edge_tpu"),
         "versions": {"tensorflow": "2.16.2", "ai-edge-litert": "2.3.0"},
@@ -90,14 +90,14 @@ def values(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return spec["data"]["values"]
 
 
-def test_the_mode_and_the_sizes_stand_on_top():
+def test_mode_and_sizes_are_on_top():
     text = page().text
     assert "Mode int8: 8-bit weights and activations Converted to 93.1 kB. Needs LiteRT 2.1 or newer." in text
     assert "file 93.1 kB weights in float32: 344.0 kB gzipped 32.9 kB as zstd 31.4 kB arena 6.2 kB" in text
     assert "zeros in weights 25.0 %" in text
 
 
-def test_what_keeps_it_from_running_stands_on_top_in_red():
+def test_problems_of_the_target_are_on_top_in_red():
     source = report.render(record(verdict=verdict(runs=False, problems=("ELU: use ReLU.",))))
     assert "Does not run on edge_tpu. Needs LiteRT 2.1 or newer. ELU: use ReLU." in Page(source).text
     assert 'class="decision "' in source
@@ -109,7 +109,7 @@ def test_warnings_come_before_the_figures_and_notes_after():
     assert text.index("Data left the range.") < text.index("gzipped") < text.index("Ranges of training.")
 
 
-def test_inputs_and_outputs_have_what_an_application_needs():
+def test_inputs_and_outputs_have_types_shapes_and_scales():
     assert page().tables["Signature serving_default"] == [
         ["", "name", "type", "shape", "scale", "zero point"],
         ["input", "image", "int8", "any × 28 × 28", "0.00390625", "-128"],
@@ -117,24 +117,24 @@ def test_inputs_and_outputs_have_what_an_application_needs():
     ]
 
 
-def test_layers_stand_worst_first_in_the_table_and_in_the_plot():
-    found = page()
-    assert found.tables["Errors by layer"] == [
+def test_layers_are_sorted_worst_first():
+    rendered = page()
+    assert rendered.tables["Errors by layer"] == [
         ["layer", "precision", "SNR in dB", "largest error", "cosine"],
         ["net/dense FULLY_CONNECTED", "int4", "18.5", "1.5", ""],
         ["net/conv CONV_2D", "int8", "41.2", "0.0125", "0.999900"],
         ["net/flatten RESHAPE", "", "exact", "0", "1.000000"],
     ]
-    (spec,) = found.specs()
+    (spec,) = rendered.specs()
     assert [(value["layer"], value["snr"]) for value in values(spec)] == [("net/dense", 18.5), ("net/conv", 41.25)]
 
 
-def test_of_many_layers_the_worst_are_drawn_and_all_are_in_the_table():
+def test_the_plot_shows_the_worst_of_many_layers():
     layers = tuple(_LAYERS[0].model_copy(update={"layer": f"conv{n}", "snr_db": float(n)}) for n in range(100))
-    found = page(layers=layers)
-    assert [value["layer"] for value in values(found.specs()[0])] == [f"conv{n}" for n in range(plots.MOST_LAYERS)]
-    assert f"{100 - plots.MOST_LAYERS} more layers are in the table." in found.text
-    assert len(found.tables["Errors by layer"]) == 101
+    rendered = page(layers=layers)
+    assert [value["layer"] for value in values(rendered.specs()[0])] == [f"conv{n}" for n in range(plots.MOST_LAYERS)]
+    assert f"{100 - plots.MOST_LAYERS} more layers are in the table." in rendered.text
+    assert len(rendered.tables["Errors by layer"]) == 101
 
 
 def test_without_any_difference_there_is_no_plot():
@@ -142,14 +142,14 @@ def test_without_any_difference_there_is_no_plot():
     assert "Error of each layer" not in page(layers=()).text
 
 
-def test_each_accelerator_says_what_it_takes_and_why_not_the_rest():
-    found = page(verdict=verdict())
-    assert found.tables["Target edge_tpu"] == [
-        ["", "operators that it takes", "pieces", "first that it leaves", "rules"],
+def test_accelerators_list_the_operators_left_out():
+    rendered = page(verdict=verdict())
+    assert rendered.tables["Target edge_tpu"] == [
+        ["", "operators mapped", "segments", "first operator left out", "rules"],
         ["Edge TPU", "1 of 3", "1", "ELU (net/elu)", "coral.ai/docs/edgetpu/models-intro 2024-05-01"],
     ]
-    assert found.tables["Edge TPU: 2 operators left out"] == [
-        ["", "operator", "why not"],
+    assert rendered.tables["Edge TPU: 2 operators left out"] == [
+        ["", "operator", "reason"],
         ["1", "ELU net/elu", "no such operator"],
         ["2", "SOFTMAX net/softmax", "behind the cut"],
     ]
@@ -159,7 +159,7 @@ def test_the_arena_is_shown_with_its_limit():
     assert "arena 6.2 kB limit 8.0 kB" in page(verdict=verdict(max_arena_bytes=8000)).text
 
 
-def test_a_share_outside_the_calibrated_range_is_marked_beyond_its_limit():
+def test_a_share_outside_the_range_is_marked_above_its_limit():
     calibration = CalibrationRecord(
         rows=200,
         method="min_max",
@@ -172,10 +172,10 @@ def test_a_share_outside_the_calibrated_range_is_marked_beyond_its_limit():
         ),
     )
     source = report.render(record(calibration=calibration))
-    found = Page(source)
-    assert "rows 200 ranges by min/max rows checked against them 1,000 rows by value 0: 100, 1: 100" in found.text
-    assert found.tables["Calibration"] == [
-        ["input", "seen", "quantized", "other rows’ values outside"],
+    rendered = Page(source)
+    assert "rows 200 ranges min/max rows checked 1,000 rows per value 0: 100, 1: 100" in rendered.text
+    assert rendered.tables["Calibration"] == [
+        ["input", "seen", "quantized", "checked values outside"],
         ["image", "0 to 1", "0 to 1", "12.5 % more than 1 %"],
         ["age", "-2.5 to 80", "-2 to 80", "0.4 %"],
         ["free", "0 to 1", "0 to 1", ""],
@@ -199,46 +199,46 @@ AUTO = AutoRecord(
 )
 
 
-def test_what_auto_tried_is_drawn_with_the_float_model_and_listed():
-    found = page(auto=AUTO, config=Quantization(mode="auto", auto=AutoPrecision(max_drop=0.005)))
+def test_trials_of_a_search_are_drawn_and_listed():
+    rendered = page(auto=AUTO, config=Quantization(mode="auto", auto=AutoPrecision(max_drop=0.005)))
     assert (
         "sparse categorical accuracy 0.8970, the float model’s 0.9000, on 2,000 rows; 2 trials, 1 of them accepted; "
-        "equalized." in found.text
+        "equalized." in rendered.text
     )
-    line, points = found.specs()[0]["layer"]
+    line, points = rendered.specs()[0]["layer"]
     assert line["data"]["values"] == [{"baseline": 0.9}]
     assert [(value["kilobytes"], value["metric"], value["verdict"]) for value in values(points)] == [
         (50.0, 0.8, "refused"),
         (60.0, 0.897, "accepted"),
     ]
-    assert found.tables["Trials in order"][2] == ["net/conv int8", "0.8970", "60,000", "accepted"]
-    assert found.tables["Precision by layer"][1:] == [["net/conv", "int8"], ["net/dense", "int4"]]
+    assert rendered.tables["Trials in order"][2] == ["net/conv int8", "0.8970", "60,000", "accepted"]
+    assert rendered.tables["Precision by layer"][1:] == [["net/conv", "int8"], ["net/dense", "int4"]]
 
 
-def test_operators_are_counted_and_tensorflows_own_named_with_who_asked():
-    found = page(select_tf_ops={"FlexErf": ("net/gelu", "net/gelu_1")})
-    assert found.tables["Operators by count"] == [
+def test_operators_are_counted_and_flex_operators_listed_with_their_layers():
+    rendered = page(select_tf_ops={"FlexErf": ("net/gelu", "net/gelu_1")})
+    assert rendered.tables["Operators by count"] == [
         ["operator", "count", "returning floats"],
         ["CONV_2D", "3", "0"],
         ["SOFTMAX", "1", "1"],
     ]
-    assert "FlexErf net/gelu, net/gelu_1" in found.text
+    assert "FlexErf net/gelu, net/gelu_1" in rendered.text
 
 
-def test_the_steps_that_were_taken_are_told():
+def test_equalization_sparse_encoding_and_durations_are_shown():
     pair = EqualizedPair(first="net/conv", second="net/dw", spread_before=812.5, spread_after=3.0)
     sparse = SparseRecord(encoded=False, reason="the gzipped file is 4 kB larger.")
-    found = page(equalization=(pair,), sparse=sparse, self_test={"logits": 0.03125, "other": 0.001})
-    assert found.tables["Layers whose channels were scaled"][1] == ["net/conv", "net/dw", "812.5×", "3.0×"]
-    assert "Not encoded: the gzipped file is 4 kB larger." in found.text
-    assert "largest difference from float 0.0312 of logits" in found.text
-    assert "tensorflow 2.16.2" in found.text
-    assert "convert 3.2 s" in found.text
+    rendered = page(equalization=(pair,), sparse=sparse, self_test={"logits": 0.03125, "other": 0.001})
+    assert rendered.tables["Equalized layers"][1] == ["net/conv", "net/dw", "812.5×", "3.0×"]
+    assert "Not encoded: the gzipped file is 4 kB larger." in rendered.text
+    assert "largest difference from float 0.0312 in logits" in rendered.text
+    assert "tensorflow 2.16.2" in rendered.text
+    assert "convert 3.2 s" in rendered.text
 
 
-def test_what_was_configured_is_told_from_what_was_left():
+def test_set_fields_are_apart_from_default_values():
     config = Quantization(mode="int8", calibration=Calibration(rows=77))
-    shown, left = page(config=config).text.split(" Configuration ")[1].split("Left at the default")
+    shown, left = page(config=config).text.split(" Configuration ")[1].split("Default values")
     assert "mode int8" in shown
     assert '"rows": 77' in shown
     assert "per_channel true" in left
@@ -270,24 +270,24 @@ def test_vega_draws_the_plots():
         assert 'fill="currentColor"' in drawn
 
 
-def test_the_json_in_the_report_is_the_record():
-    found = full()
-    (copied,) = Page(report.render(found)).pre
-    assert QuantizationRecord.model_validate_json(copied) == found
+def test_the_report_contains_the_record_as_json():
+    original = full()
+    (copied,) = Page(report.render(original)).pre
+    assert QuantizationRecord.model_validate_json(copied) == original
 
 
-def test_it_needs_no_network():
+def test_the_report_works_offline():
     source = report.render(full())
-    found = Page(source)
-    assert not found.attributes & {"src", "href", "srcset"}
-    assert not set(found.tags) & {"link", "img", "iframe", "object", "base"}
+    rendered = Page(source)
+    assert not rendered.attributes & {"src", "href", "srcset"}
+    assert not set(rendered.tags) & {"link", "img", "iframe", "object", "base"}
     assert not re.search(r"@import|url\(", "".join(re.findall(r"<style>(.*?)</style>", source, re.DOTALL)))
 
 
 @pytest.mark.parametrize("name", ["</script><img src=x onerror=alert(1)><!--", '"><img>', "{{ 7 * 7 }}"])
-def test_no_name_breaks_out_of_its_place(name):
-    found = Page(report.render(full(name), title=name))
-    assert "img" not in found.tags
-    assert found.tags.count("script") == 4  # the bundle, our own, two plots
-    assert {value["layer"] for value in values(found.specs()[1])} == {name}
-    assert name in found.text  # as it is
+def test_names_are_escaped(name):
+    rendered = Page(report.render(full(name), title=name))
+    assert "img" not in rendered.tags
+    assert rendered.tags.count("script") == 4  # the bundle, the page's own, and two plots
+    assert {value["layer"] for value in values(rendered.specs()[1])} == {name}
+    assert name in rendered.text  # unchanged

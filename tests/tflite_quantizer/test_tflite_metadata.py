@@ -1,4 +1,4 @@
-"""Metadata in a TFLite file, read by a walk over the bytes that shares no code with the writer, and as a ZIP."""
+"""Metadata in a TFLite file, read by code that shares nothing with the writer, and as a ZIP archive."""
 
 import io
 import struct
@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.lite.tools import flatbuffer_utils
-from tfx_compression.errors import ModelError
+from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite_quantizer import tflite_metadata
-from tfx_compression.tflite_quantizer.tflite_metadata import GraphMetadata, Metadata, TensorMetadata
+from tfx_compression.tflite_quantizer.tflite_metadata import GraphMetadata, ModelMetadata, TensorMetadata
 
 from tests.support import helpers
+from tests.support.errors import raises
 
 pytestmark = pytest.mark.slow  # converts models
 
@@ -29,20 +30,15 @@ EVERYTHING: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def int8():
-    return helpers.to_tflite(helpers.small_cnn(), "int8", helpers.images(20)[0] / helpers.LARGEST)
+def written(int8_cnn):
+    return tflite_metadata.write(int8_cnn, **EVERYTHING)
 
 
-@pytest.fixture(scope="module")
-def written(int8):
-    return tflite_metadata.write(int8, **EVERYTHING)
-
-
-# The walk: a table is where its vtable's entries (uint16, from byte 4 on) say; 0 is a field that is not there.
+# Reading: the entries of a table's vtable (uint16, from byte 4 on) are its fields' offsets; 0 is an absent field.
 
 
 def at(data: bytes, place: int) -> int:
-    """Where an offset points."""
+    """Returns the place that an offset points to."""
     return place + struct.unpack_from("<I", data, place)[0]
 
 
@@ -73,12 +69,12 @@ def tables(data: bytes, table: int, number: int) -> list[int]:
 
 
 def buffers(content: bytes) -> list[bytes]:
-    """The buffers called TFLITE_METADATA, as TensorFlow reads the model."""
+    """Returns the buffers named TFLITE_METADATA, as TensorFlow reads the model."""
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
     return [bytes(model.buffers[entry.buffer].data) for entry in model.metadata if entry.name == b"TFLITE_METADATA"]
 
 
-def test_every_field_has_the_schemas_number(written):
+def test_fields_have_the_schemas_numbers(written):
     (data,) = buffers(written)
     assert data[4:8] == b"M001"
     root = at(data, 0)
@@ -103,7 +99,7 @@ def test_every_field_has_the_schemas_number(written):
     assert text(data, file, 0) in zipfile.ZipFile(io.BytesIO(written)).namelist()
 
 
-def test_labels_are_a_file_that_is_not_compressed(written):
+def test_labels_are_an_uncompressed_file(written):
     with zipfile.ZipFile(io.BytesIO(written)) as archive:
         (info,) = archive.infolist()
         assert archive.testzip() is None
@@ -111,35 +107,35 @@ def test_labels_are_a_file_that_is_not_compressed(written):
         assert info.compress_type == zipfile.ZIP_STORED
 
 
-def test_what_is_written_is_read(int8, written):
+def test_written_metadata_is_read(int8_cnn, written):
     image = TensorMetadata("image", (0.5, 1.5), (16.0, 4.0), (-1.0,), (2.5,))
     graph = GraphMetadata("serving_default", (image,), (TensorMetadata("probabilities", labels=LABELS),))
-    assert tflite_metadata.read(written) == Metadata(**WORDS, graphs=(graph,), min_parser_version="1.0.0")
-    assert tflite_metadata.read(int8) is None
+    assert tflite_metadata.read(written) == ModelMetadata(**WORDS, graphs=(graph,), min_parser_version="1.0.0")
+    assert tflite_metadata.read(int8_cnn) is None
 
 
-def test_writing_again_replaces_and_the_same_gives_the_same_bytes(int8, written):
+def test_writing_again_replaces_the_metadata(int8_cnn, written):
     again = tflite_metadata.write(written, name="another")
     assert len(buffers(again)) == 1
     assert tflite_metadata.read(again).name == "another"
     assert tflite_metadata.read(again).graphs[0].outputs == (TensorMetadata("probabilities"),)
     assert not zipfile.is_zipfile(io.BytesIO(again))
-    assert tflite_metadata.write(again, **EVERYTHING) == tflite_metadata.write(int8, **EVERYTHING) == written
+    assert tflite_metadata.write(again, **EVERYTHING) == tflite_metadata.write(int8_cnn, **EVERYTHING) == written
 
 
-def test_the_model_computes_the_same_on_both_runtimes(int8, written):
+def test_the_model_computes_the_same_on_both_runtimes(int8_cnn, written):
     images = helpers.images(7, seed=3)[0] / helpers.LARGEST
-    before, after = (Interpreter(content).predict({"image": images}) for content in (int8, written))
+    before, after = (Interpreter(content).predict({"image": images}) for content in (int8_cnn, written))
     np.testing.assert_array_equal(after["probabilities"], before["probabilities"])
 
     def on_tensorflow(content: bytes) -> np.ndarray:
         run = tf.lite.Interpreter(model_content=content).get_signature_runner("serving_default")
         return run(image=np.full((1, 8, 8, 1), 5, np.int8))["probabilities"]
 
-    np.testing.assert_array_equal(on_tensorflow(written), on_tensorflow(int8))
+    np.testing.assert_array_equal(on_tensorflow(written), on_tensorflow(int8_cnn))
 
 
-def test_tensors_stand_in_the_order_of_the_graph_and_have_the_signatures_names(tmp_path):
+def test_tensors_have_the_graphs_order_and_the_signatures_names(tmp_path):
     path = helpers.save_function(
         lambda b, a, c: {"sum": a[:, :2] + b[:, :2] + c[:, :2], "last": 2.0 * c[:, 1:]},
         [tf.TensorSpec([None, size], tf.float32, name) for size, name in ((3, "b"), (4, "a"), (3, "c"))],
@@ -158,25 +154,30 @@ def test_tensors_stand_in_the_order_of_the_graph_and_have_the_signatures_names(t
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("fields", "code", "match"),
     [
-        ({"labels": {"scores": LABELS}}, "outputs 'scores', which .*: probabilities"),
-        ({"normalization": {"picture": ((0.0,), (1.0,))}}, "inputs 'picture', which .*: image"),
-        ({"ranges": {"picture": (0.0, 1.0)}}, "inputs 'picture', which .*: image"),
-        ({"labels": {"probabilities": ("one", "two")}}, "'probabilities' has 3 values .* names 2"),
-        ({"labels": {"probabilities": ("one", "two\n", "three")}}, "line break"),
+        ({"labels": {"scores": LABELS}}, "unknown-output", "'scores'.*probabilities"),
+        ({"normalization": {"picture": ((0.0,), (1.0,))}}, "unknown-input", "'picture'.*image"),
+        ({"ranges": {"picture": (0.0, 1.0)}}, "unknown-input", "'picture'.*image"),
+        ({"labels": {"probabilities": ("one", "two")}}, "label-count", "'probabilities' has 3 .* 2 "),
+        ({"labels": {"probabilities": ("one", "two\n", "three")}}, "label-line-break", "'two"),
     ],
     ids=["output", "input", "range", "number", "line break"],
 )
-def test_what_does_not_fit_the_model_is_refused(int8, asked, said):
-    with pytest.raises(ModelError, match=said):
-        tflite_metadata.write(int8, **asked)
+def test_metadata_that_does_not_fit_the_model_is_refused(int8_cnn, fields, code, match):
+    with raises(ConfigError, code=code, match=match):
+        tflite_metadata.write(int8_cnn, **fields)
 
 
-def test_what_is_no_model_or_damaged_is_refused(int8, written):
-    with pytest.raises(ModelError, match="Not a TFLite model"):
+def test_other_content_and_damaged_models_are_refused(int8_cnn, written):
+    with raises(ModelError):
         tflite_metadata.read(b"PK\x03\x04 something else")
-    with pytest.raises(ModelError, match="damaged"):
-        tflite_metadata.write(int8[:200])
-    with pytest.raises(ModelError, match="metadata is damaged"):  # its labels are cut off
+    with raises(ModelError):
+        tflite_metadata.write(int8_cnn[:200])
+    with raises(ModelError, code="damaged-metadata"):  # the file of labels is truncated
         tflite_metadata.read(written[: written.rindex(b"PK\x05\x06")])
+
+
+def test_another_format_is_refused(written):
+    with raises(ModelError, code="unknown-metadata", match="M002"):
+        tflite_metadata.read(written.replace(b"M001", b"M002"))

@@ -4,12 +4,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from tfx_compression import worker
 from tfx_compression.saved_models.feature_signatures import feature_signature
 from tfx_compression.tflite.conversion import MODEL_FILE, ConversionOptions, to_tflite
 from tfx_compression.tflite.interpreter import Interpreter
+from tfx_compression.tflite.sample_rows import zero_rows
 
 
 def main(request: Mapping[str, Any]) -> None:
@@ -24,10 +23,6 @@ def main(request: Mapping[str, Any]) -> None:
     content = to_tflite(saved_model, ConversionOptions(request["mode"]))
     worker.step("running the TFLite model for the first time")
     interpreter = Interpreter(content)
-    zeros = {
-        name: np.zeros([1, *(abs(size) for size in tensor.shape[1:])], tensor.dtype)
-        for name, tensor in interpreter.inputs.items()
-    }
-    interpreter.predict(zeros)
+    interpreter.predict(zero_rows(interpreter.inputs))
     with open(os.path.join(request["folder"], MODEL_FILE), "wb") as file:
         file.write(content)

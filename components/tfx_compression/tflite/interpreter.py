@@ -89,11 +89,12 @@ class Interpreter:
         and give the same bits on every machine.
       xnnpack: Whether XNNPACK runs the operators that it has, as on a device. Without it, the built-in kernels do.
       preserve_tensors: Whether every tensor keeps its values after a run, for `tensor_values`. Takes more memory.
+      signature: Name of the signature to run. None means `serving_default`, or the only one.
       trusted: Whether to skip the check of the content, because it was checked before or a crash is provided for.
 
     Attributes:
-      inputs: Inputs by name in the signature `serving_default`, or the only one. Without a signature they go by the
-        tensor's name, shortened from `serving_default_x:0` to `x` where that is unique.
+      inputs: Inputs by name in the signature. Without a signature they go by the tensor's name, shortened from
+        `serving_default_x:0` to `x` where that is unique.
       outputs: Outputs, named in the same way.
       has_signature: Whether the model has a signature.
       runtime: Name of the runtime and its kernels.
@@ -112,6 +113,7 @@ class Interpreter:
         *,
         xnnpack: bool = True,
         preserve_tensors: bool = False,
+        signature: str | None = None,
         trusted: bool = False,
     ):
         if not trusted:  # The interpreter reads beyond the end of a truncated file.
@@ -122,7 +124,7 @@ class Interpreter:
             self._interpreter, library = _load(content, num_threads, reference_kernels, xnnpack, preserve_tensors)
             if not _has_free_sizes(self._interpreter):  # Free sizes are known with the first batch only.
                 self._interpreter.allocate_tensors()
-            signature = _choose_signature(self._interpreter.get_signature_list())
+            signature = signature or _choose_signature(self._interpreter.get_signature_list())
             self._runner = None
             if signature is None:
                 self.inputs = _all_details(_by_plain_name(self._interpreter.get_input_details()))

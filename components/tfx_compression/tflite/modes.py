@@ -42,6 +42,11 @@ class PrecisionSpec:
     searched: bool = True
 
     @property
+    def quantized(self) -> bool:
+        """Whether weights are stored in fewer than 32 bits."""
+        return self.weights != "float32"
+
+    @property
     def weight_bits(self) -> int:
         """Bits of a stored weight."""
         return _BITS[self.weights]

@@ -29,11 +29,11 @@ class TFLiteQuantizerSpec(ComponentSpec):
 
 
 class TFLiteQuantizer(base_component.BaseComponent):
-    """Converts a model to TFLite, quantized.
+    """Converts a model to a quantized TFLite model.
 
-    What is converted are signatures of the SavedModel; where one takes serialized tf.Examples, what it does after
-    parsing them, so that the model's inputs are features, by name. A Transform layer becomes part of the TFLite model,
-    or stays before it, by `config.transform`. A model that can't run on `config.target` is an error.
+    It converts signatures of the SavedModel. If a signature takes serialized tf.Examples, it converts the part after
+    parsing, so that the model's inputs are features by name. `config.transform` decides whether a Transform layer
+    becomes part of the TFLite model or stays before it. A model that can't run on `config.target` is an error.
 
     ```python
     int8 = tfc.TFLiteQuantizer(
@@ -44,10 +44,9 @@ class TFLiteQuantizer(base_component.BaseComponent):
     ```
 
     Outputs:
-      tflite_model: a Model whose file is `Format-Serving/tflite`. Beside it `report.html` for people,
-        `quantization.json` (all of the report's figures), `tflite.json` (operators, inputs, outputs), `self_test.npz`
-        (rows, and what the model makes of them, for devices to compare with), and for microcontrollers `model.cc` and
-        `model.h`.
+      tflite_model: Model whose file is `Format-Serving/tflite`. Beside it are `report.html`, `quantization.json` (all
+        figures of the report), `tflite.json` (operators, inputs, outputs), `self_test.npz` (rows and the model's
+        outputs for them, for devices to compare with), and for microcontrollers `model.cc` and `model.h`.
     """
 
     SPEC_CLASS = TFLiteQuantizerSpec
@@ -65,15 +64,15 @@ class TFLiteQuantizer(base_component.BaseComponent):
         """Declares the conversion of `model`.
 
         Args:
-          model: a Model channel: a SavedModel.
-          examples: for modes that are calibrated, rows to calibrate on: what the model's `serving_default` takes, so
-            the ExampleGen's.
-          schema: of the examples, for mode `auto` without `config.auto.label_key`: which feature is the label.
-          config: the mode and how it is calibrated; the default otherwise.
-          mode: overrides the configuration's, also at run time.
+          model: Model channel with a SavedModel.
+          examples: Examples channel with rows to calibrate on, which calibrated modes need. They are the examples that
+            the model's `serving_default` takes, usually the ExampleGen's.
+          schema: Schema channel that tells the label in mode `auto` without `config.auto.label_key`.
+          config: Mode and calibration; the default if None.
+          mode: Mode that overrides the configuration's, also at run time.
 
         Raises:
-          ConfigError: where `mode` is none, or the mode needs examples and there are none.
+          ConfigError: If the mode is unknown, or needs examples or a schema that aren't given.
         """
         config = config or Quantization()
         properties = declaration.config_properties("config", config, {"mode": mode})
@@ -81,12 +80,16 @@ class TFLiteQuantizer(base_component.BaseComponent):
         if chosen.needs_data and examples is None:
             raise ConfigError(
                 f"Quantization mode {chosen.mode!r} is calibrated on data. "
-                "Remedy: examples=example_gen.outputs['examples'], or mode 'dynamic' or 'float16'."
+                "Remedy: examples=example_gen.outputs['examples'], or mode 'dynamic' or 'float16'.",
+                field="TFLiteQuantizer.examples",
+                code="missing-input",
             )
         if chosen.needs_labels and chosen.auto.label_key is None and schema is None:
             raise ConfigError(
-                "Quantization mode 'auto' measures a metric against the labels. Remedy: auto.label_key, or "
-                "schema=schema_gen.outputs['schema'], or auto.metric='agreement'."
+                f"Quantization mode {chosen.mode!r} measures a metric against the labels. Remedy: auto.label_key, or "
+                "schema=schema_gen.outputs['schema'], or auto.metric='agreement'.",
+                field="TFLiteQuantizer.schema",
+                code="missing-input",
             )
         super().__init__(
             TFLiteQuantizerSpec(

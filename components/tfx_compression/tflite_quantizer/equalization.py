@@ -1,8 +1,8 @@
 """Cross-layer equalization of a float TFLite model (Nagel et al. 2019, arXiv:1906.04721, section 4.1).
 
-Where nothing but ReLU and what treats every channel alike lies between two layers, dividing a channel of the first one
-by a positive number and multiplying what the second one does with that channel by the same number changes no output,
-but may make the ranges of the channels alike, so that one scale suits all of them.
+If only ReLU and operators that treat every channel alike lie between two layers, dividing an output channel of the
+first layer by a positive number and multiplying the second layer's weights for that channel by the same number changes
+no output. It can make the ranges of the channels alike, so that one scale suits all of them.
 """
 
 import collections
@@ -16,8 +16,8 @@ from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite_quantizer.record import EqualizedPair
 
 _SWEEPS = 100
-_DEAD = 1e-6  # of the largest channel: scaling it up would do so to its bias, which then had the range to itself
-_CONVERGED = 1e-3  # the largest logarithm of a scale in a sweep
+_DEAD = 1e-6  # relative to the largest channel; scaling such a channel up would let its bias dominate the range
+_CONVERGED = 1e-3  # largest logarithm of a scale in a sweep
 _LINEAR = (schema.ActivationFunctionType.NONE, schema.ActivationFunctionType.RELU)  # f(s x) = s f(x) for s > 0
 _OUTPUT_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
 _BETWEEN = (
@@ -41,28 +41,28 @@ class _Pair(NamedTuple):
 def equalize(content: bytes) -> tuple[bytes, tuple[EqualizedPair, ...]]:
     """Scales the channels between layers so that the ranges of the weights on both sides are the same.
 
-    Pairs are a convolution, depthwise convolution or dense layer, with ReLU or nothing behind it, and the one of these
-    that alone takes what it returns, be there paddings, poolings or a flattening between. A channel is divided by
-    `sqrt(r1 r2) / r2` (equation 11), r1 and r2 the largest absolute weights on either side; pair after pair, until
-    nothing changes. It isn't where that would make its bias larger than twice the layer's largest weight and bias
-    together: the channel would have the range of the output to itself. Channels that are zero on a side stay as they
-    are, and so do kernels that are used twice.
+    A pair is a convolution, depthwise convolution or dense layer, with ReLU or no activation, and another one that is
+    the only reader of its output; paddings, poolings and a flattening may lie between. A channel is divided by
+    `sqrt(r1 r2) / r2` (equation 11), where r1 and r2 are the largest absolute weights on either side. This is repeated
+    pair by pair until nothing changes. A channel is scaled less if its bias would otherwise exceed twice the sum of the
+    layer's largest weight and largest bias, because it would dominate the range of the output. Channels that are zero
+    on one side stay as they are, and so do kernels that are used twice.
 
     Args:
-      content: a float flatbuffer.
+      content: A float flatbuffer.
 
     Returns:
       The flatbuffer, which computes the same up to rounding, and the pairs in the order in which they run.
 
     Raises:
-      ModelError: where `content` is no TFLite model.
+      ModelError: If `content` is not a TFLite model.
     """
     model = flatbuffer.parse(content)
     layers = _Layers(model)
     pairs = list(layers.pairs())
     if not pairs:
         return content, ()
-    before = [_spread(layers.output_ranges(pair.first)) for pair in pairs]
+    spreads = [_spread(layers.output_ranges(pair.first)) for pair in pairs]
     for _ in range(_SWEEPS):
         if max(layers.balance(pair) for pair in pairs) < _CONVERGED:
             break
@@ -74,19 +74,19 @@ def equalize(content: bytes) -> tuple[bytes, tuple[EqualizedPair, ...]]:
             spread_before=spread,
             spread_after=_spread(layers.output_ranges(pair.first)),
         )
-        for pair, spread in zip(pairs, before, strict=True)
+        for pair, spread in zip(pairs, spreads, strict=True)
     )
     return flatbuffer.serialize(model), record
 
 
 def _spread(ranges: np.ndarray) -> float:
-    """The largest range by the smallest one; dead channels don't count."""
+    """Returns the largest range divided by the smallest one; dead channels don't count."""
     alive = ranges[ranges > 0]
     return float(alive.max() / alive.min()) if alive.size else 1.0
 
 
 class _Layers:
-    """The weights of a parsed model that may be scaled, in float64 until they are written back."""
+    """The weights of a parsed model that can be scaled, in float64 until they are written back."""
 
     def __init__(self, model: Any):
         self._model = model
@@ -108,7 +108,7 @@ class _Layers:
         }
 
     def pairs(self) -> Iterator[_Pair]:
-        """The layers that may be scaled against each other."""
+        """Yields the layers that can be scaled against each other."""
         for index in self._kernels:
             operator = self.operators[index]
             if self._option(operator, "fusedActivationFunction") not in _LINEAR:
@@ -120,7 +120,7 @@ class _Layers:
                 yield _Pair(index, second)
 
     def balance(self, pair: _Pair) -> float:
-        """Makes the ranges of a pair's channels equal; returns the largest logarithm of what they were scaled by."""
+        """Makes the ranges of a pair's channels equal, and returns the largest logarithm of their scales."""
         first, second = self.output_ranges(pair.first), self._input_ranges(pair)
         alive = (first > _DEAD * first.max()) & (second > _DEAD * second.max())
         scale = np.where(alive, np.sqrt(first / np.where(alive, second, 1.0)), 1.0)  # sqrt(r1 r2) / r2
@@ -135,13 +135,13 @@ class _Layers:
         return float(np.abs(np.log(scale)).max())
 
     def output_ranges(self, index: int) -> np.ndarray:
-        """The largest absolute weight of each output channel."""
+        """Returns the largest absolute weight of each output channel."""
         kernel = np.abs(self._kernels[index])
         axis = _OUTPUT_AXIS[self.operators[index].op]
         return kernel.max(axis=tuple(place for place in range(kernel.ndim) if place != axis))
 
     def write(self) -> None:
-        """Puts the weights into the model."""
+        """Writes the weights into the model."""
         for index, kernel in self._kernels.items():
             self._put(self._graph.tensors[self.operators[index].inputs[1]], kernel)
         for index, bias in self._biases.items():
@@ -180,41 +180,41 @@ class _Layers:
         self._model.buffers[tensor.buffer].data = np.frombuffer(data.tobytes(), np.uint8)
 
     def _copied(self, tensor: Any, suffix: str) -> int:
-        """A new tensor like `tensor`, with a buffer of its own; the converter lets layers share equal constants."""
-        fresh = schema.TensorT()
-        fresh.__dict__.update(tensor.__dict__)
-        fresh.name = tensor.name + f"/equalized{suffix}".encode()
-        fresh.buffer = len(self._model.buffers)
+        """Adds a copy of a tensor with a buffer of its own, because the converter lets layers share equal constants."""
+        copy = schema.TensorT()
+        copy.__dict__.update(tensor.__dict__)
+        copy.name = tensor.name + f"/equalized{suffix}".encode()
+        copy.buffer = len(self._model.buffers)
         self._model.buffers.append(schema.BufferT())
-        self._graph.tensors.append(fresh)
+        self._graph.tensors.append(copy)
         return len(self._graph.tensors) - 1
 
     def _channels(self, index: int) -> int:
         return int(self._kernels[index].shape[_OUTPUT_AXIS[self.operators[index].op]])
 
     def _next(self, operator: flatbuffer.Operator, channels: int) -> int | None:
-        """The layer that alone takes on what `operator` returns, if its weights can be scaled by channel."""
+        """Returns the only layer that reads the output of `operator`, if its weights can be scaled by channel."""
         (tensor,) = operator.outputs
         readers = self._readers[tensor]
         if tensor in self._graph.outputs or len(readers) != 1 or readers[0].inputs[0] != tensor:
             return None
         (reader,) = readers
         if reader.index in self._kernels:
-            return reader.index if self._takes(reader, channels) else None
-        return self._next(reader, channels) if self._keeps(reader, channels) else None
+            return reader.index if self._can_scale_inputs(reader, channels) else None
+        return self._next(reader, channels) if self._preserves_channels(reader, channels) else None
 
-    def _takes(self, operator: flatbuffer.Operator, channels: int) -> bool:
-        """Whether the last dimension of a kernel goes through the channels in turn: not that of a grouped one."""
+    def _can_scale_inputs(self, operator: flatbuffer.Operator, channels: int) -> bool:
+        """Returns whether the last axis of a kernel cycles through the channels; a grouped kernel's doesn't."""
         kernel = self._kernels[operator.index]
         if operator.op == "FULLY_CONNECTED":
             return kernel.shape[-1] % channels == 0
-        taken = int(self._graph.tensors[operator.inputs[0]].shape[-1])
+        input_size = int(self._graph.tensors[operator.inputs[0]].shape[-1])
         if operator.op == "CONV_2D":
-            return taken == kernel.shape[-1] and taken % channels == 0
-        return kernel.shape[-1] % taken == 0 and taken % channels == 0
+            return input_size == kernel.shape[-1] and input_size % channels == 0
+        return kernel.shape[-1] % input_size == 0 and input_size % channels == 0
 
-    def _keeps(self, operator: flatbuffer.Operator, channels: int) -> bool:
-        """Whether an operator treats each channel alike, whatever it is scaled by, and keeps the channels in turn."""
+    def _preserves_channels(self, operator: flatbuffer.Operator, channels: int) -> bool:
+        """Returns whether an operator commutes with the scales of channels and keeps the channels in order."""
         if operator.op not in _BETWEEN or len(operator.outputs) != 1:
             return False
         if self._option(operator, "fusedActivationFunction") not in (None, *_LINEAR):
@@ -222,10 +222,10 @@ class _Layers:
         last = int(self._graph.tensors[operator.outputs[0]].shape[-1])
         if operator.op == "RESHAPE":
             return last % channels == 0
-        return last == int(self._graph.tensors[operator.inputs[0]].shape[-1]) and self._spares_last(operator)
+        return last == int(self._graph.tensors[operator.inputs[0]].shape[-1]) and self._spares_last_axis(operator)
 
-    def _spares_last(self, operator: flatbuffer.Operator) -> bool:
-        """Whether a mean or padding leaves the last dimension alone."""
+    def _spares_last_axis(self, operator: flatbuffer.Operator) -> bool:
+        """Returns whether a mean or padding leaves the last axis alone."""
         if operator.op not in ("MEAN", "PAD"):
             return True
         data = self._model.buffers[self._graph.tensors[operator.inputs[1]].buffer].data
@@ -236,15 +236,15 @@ class _Layers:
         return not values[-2:].any() if operator.op == "PAD" else not np.isin(values, (-1, rank - 1)).any()
 
     def _channel_of_weight(self, pair: _Pair) -> np.ndarray:
-        """Which channel of the pair each place in the last dimension of the second kernel is for."""
+        """Returns the pair's channel of each place along the last axis of the second kernel."""
         operator = self.operators[pair.second]
         places = np.arange(self._kernels[pair.second].shape[-1])
-        if operator.op == "DEPTHWISE_CONV_2D":  # an input channel has as many filters as the multiplier says, in a row
+        if operator.op == "DEPTHWISE_CONV_2D":  # an input channel has depth_multiplier consecutive filters
             places //= len(places) // int(self._graph.tensors[operator.inputs[0]].shape[-1])
         return places % self._channels(pair.first)
 
     def _input_ranges(self, pair: _Pair) -> np.ndarray:
-        """The largest absolute weight that each channel of the pair meets in the second layer."""
+        """Returns the largest absolute weight of the second layer for each channel of the pair."""
         kernel = np.abs(self._kernels[pair.second])
         ranges = np.zeros(self._channels(pair.first))
         np.maximum.at(ranges, self._channel_of_weight(pair), kernel.reshape(-1, kernel.shape[-1]).max(axis=0))

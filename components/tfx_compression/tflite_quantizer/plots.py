@@ -1,4 +1,4 @@
-"""The report's plots, as Vega-Lite's specifications."""
+"""The report's plots, as Vega-Lite specifications."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,19 +8,19 @@ import altair as alt
 from tfx_compression.page import plots
 from tfx_compression.tflite_quantizer.record import AutoRecord, LayerError
 
-# How many layers have a line each, with their names; of more, the worst.
+# Number of layers that the plot shows; if there are more, the worst.
 MOST_LAYERS = 40
 
 _BAR, _REFUSED = "#3578c6", "#c0714f"
-# Of a long name the end tells most: `encoder/block_12/conv`.
-_NAME = "length(datum.label) > 38 ? '…' + slice(datum.label, -33) : slice(datum.label, 4)"  # without its number
+# Without the number in front. The end of a long name, such as encoder/block_12/conv, says most.
+_NAME = "length(datum.label) > 38 ? '…' + slice(datum.label, -33) : slice(datum.label, 4)"
 
 
 def errors(layers: Sequence[LayerError]) -> dict[str, Any]:
-    """Each layer's signal-to-noise ratio, a bar each, in the order given."""
+    """Returns a bar for each layer's signal-to-noise ratio, in the given order."""
     values = [
         {
-            "place": f"{place:03d} {layer.layer}",  # one layer may have several operators
+            "place": f"{place:03d} {layer.layer}",  # a layer can have several operators
             "layer": layer.layer,
             "op": layer.op,
             "precision": layer.precision or "",
@@ -35,7 +35,7 @@ def errors(layers: Sequence[LayerError]) -> dict[str, Any]:
         .mark_bar(height=alt.RelativeBandSize(0.75))
         .encode(
             y=alt.Y("place:N", sort=None, title=None, axis=alt.Axis(labelExpr=_NAME, labelLimit=260)),
-            x=alt.X("snr:Q", title="signal-to-noise ratio in dB: further right is closer to the float model"),
+            x=alt.X("snr:Q", title="signal-to-noise ratio in dB (higher is closer to the float model)"),
             color=alt.Color(
                 "precision:N",
                 title=None,
@@ -57,7 +57,7 @@ def errors(layers: Sequence[LayerError]) -> dict[str, Any]:
 
 
 def trials(auto: AutoRecord) -> dict[str, Any]:
-    """What mode `auto` tried: bytes by metric, and a line for the float model's metric."""
+    """Returns a point for each trial of mode `auto`, bytes by metric, and a line for the float model's metric."""
     values = [
         {
             "step": trial.step,

@@ -1,4 +1,4 @@
-"""The report on a conversion to TFLite: one HTML file that needs no network."""
+"""The report on a conversion to TFLite: a single HTML file that works offline."""
 
 import json
 import math
@@ -18,23 +18,20 @@ from tfx_compression.tflite_quantizer.record import (
     TrialRecord,
 )
 
-# What the configuration's reader looks for first, whether set or not.
+# Shown above the other fields, whether they are set or not.
 _MAIN_FIELDS = ("mode", "target")
 
 
 def render(record: QuantizationRecord, title: str = "Quantization report") -> str:
-    """The report on a conversion.
+    """Returns the report on a conversion as HTML, with its style, scripts and data inside.
 
     Args:
-      record: what was done.
-      title: of the page.
-
-    Returns:
-      HTML with style, scripts and data inside.
+      record: The conversion.
+      title: Title of the page.
     """
-    layers = sorted(record.layers, key=_badness)
+    layers = sorted(record.layers, key=_snr)
     verdict, auto = record.verdict, record.auto
-    set_fields, left_fields = _config(record.config)
+    main_fields, default_fields = _config(record.config)
     return template.render(
         __package__,
         title,
@@ -71,20 +68,20 @@ def render(record: QuantizationRecord, title: str = "Quantization report") -> st
         equalization=_equalization(record) if record.equalization else None,
         sparse=record.sparse,
         ops=_ops(record),
-        select_tf_ops={name: ", ".join(found) or "unknown" for name, found in record.select_tf_ops.items()},
+        select_tf_ops={name: ", ".join(layers) or "unknown" for name, layers in record.select_tf_ops.items()},
         made_with=record.versions,
         seconds={step: f"{seconds:.1f} s" for step, seconds in record.seconds.items()},
-        config_set=set_fields,
-        config_left=left_fields,
+        config_main=main_fields,
+        config_default=default_fields,
         json_text=record.model_dump_json(indent=1),
     )
 
 
-# On top
+# Top of the page
 
 
 def _statement(record: QuantizationRecord) -> tuple[str, str]:
-    """Whether it runs on its target, and what that takes."""
+    """Returns whether the model runs on its target, and what that needs."""
     needs = f" Needs {record.runtime}." if record.runtime else ""
     if record.verdict is None:
         return f"Converted to {numbers.size(record.bytes)}.", needs
@@ -93,7 +90,7 @@ def _statement(record: QuantizationRecord) -> tuple[str, str]:
 
 
 def _figures(record: QuantizationRecord) -> list[tuple[str, str, str]]:
-    """What counts of the whole file: its name, the number, and a remark."""
+    """Returns the figures of the file: name, number and remark."""
     floats = 4 * record.parameters
     against = f"weights in float32: {numbers.size(floats)}" if floats else ""
     limit = record.verdict.max_arena_bytes if record.verdict else None
@@ -106,10 +103,10 @@ def _figures(record: QuantizationRecord) -> list[tuple[str, str, str]]:
         ("zeros in weights", numbers.percent(record.sparsity), ""),
     ]
     if record.self_test:
-        differences = {name: math.inf if found is None else found for name, found in record.self_test.items()}
+        differences = {name: math.inf if value is None else value for name, value in record.self_test.items()}
         worst = max(differences, key=lambda name: differences[name])
-        of = f"of {worst}, on the self-test’s rows"
-        figures.append(("largest difference from float", f"{differences[worst]:.3g}", of))
+        remark = f"in {worst}, on the rows of the self-test"
+        figures.append(("largest difference from float", f"{differences[worst]:.3g}", remark))
     return figures
 
 
@@ -132,8 +129,8 @@ def _shape(sizes: Sequence[int]) -> str:
 # Layers
 
 
-def _badness(layer: LayerError) -> float:
-    return float("inf") if layer.snr_db is None else layer.snr_db
+def _snr(layer: LayerError) -> float:
+    return math.inf if layer.snr_db is None else layer.snr_db
 
 
 def _layers(layers: Sequence[LayerError]) -> list[Column]:
@@ -157,7 +154,7 @@ def _delegates(delegates: Sequence[DelegateVerdict]) -> list[Column]:
     return tables.columns(
         Column("", [Cell(delegate.name) for delegate in delegates], words=True),
         Column(
-            "operators that it takes",
+            "operators mapped",
             [
                 Cell(
                     f"{delegate.mapped:,} of {len(delegate.ops):,}",
@@ -166,8 +163,8 @@ def _delegates(delegates: Sequence[DelegateVerdict]) -> list[Column]:
                 for delegate in delegates
             ],
         ),
-        tables.numbers("pieces", [f"{delegate.segments:,}" for delegate in delegates]),
-        tables.words("first that it leaves", [delegate.cut for delegate in delegates]),
+        tables.numbers("segments", [f"{delegate.segments:,}" for delegate in delegates]),
+        tables.words("first operator left out", [delegate.cut for delegate in delegates]),
         Column("rules", [Cell(delegate.source, delegate.source_date) for delegate in delegates], words=True),
     )
 
@@ -176,11 +173,11 @@ def _unmapped(ops: Sequence[OperatorVerdict]) -> list[Column]:
     return tables.columns(
         tables.numbers("", [f"{op.index}" for op in ops]),
         Column("operator", [Cell(op.op, op.layer) for op in ops], words=True),
-        tables.words("why not", [op.reason for op in ops]),
+        tables.words("reason", [op.reason for op in ops]),
     )
 
 
-# What auto found
+# Search
 
 
 def _auto_statement(auto: AutoRecord) -> str:
@@ -219,11 +216,11 @@ def _precisions(auto: AutoRecord) -> list[Column]:
 
 
 def _calibration_facts(calibration: CalibrationRecord) -> dict[str, str]:
-    facts = {"rows": f"{calibration.rows:,}", "ranges by": calibration.method.replace("_", "/")}
+    facts = {"rows": f"{calibration.rows:,}", "ranges": calibration.method.replace("_", "/")}
     if calibration.checked_rows:
-        facts["rows checked against them"] = f"{calibration.checked_rows:,}"
+        facts["rows checked"] = f"{calibration.checked_rows:,}"
     if calibration.strata:
-        facts["rows by value"] = ", ".join(f"{value}: {rows:,}" for value, rows in calibration.strata.items())
+        facts["rows per value"] = ", ".join(f"{value}: {rows:,}" for value, rows in calibration.strata.items())
     return facts
 
 
@@ -238,17 +235,17 @@ def _ranges(calibration: CalibrationRecord, limit: float) -> list[Column]:
         return numbers.minus(f"{low:.4g} to {high:.4g}")
 
     return tables.columns(
-        tables.words("input", [found.input for found in calibration.inputs]),
-        tables.numbers("seen", [span(found.minimum, found.maximum) for found in calibration.inputs]),
-        tables.numbers("quantized", [span(*found.range) for found in calibration.inputs]),
-        Column("other rows’ values outside", [outside(found.outside) for found in calibration.inputs]),
+        tables.words("input", [seen.input for seen in calibration.inputs]),
+        tables.numbers("seen", [span(seen.minimum, seen.maximum) for seen in calibration.inputs]),
+        tables.numbers("quantized", [span(*seen.range) for seen in calibration.inputs]),
+        Column("checked values outside", [outside(seen.outside) for seen in calibration.inputs]),
     )
 
 
 def _equalization(record: QuantizationRecord) -> list[Column]:
     return tables.columns(
         tables.words("layer", [pair.first for pair in record.equalization]),
-        tables.words("next one", [pair.second for pair in record.equalization]),
+        tables.words("next layer", [pair.second for pair in record.equalization]),
         tables.numbers("spread before", [f"{pair.spread_before:,.1f}×" for pair in record.equalization]),
         tables.numbers("after", [f"{pair.spread_after:,.1f}×" for pair in record.equalization]),
     )
@@ -264,7 +261,7 @@ def _ops(record: QuantizationRecord) -> list[Column]:
 
 
 def _config(config: Quantization) -> tuple[dict[str, str], dict[str, str]]:
-    """The fields that say most or were set, and those that were left at their default."""
+    """Returns the main fields and those that were set, and the fields that have their default."""
     values = config.model_dump(mode="json")
     defaults = Quantization.model_construct().model_dump(mode="json")
     main = {name for name in values if name in _MAIN_FIELDS or values[name] != defaults[name]}
@@ -275,7 +272,7 @@ def _config(config: Quantization) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _value(value: object) -> str:
-    """Words as they are, the rest as JSON has it."""
+    """Returns text as it is, and other values as JSON."""
     if value in (None, [], {}):
         return "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

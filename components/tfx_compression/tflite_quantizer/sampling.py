@@ -1,9 +1,10 @@
-"""A sample of the tf.Examples in TFRecord files, drawn on Beam."""
+"""Draws a random sample of the tf.Examples in TFRecord files, on Beam."""
 
 import collections
 import contextlib
 import dataclasses
 import heapq
+import json
 import os
 import random
 import re
@@ -20,10 +21,11 @@ from tfx_compression.data import example_parsing, examples
 from tfx_compression.errors import DataError
 
 MAX_STRATA = 1000
-_BATCH = 512  # rows that are read at once
-_WHOLE = ""  # the only stratum where none are asked for
+_BATCH = 512  # rows read at once
+_REPORT = "<sampling error>"  # around an error's message, field and code in the text of Beam's error
+_SINGLE_STRATUM = ""  # the only stratum of a sample that isn't stratified
 
-_Drawn = list[tuple[float, bytes]]  # the rows of a stratum that were drawn, with their random numbers
+_Drawn = list[tuple[float, bytes]]  # random number and row, of rows drawn from a stratum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +33,10 @@ class Sample:
     """Rows that were drawn, in random order.
 
     Attributes:
-      rows: serialized tf.Examples.
-      columns: by feature, [rows, …] values in the dtype of the feature.
-      labels: [rows], or [rows, length] where there are several to a row; int64, float32 or bytes. None without a label.
-      strata: by value of the feature that was stratified by, the rows that have it.
+      rows: Serialized tf.Examples.
+      columns: [rows, …] values by feature, in the dtype of the feature.
+      labels: [rows] labels, or [rows, length] if a row has several; int64, float32 or bytes. None without a label.
+      strata: Number of rows by value of the feature that was stratified by.
     """
 
     rows: list[bytes]
@@ -54,63 +56,69 @@ def sample(
     pipeline: Callable[[], beam.Pipeline] = beam.Pipeline,
     temp: str | None = None,
 ) -> Sample:
-    """`rows` rows out of all of `files`, each with the same chance; fewer where there are fewer.
+    """Draws rows from all files, each with the same chance. Returns fewer if there are fewer.
 
-    Reservoir sampling by random numbers (Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir",
-    all weights one): each row gets one, and those with the smallest are kept. A row's number follows from the seed, the
-    base name of its file and its place in there, so the sample is the same however a runner shares out the work and
-    whatever the order of `files`. Only rows that might be drawn are held, and only those that were are parsed.
+    This is reservoir sampling by random numbers (Efraimidis and Spirakis 2006, "Weighted random sampling with a
+    reservoir", all weights one): each row gets a number, and the rows with the smallest numbers are kept. A row's
+    number depends on the seed, the base name of its file and its place in the file only, so the sample doesn't depend
+    on how a runner distributes the work or on the order of `files`. Only rows that might be drawn are held in memory,
+    and only those drawn are parsed.
 
     Args:
-      files: TFRecord files of tf.Examples, gzipped where they are called .gz.
-      features: [batch, …] tensors that `columns` are made of, by the feature's name; none of them makes none.
-      rows: how many.
-      seed: of the draw.
-      stratify_by: a feature of one integer or string, or whole float, per row: as many rows of each of its values, as
-        far as there are; the others make up for what there isn't. Takes a second pass over the data.
-      label: a feature that is to be returned beside `features`.
-      pipeline: makes Beam's, which is run when its context ends.
-      temp: a directory that the workers of that pipeline share; by default one of this machine.
+      files: TFRecord files of tf.Examples; files whose names end in .gz are gzipped.
+      features: Specs of the [batch, …] features that become `columns`, by name; may be empty.
+      rows: Number of rows.
+      seed: Random seed of the draw.
+      stratify_by: Feature with one integer, string or whole float per row. Equally many rows are drawn for each of its
+        values; values with more rows fill up for those with too few. Takes a second pass over the data.
+      label: Feature to return as `labels`.
+      pipeline: Makes the Beam pipeline, which runs when its context ends.
+      temp: Folder that the workers of the pipeline share; by default, a temporary one of this machine.
 
     Raises:
-      DataError: where there are no rows, files are no TFRecords of tf.Examples, a drawn row lacks a feature or the
-        label, or a row lacks what is stratified by, or that has more than 1,000 values.
+      DataError: If there are no rows, a file is not a TFRecord file of tf.Examples, a drawn row lacks a feature or the
+        label, or a row lacks the feature to stratify by, or that feature has more than 1,000 values.
     """
     names = _names(files)
     with _folder(temp) as folder:
         counts = None
         if stratify_by is not None:
             counts = _counts(names, stratify_by, pipeline, os.path.join(folder, "counts"))
-        quotas = {_WHOLE: rows} if counts is None else shares(counts, rows)
-        drawn = os.path.join(folder, "rows")
-        draw = _Draw(quotas, seed, stratify_by)
-        _run(pipeline, names, draw, _Smallest(quotas), drawn)
-        chosen = list(examples.records([drawn]).as_numpy_iterator())
-    if not chosen:
+        quotas = {_SINGLE_STRATUM: rows} if counts is None else shares(counts, rows)
+        path = os.path.join(folder, "rows")
+        _run(pipeline, names, _Draw(quotas, seed, stratify_by), _Smallest(quotas), path)
+        drawn = list(examples.records([path]).as_numpy_iterator())
+    if not drawn:
         raise DataError(
             f"There is not one tf.Example in {', '.join(files) or 'no files'}. Remedy: check the splits of the "
-            "ExampleGen (input_config or output_config) and its input files."
+            "ExampleGen (input_config or output_config) and its input files.",
+            code="no-examples",
         )
     strata = {} if counts is None else {value: quota for value, quota in quotas.items() if quota}
-    columns = example_parsing.parse_columns(chosen, features) if features else {}
-    return Sample(chosen, columns, None if label is None else _labels(chosen, label), strata)
+    columns = example_parsing.parse_columns(drawn, features) if features else {}
+    return Sample(drawn, columns, None if label is None else _labels(drawn, label), strata)
 
 
 def shares(counts: Mapping[str, int], rows: int) -> dict[str, int]:
-    """How many of `rows` each value gets where it has `counts`: as many each, as far as there are.
+    """Returns the number of rows of each value in a stratified sample: equally many, as far as there are enough.
 
-    What rare values can't fill goes to the others alike; a remainder goes to the most frequent ones.
+    Rows that rare values can't fill are shared by the others, and a remainder goes to the most frequent ones.
+
+    Args:
+      counts: Number of rows that have each value.
+      rows: Number of rows to share.
     """
-    found = {}
+    quotas = {}
     for place, (value, count) in enumerate(sorted(counts.items(), key=lambda item: (item[1], item[0]))):
-        found[value] = min(count, rows // (len(counts) - place))
-        rows -= found[value]
-    return dict(sorted(found.items()))
+        quotas[value] = min(count, rows // (len(counts) - place))
+        rows -= quotas[value]
+    return dict(sorted(quotas.items()))
 
 
 def _names(files: Sequence[str]) -> list[tuple[str, str]]:
-    """Each file with what its random numbers follow from: the base name, numbered where files in several folders share
-    it, as the spans of an ExampleGen do.
+    """Returns each file with the name that seeds its random numbers.
+
+    That is the base name, numbered because files in several folders, such as spans of an ExampleGen, share it.
     """
     seen: collections.Counter[str] = collections.Counter()
     named = []
@@ -123,7 +131,7 @@ def _names(files: Sequence[str]) -> list[tuple[str, str]]:
 
 @contextlib.contextmanager
 def _folder(temp: str | None) -> Iterator[str]:
-    """A new folder in `temp`, or on this machine, that is gone afterwards."""
+    """Yields a new folder in `temp`, or on this machine, and deletes it afterwards."""
     if temp is None:
         with tempfile.TemporaryDirectory() as folder:
             yield folder
@@ -143,7 +151,7 @@ def _run(
     combine: beam.CombineFn,
     path: str,
 ) -> None:
-    """Has Beam read each file and combine what is found into records at `path`."""
+    """Runs a pipeline that reads each file and combines the results into records at `path`."""
     try:
         with pipeline() as root:
             (
@@ -154,12 +162,22 @@ def _run(
                 | "Combine" >> beam.CombineGlobally(combine)
                 | "Write" >> beam.Map(_write, path)
             )
-    except (RuntimeError, DataError) as error:
-        # Beam makes another error of it, whose text names the class and quotes the message.
-        found = re.findall(r"DataError: (.*?)(?:\s*\[while running|\n|$)", f"{type(error).__name__}: {error}")
-        if not found:
+    except RuntimeError as error:
+        report = re.search(f"{_REPORT}(.*?){_REPORT}", str(error))
+        if report is None:
             raise
-        raise DataError(found[-1]) from error
+        message, field, code = json.loads(report[1])
+        raise DataError(message, field=field, code=code) from error
+
+
+@contextlib.contextmanager
+def _reported_errors() -> Iterator[None]:
+    """Raises errors of examples as text that Beam, which keeps nothing else of errors, hands back."""
+    try:
+        yield
+    except DataError as error:
+        report = json.dumps([str(error), error.field, error.code])
+        raise RuntimeError(f"{_REPORT}{report}{_REPORT}") from error
 
 
 def _write(records: Iterable[bytes], path: str) -> None:
@@ -171,41 +189,44 @@ def _write(records: Iterable[bytes], path: str) -> None:
 def _counts(
     names: Sequence[tuple[str, str]], feature: str, pipeline: Callable[[], beam.Pipeline], path: str
 ) -> dict[str, int]:
-    """How many rows have each value of a feature."""
+    """Returns the number of rows with each value of a feature."""
     _run(pipeline, names, _Count(feature), _Sum(), path)
-    found = {}
+    counts = {}
     for record in examples.records([path]).as_numpy_iterator():
         count, value = record.decode().split(" ", maxsplit=1)
-        found[value] = int(count)
-    _require_few(feature, found)
-    return found
+        counts[value] = int(count)
+    _require_few_values(feature, counts)
+    return counts
 
 
-def _require_few(feature: str, values: Mapping[str, int]) -> None:
+def _require_few_values(feature: str, values: Mapping[str, int]) -> None:
     if len(values) > MAX_STRATA:
         raise DataError(
             f"The feature {feature!r} has more than {MAX_STRATA} values ({', '.join(sorted(values)[:3])}, …), too many "
-            "to stratify by. Remedy: stratify_by a feature with fewer, the label of a classifier mostly, or by none."
+            "to stratify by. Remedy: stratify by a feature with fewer, usually a classifier's label, or by none.",
+            field="Calibration.stratify_by",
+            code="too-many-strata",
         )
 
 
 class _Count(beam.DoFn):
-    """From the name of a file to how many of its rows have each value of a feature."""
+    """Maps a file to the number of its rows with each value of a feature."""
 
     def __init__(self, feature: str):
         self._feature = feature
 
     def process(self, named: tuple[str, str]) -> Iterator[dict[str, int]]:
-        found: collections.Counter[str] = collections.Counter()
-        for _, values in _read(named[0], self._feature):
-            unique, counts = np.unique(values, return_counts=True)
-            found.update(dict(zip(unique.tolist(), counts.tolist(), strict=True)))
-            _require_few(self._feature, found)
-        yield dict(found)
+        total: collections.Counter[str] = collections.Counter()
+        with _reported_errors():
+            for _, values in _read(named[0], self._feature):
+                unique, counts = np.unique(values, return_counts=True)
+                total.update(dict(zip(unique.tolist(), counts.tolist(), strict=True)))
+                _require_few_values(self._feature, total)
+        yield dict(total)
 
 
 class _Sum(beam.CombineFn):
-    """Adds what `_Count` found in each file, as records of count and value."""
+    """Adds the counts of all files, as records of count and value."""
 
     def create_accumulator(self) -> collections.Counter[str]:
         return collections.Counter()
@@ -222,7 +243,7 @@ class _Sum(beam.CombineFn):
 
 
 class _Draw(beam.DoFn):
-    """From the name of a file to those of its rows that might be drawn: by stratum, with their random numbers."""
+    """Maps a file to those of its rows that might be drawn, by stratum, with their random numbers."""
 
     def __init__(self, quotas: Mapping[str, int], seed: int, stratify_by: str | None):
         self._quotas = dict(quotas)
@@ -231,16 +252,18 @@ class _Draw(beam.DoFn):
 
     def process(self, named: tuple[str, str]) -> Iterator[dict[str, _Drawn]]:
         file, name = named
-        yield _smallest(_read(file, self._stratify_by), self._quotas, self._seed, name)
+        with _reported_errors():
+            drawn = _smallest(_read(file, self._stratify_by), self._quotas, self._seed, name)
+        yield drawn
 
 
 def _smallest(
     batches: Iterable[tuple[np.ndarray, np.ndarray]], quotas: Mapping[str, int], seed: int, name: str
 ) -> dict[str, _Drawn]:
-    """The rows of a file that have the smallest random numbers of their stratum, out of what `_read` returns."""
+    """Returns the rows of a file with the smallest random numbers of their stratum, from the batches of `_read`."""
     generator = np.random.default_rng(random.Random(f"{seed}/{name}").getrandbits(128))
-    kept: dict[str, _Drawn] = {value: [] for value in quotas}  # heaps, the largest number first
-    limits = {value: 1.0 if quota else 0.0 for value, quota in quotas.items()}  # a number below it is kept
+    kept: dict[str, _Drawn] = {value: [] for value in quotas}  # heaps with the largest number first
+    limits = {value: 1.0 if quota else 0.0 for value, quota in quotas.items()}  # rows with smaller numbers are kept
     for rows, values in batches:
         numbers = generator.random(len(rows))
         unique, places = np.unique(values, return_inverse=True)
@@ -257,7 +280,7 @@ def _smallest(
 
 
 class _Smallest(beam.CombineFn):
-    """The rows with the smallest random numbers of each stratum, in the order of those."""
+    """Keeps the rows with the smallest random numbers of each stratum, in the order of these numbers."""
 
     def __init__(self, quotas: Mapping[str, int]):
         self._quotas = dict(quotas)
@@ -279,68 +302,77 @@ class _Smallest(beam.CombineFn):
 
 
 def _read(file: str, feature: str | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of the rows of a file, [batch] tf.Examples, and of their stratum, [batch] strings."""
+    """Yields [batch] tf.Examples of a file with their strata, [batch] strings."""
     dtype = None
     try:
         for rows in examples.records([file]).batch(_BATCH).prefetch(1).as_numpy_iterator():
             if feature is None:
-                yield rows, np.full(len(rows), _WHOLE)
+                yield rows, np.full(len(rows), _SINGLE_STRATUM)
                 continue
             if dtype is None:
-                dtype = _stored(rows[0], feature, file).dtype
-            yield rows, _values(rows, feature, dtype, file)
+                dtype = _stored_values(rows[0], feature, file).dtype
+            yield rows, _strata(rows, feature, dtype, file)
     except tf.errors.OpError as error:
         raise examples.unreadable_error(file, error) from error
 
 
-def _values(rows: np.ndarray, feature: str, dtype: np.dtype, file: str) -> np.ndarray:
-    """What is stratified by, as strings."""
+def _strata(rows: np.ndarray, feature: str, dtype: np.dtype, file: str) -> np.ndarray:
+    """Returns the values of the feature to stratify by, as strings."""
     spec = tf.io.FixedLenFeature([], tf.string if dtype.kind == "O" else tf.as_dtype(dtype))
     try:
         values = tf.io.parse_example(rows, {feature: spec})[feature].numpy()
     except tf.errors.InvalidArgumentError as error:
         raise DataError(
-            f"{file} has tf.Examples without the one value of {feature!r}, which is stratified by: "
-            f"{example_parsing.one_line(error)} Remedy: stratify_by a feature that every row has once, or by none."
+            f"{file} has tf.Examples with no or several values of {feature!r}, which is stratified by: "
+            f"{example_parsing.one_line(error)} Remedy: stratify by a feature that every row has once, or by none.",
+            field="Calibration.stratify_by",
+            code="missing-stratum",
         ) from error
     if dtype.kind == "O":
         return np.array([value.decode(errors="backslashreplace") for value in values])
     if dtype.kind == "f":
         if not (np.isfinite(values).all() and (values == np.floor(values)).all()):
             raise DataError(
-                f"The feature {feature!r} of {file} has values that are no whole numbers, and can't be stratified by. "
-                "Remedy: stratify_by a feature of classes, the label of a classifier mostly, or by none."
+                f"The feature {feature!r} of {file} has values that are not whole numbers and can't be stratified by. "
+                "Remedy: stratify by a feature of classes, usually a classifier's label, or by none.",
+                field="Calibration.stratify_by",
+                code="no-classes",
             )
         values = values.astype(np.int64)
     return values.astype(str)
 
 
 def _labels(rows: Sequence[bytes], label: str) -> np.ndarray:
-    found = [_stored(row, label, "a drawn tf.Example") for row in rows]
-    kinds = {(values.dtype, values.shape) for values in found}
+    values = [_stored_values(row, label, "a drawn tf.Example") for row in rows]
+    kinds = {(each.dtype, each.shape) for each in values}
     if len(kinds) > 1:
         described = ", ".join(sorted(f"{size[0]} of {dtype}" for dtype, size in kinds))
         raise DataError(
-            f"The label {label!r} has not the same number of values of the same type in each row: {described}. "
-            "Remedy: set label_key to a feature that has."
+            f"The rows have different numbers or types of values for the label {label!r}: {described}. Remedy: set "
+            "label_key to a feature with the same in each row.",
+            field="AutoPrecision.label_key",
+            code="label-shape",
         )
-    labels = np.stack(found)
+    labels = np.stack(values)
     return labels[:, 0] if labels.shape[1] == 1 else labels
 
 
-def _stored(row: bytes, feature: str, place: str) -> np.ndarray:
-    """The values of a feature of a tf.Example, in the type that they are stored in."""
+def _stored_values(row: bytes, feature: str, place: str) -> np.ndarray:
+    """Returns the values of a feature of a tf.Example, in the type that they are stored in."""
     from google.protobuf.message import DecodeError
 
     try:
         stored = tf.train.Example.FromString(row).features.feature
     except DecodeError as error:
-        raise DataError(f"{place} is no tf.Example. Remedy: TFRecord files of tf.Examples.") from error
+        raise DataError(
+            f"{place} is not a tf.Example. Remedy: pass TFRecord files of tf.Examples.", code="not-tf-examples"
+        ) from error
     kind = stored[feature].WhichOneof("kind") if feature in stored else None
     if kind is None or not getattr(stored[feature], kind).value:
         raise DataError(
             f"{place} has no {feature!r}; it has: {', '.join(sorted(stored)) or 'nothing'}. "
-            "Remedy: name a feature that every row has."
+            "Remedy: name a feature that every row has.",
+            code="missing-feature",
         )
     dtypes: dict[str, Any] = {"int64_list": np.int64, "float_list": np.float32, "bytes_list": object}
     return np.array(getattr(stored[feature], kind).value, dtypes[kind])

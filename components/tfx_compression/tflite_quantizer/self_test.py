@@ -1,13 +1,13 @@
-"""Inputs and outputs that go along with a model, so that a device can see whether it computes the same."""
+"""A self-test: inputs and outputs beside a model, so that a device can check that it computes the same."""
 
-import re
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from tfx_compression.errors import ModelError
+from tfx_compression.errors import DataError, ModelError
+from tfx_compression.tflite.features import is_string
 from tfx_compression.tflite.interpreter import Interpreter, TensorDetails, dequantize, quantize
+from tfx_compression.tflite.sample_rows import random_rows
 
 FILE = "self_test.npz"
 _INPUT, _OUTPUT, _FLOAT = "input/", "output/", "float/"
@@ -16,122 +16,112 @@ _INPUT, _OUTPUT, _FLOAT = "input/", "output/", "float/"
 def make(
     content: bytes, columns: Mapping[str, np.ndarray] | None = None, rows: int = 4, float_content: bytes | None = None
 ) -> dict[str, np.ndarray]:
-    """A few rows, and what the model makes of them.
+    """Returns a few rows and the model's outputs for them.
 
     Args:
-      content: the TFLite model.
-      columns: by input, [rows, …] real values; the first ones are taken. Without any, rows are made: numbers drawn
-        evenly from 0 to 1 with a fixed seed, which as whole numbers are 0; free sizes are 1.
-      rows: how many.
-      float_content: the float model, for what it makes of the same rows before they were rounded to the model's types.
+      content: The TFLite model.
+      columns: [rows, …] real values by input, of which the first are used. None draws rows evenly from 0 to 1 with a
+        fixed seed; integers are then 0, and free sizes are 1.
+      rows: Number of rows.
+      float_content: The float model, whose outputs for the same rows, before quantization of inputs, are added.
 
     Returns:
-      `input/<name>` and `output/<name>`, [rows, …] as a device puts them in and gets them (int8, …);
-      `float/<name>`, the float model's outputs.
+      `input/<name>` and `output/<name>`, [rows, …] as a device stores them (int8, …), and `float/<name>`, the float
+      model's outputs.
 
     Raises:
-      ModelError: where an input takes strings, or the model can't run.
+      ModelError: If an input takes strings, or the model can't run.
+      DataError: If `columns` lacks an input.
     """
     interpreter = Interpreter(content)
-    strings = [name for name, tensor in interpreter.inputs.items() if tensor.dtype.kind in "OSU"]
+    strings = [name for name, tensor in interpreter.inputs.items() if is_string(tensor.dtype)]
     if strings:
-        raise ModelError(f"There is no self-test for inputs that are strings, which {', '.join(strings)} is.")
+        raise ModelError(
+            f"There is no self-test for the string inputs {', '.join(strings)}. Remedy: look strings up before the "
+            "model.",
+            code="string-inputs",
+        )
     if columns is None:
-        generator = np.random.default_rng(0)
-        real = {name: _made(tensor, rows, generator) for name, tensor in interpreter.inputs.items()}
+        real = random_rows(interpreter.inputs, rows)
     else:
         missing = sorted(interpreter.inputs.keys() - columns.keys())
         if missing:
-            raise ModelError(f"The rows lack the input {', '.join(missing)}; they have: {', '.join(sorted(columns))}.")
+            raise DataError(
+                f"The rows lack the inputs {', '.join(missing)}; they have: {', '.join(sorted(columns))}. Remedy: pass "
+                "every input.",
+                code="missing-feature",
+            )
         real = {name: np.asarray(columns[name][:rows]) for name in interpreter.inputs}
     arrays = {
-        _INPUT + name: quantize(_shaped(real[name], tensor), tensor) for name, tensor in interpreter.inputs.items()
+        _INPUT + name: quantize(_reshaped(real[name], tensor), tensor) for name, tensor in interpreter.inputs.items()
     }
-    arrays |= {_OUTPUT + name: values for name, values in _outputs(interpreter, arrays).items()}
+    arrays |= {_OUTPUT + name: values for name, values in _stored_outputs(interpreter, arrays).items()}
     if float_content is not None:
         arrays |= {_FLOAT + name: values for name, values in Interpreter(float_content).predict(real).items()}
     return arrays
 
 
 def check(content: bytes, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Runs the inputs again: by output, the largest difference from what is stored, in real numbers.
+    """Runs the inputs again and returns, by output, the largest difference from the stored one, in real numbers.
 
-    On the machine that made them it is 0. Kernels of another device may round a tie otherwise: a step or two of the
-    output's scale.
+    It is 0 on the machine that made the self-test. Kernels of another device may round ties differently, which makes a
+    step or two of the output's scale.
     """
     interpreter = Interpreter(content)
-    found = _outputs(interpreter, arrays)
+    outputs = _stored_outputs(interpreter, arrays)
     return {
-        name: _largest(dequantize(found[name], tensor), dequantize(arrays[_OUTPUT + name], tensor))
+        name: _largest_difference(dequantize(outputs[name], tensor), dequantize(arrays[_OUTPUT + name], tensor))
         for name, tensor in interpreter.outputs.items()
     }
 
 
-def against_float(content: bytes, arrays: Mapping[str, np.ndarray]) -> dict[str, float | None]:
-    """By output, the largest difference between the stored outputs and the float model's, in real numbers.
+def differences_from_float(content: bytes, arrays: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+    """Returns, by output, the largest difference between the stored outputs and the float model's, in real numbers.
 
     It is None where one of them is infinite or NaN and the other isn't the same.
     """
-    found = {
-        name: _largest(dequantize(arrays[_OUTPUT + name], tensor), arrays[_FLOAT + name])
+    differences = {
+        name: _largest_difference(dequantize(arrays[_OUTPUT + name], tensor), arrays[_FLOAT + name])
         for name, tensor in Interpreter(content).outputs.items()
         if _FLOAT + name in arrays
     }
-    return {name: difference if np.isfinite(difference) else None for name, difference in found.items()}
+    return {name: value if np.isfinite(value) else None for name, value in differences.items()}
 
 
-def run_signature(content: bytes, name: str) -> None:
-    """Runs one of several signatures on zeros.
-
-    Raises:
-      ModelError: where it doesn't run.
-    """
-    import tensorflow as tf
-    from ai_edge_litert import interpreter as litert
-
-    library: Any = tf.lite if re.search(rb"Flex[A-Z]", content) else litert
-    try:
-        runner = library.Interpreter(model_content=content).get_signature_runner(name)
-        runner(
-            **{
-                key: np.zeros([max(1, size) for size in detail["shape"]], detail["dtype"])
-                for key, detail in runner.get_input_details().items()
-            }
-        )
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise ModelError(f"The signature {name!r} of the TFLite model doesn't run: {error}") from error
+def real_inputs(content: bytes, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the inputs of a self-test as real numbers."""
+    return _real_inputs(Interpreter(content), arrays)
 
 
 def write(path: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes NPZ."""
+    """Writes a self-test as NPZ."""
     with open(path, "wb") as file:
         np.savez_compressed(file, **arrays)
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-    """Reads what `write` wrote."""
+    """Reads a self-test."""
     with np.load(path, allow_pickle=False) as file:
         return dict(file)
 
 
-def _outputs(interpreter: Interpreter, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the model returns, as it stores it. Stored values that are made real and back are the same."""
-    feeds = {name: dequantize(arrays[_INPUT + name], tensor) for name, tensor in interpreter.inputs.items()}
-    return {name: quantize(real, interpreter.outputs[name]) for name, real in interpreter.predict(feeds).items()}
+def _real_inputs(interpreter: Interpreter, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: dequantize(arrays[_INPUT + name], tensor) for name, tensor in interpreter.inputs.items()}
 
 
-def _made(tensor: TensorDetails, rows: int, generator: np.random.Generator) -> np.ndarray:
-    values = generator.uniform(size=(rows, *(max(size, 1) for size in tensor.shape[1:]))).astype(np.float32)
-    return values if tensor.scale else values.astype(tensor.dtype)
+def _stored_outputs(interpreter: Interpreter, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the outputs as the model stores them. Converting stored values to real ones and back is exact."""
+    outputs = interpreter.predict(_real_inputs(interpreter, arrays))
+    return {name: quantize(values, interpreter.outputs[name]) for name, values in outputs.items()}
 
 
-def _shaped(values: np.ndarray, tensor: TensorDetails) -> np.ndarray:
-    """[rows, …] in the shape that the model takes; free sizes are the values' own."""
+def _reshaped(values: np.ndarray, tensor: TensorDetails) -> np.ndarray:
+    """Returns [rows, …] values in the shape of an input; free sizes are the values' own."""
     if -1 in tensor.shape[1:]:
         return values
     return values.reshape(len(values), *tensor.shape[1:])
 
 
-def _largest(one: np.ndarray, other: np.ndarray) -> float:
+def _largest_difference(one: np.ndarray, other: np.ndarray) -> float:
     differs = (one != other) & ~(np.isnan(one.astype(np.float64)) & np.isnan(other.astype(np.float64)))
     return float(np.abs(one[differs].astype(np.float64) - other[differs].astype(np.float64)).max(initial=0.0))

@@ -1,4 +1,4 @@
-"""A SavedModel of any model: what is converted always is one."""
+"""A SavedModel of any model, since that is what the converter takes."""
 
 import os
 import tempfile
@@ -12,33 +12,34 @@ from tfx_compression.errors import ModelError
 from tfx_compression.saved_models.saved_model import SIGNATURE
 
 
-def saved_model_of(model: Any, folder: str) -> str:
-    """The path of a SavedModel that answers as `model` does.
+def as_saved_model(model: Any, folder: str) -> str:
+    """Returns the path of a SavedModel that computes what a model computes.
 
     Args:
-      model: a Keras 2 or Keras 3 model in memory, or the path of a `.keras` or `.h5` file or of a SavedModel, whose own
-        path is returned.
-      folder: where the SavedModel is written, unless it is one already. Its `serving_default` has the names of the
-        model's inputs and outputs; of a subclassed Keras 3 model those of its dicts, or else Keras' own (`args_0`,
-        `output_0`).
+      model: A Keras 2 or Keras 3 model, or the path of a `.keras` or `.h5` file or of a SavedModel. The path of a
+        SavedModel is returned itself.
+      folder: Folder to write the SavedModel to. The inputs and outputs of its `serving_default` have the names of the
+        model's. A subclassed Keras 3 model has names only if it takes and returns dicts; otherwise, Keras' own names
+        (`args_0`, `output_0`) are used.
 
     Raises:
-      ModelError: where there is no model, or a subclassed one was never called.
+      ModelError: If there is no model, or a subclassed model was never called.
     """
     if isinstance(model, str | os.PathLike) and tf.saved_model.contains_saved_model(os.fspath(model)):
         return os.fspath(model)
-    own = model_handle.wrap(model)
+    handle = model_handle.wrap(model)
     try:
-        if own.kind == "keras3" and own.network is None:
-            _export(own.model, folder)
+        if handle.kind == "keras3" and handle.network is None:
+            _export(handle.model, folder)
         else:
-            own.save(folder)
+            handle.save(folder)
     except (ValueError, TypeError) as error:
-        if isinstance(error, ModelError) or own.network is not None:
+        if isinstance(error, ModelError) or handle.network is not None:
             raise
         raise ModelError(
-            f"The subclassed model {own.model.name!r} can't be saved: {str(error).rstrip(' .')}. "
-            "Remedy: call it once, on one batch, so that its inputs are known."
+            f"The subclassed model {handle.model.name!r} can't be saved: {str(error).rstrip(' .')}. "
+            "Remedy: call it once, on one batch, so that its inputs are known.",
+            code="unknown-inputs",
         ) from error
     return folder
 
@@ -54,12 +55,12 @@ def _export(model: Any, folder: str) -> None:
         if isinstance(inputs, Mapping) and not others:
             names = sorted(inputs)
 
-            def answer(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+            def serve_by_name(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
                 results = loaded.serve(dict(zip(names, tensors, strict=True)))
                 if isinstance(results, Mapping):
                     return dict(results)
                 return {f"output_{index}": tensor for index, tensor in enumerate(tf.nest.flatten(results))}
 
             specs = [tf.TensorSpec(inputs[name].shape, inputs[name].dtype, name) for name in names]
-            signature = tf.function(answer, input_signature=specs)
+            signature = tf.function(serve_by_name, input_signature=specs)
         tf.saved_model.save(loaded, folder, signatures={SIGNATURE: signature})

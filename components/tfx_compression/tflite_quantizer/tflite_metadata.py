@@ -1,9 +1,9 @@
-"""What a TFLite model says of itself: TFLite model metadata, read and written.
+"""TFLite model metadata, read and written.
 
-The format (https://ai.google.dev/edge/litert/models/metadata; the schema is `metadata_schema.fbs` of
-tensorflow/tflite-support): a flatbuffer of its own in the model's buffer `TFLITE_METADATA`, and the files that it
-names, as a ZIP archive behind the model. `tflite-support`, the package that writes it, has not been built for Python
-3.10 with a protobuf of today, so the tables are written here by the schema's field numbers.
+The format (https://ai.google.dev/edge/litert/models/metadata; its schema is `metadata_schema.fbs` in
+tensorflow/tflite-support) is a flatbuffer in the model's buffer `TFLITE_METADATA`, and a ZIP archive after the model
+with the files that it names. The package that writes it, `tflite-support`, isn't built for Python 3.10 with a current
+protobuf, so the tables are written here by the schema's field numbers.
 """
 
 import dataclasses
@@ -19,25 +19,25 @@ from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import number_types
 from flatbuffers.table import Table  # type: ignore[import-untyped]
 
-from tfx_compression.errors import ModelError
+from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.tflite import flatbuffer
 
 _BUFFER, _IDENTIFIER = b"TFLITE_METADATA", b"M001"
-_PARSER = "1.0.0"  # the first one: the fields that are written here are as old as the format
-_NORMALIZATION_OPTIONS = 1  # of the union ProcessUnitOptions
-_TENSOR_AXIS_LABELS = 2  # of the enum AssociatedFileType
-_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the same model gives the same bytes
+_PARSER = "1.0.0"  # the first version has all fields that are written here
+_NORMALIZATION_OPTIONS = 1  # in the union ProcessUnitOptions
+_TENSOR_AXIS_LABELS = 2  # in the enum AssociatedFileType
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same model gives the same bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorMetadata:
-    """An input or output.
+    """Metadata of an input or output.
 
     Attributes:
-      name: in the signature.
-      mean, std: an application makes `(value - mean) / std` of an input, per channel or once for all.
-      minimum, maximum: of its values, per channel or once for all.
-      labels: the names of what stands along the last axis.
+      name: Name in the signature.
+      mean, std: Normalization `(value - mean) / std` that an application applies, per channel or once for all.
+      minimum, maximum: Smallest and largest value, per channel or once for all.
+      labels: Names of the places along the last axis.
     """
 
     name: str
@@ -50,7 +50,7 @@ class TensorMetadata:
 
 @dataclasses.dataclass(frozen=True)
 class GraphMetadata:
-    """A graph of the model: the name of the signature that runs it, empty without one, inputs and outputs in order."""
+    """Metadata of a graph: the name of the signature that runs it (empty without one), its inputs and outputs."""
 
     name: str
     inputs: tuple[TensorMetadata, ...] = ()
@@ -58,8 +58,8 @@ class GraphMetadata:
 
 
 @dataclasses.dataclass(frozen=True)
-class Metadata:
-    """What a model says of itself; the first of `graphs` is the main one."""
+class ModelMetadata:
+    """Metadata of a model. The first of `graphs` is the main one."""
 
     name: str = ""
     description: str = ""
@@ -82,21 +82,22 @@ def write(
     normalization: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> bytes:
-    """The model with metadata, in place of any that it had; weights and operators stay as they are.
+    """Returns the model with metadata, which replaces metadata that it had. Weights and operators stay as they are.
 
     Args:
-      content: the TFLite model.
-      name: of the model, in words.
-      description: of what it does.
-      version: of it, whatever its makers call it.
-      author: who made it.
-      license: that it is under.
-      labels: by output, the names of the classes, one for each place of its last axis.
-      normalization: by input, mean and standard deviation, as many each.
-      ranges: by input, the smallest and the largest value that it was calibrated on.
+      content: The TFLite model.
+      name: Name of the model.
+      description: Description of what it does.
+      version: Version in the authors' own scheme.
+      author: Author of the model.
+      license: License of the model.
+      labels: Names of the classes by output, one for each place along its last axis.
+      normalization: Means and standard deviations by input, equally many.
+      ranges: Smallest and largest calibrated value by input.
 
     Raises:
-      ModelError: where it is no TFLite model, has no such input or output, or the labels don't fit it.
+      ModelError: If `content` is not a TFLite model.
+      ConfigError: If the model has no such input or output, or labels don't fit it.
     """
     labels, normalization, ranges = labels or {}, normalization or {}, ranges or {}
     model = flatbuffer.parse(content)
@@ -107,31 +108,31 @@ def write(
         for output in labels.keys() & graph.outputs.keys():
             _require_fitting(output, labels[output], graph.outputs[output])
 
-    def of_input(tensor: str) -> TensorMetadata:
+    def input_metadata(tensor: str) -> TensorMetadata:
         mean, std = normalization.get(tensor, ((), ()))
         minimum, maximum = ([end] for end in ranges[tensor]) if tensor in ranges else ((), ())
         return TensorMetadata(tensor, tuple(mean), tuple(std), tuple(minimum), tuple(maximum))
 
-    described = tuple(
+    graph_metadata = tuple(
         GraphMetadata(
             graph.name,
-            tuple(of_input(tensor) for tensor in graph.inputs),
+            tuple(input_metadata(tensor) for tensor in graph.inputs),
             tuple(TensorMetadata(tensor, labels=tuple(labels.get(tensor, ()))) for tensor in graph.outputs),
         )
         for graph in graphs
     )
     files = {output: f"labels_{number}.txt" for number, output in enumerate(labels)}
-    metadata = Metadata(name, description, version, author, license, described, _PARSER)
-    _attach(model, _Writer(files).written(metadata))
+    metadata = ModelMetadata(name, description, version, author, license, graph_metadata, _PARSER)
+    _attach(model, _Writer(files).serialize(metadata))
     content = flatbuffer.serialize(model)
     return _with_files(content, {file: labels[output] for output, file in files.items()})
 
 
-def read(content: bytes) -> Metadata | None:
-    """What a TFLite model says of itself; None where it says nothing.
+def read(content: bytes) -> ModelMetadata | None:
+    """Returns the metadata of a TFLite model; None if it has none.
 
     Raises:
-      ModelError: where it is no TFLite model, or the metadata is damaged.
+      ModelError: If it is not a TFLite model, or the metadata is damaged.
     """
     model = flatbuffer.parse(content)
     buffer = next((entry.buffer for entry in model.metadata or () if entry.name == _BUFFER), None)
@@ -140,28 +141,34 @@ def read(content: bytes) -> Metadata | None:
     try:
         data = bytes(model.buffers[buffer].data)
         if data[4:8] != _IDENTIFIER:
-            raise ModelError(f"The TFLite model's metadata is not of the known kind {_IDENTIFIER!r}: {data[4:8]!r}.")
+            raise ModelError(
+                f"The TFLite model's metadata has the identifier {data[4:8]!r} instead of {_IDENTIFIER!r}. Remedy: "
+                "write it again.",
+                code="unknown-metadata",
+            )
         return _read(_Reader(data, struct.unpack_from("<I", data)[0]), content)
     except (struct.error, TypeError, IndexError, KeyError, UnicodeDecodeError, zipfile.BadZipFile) as error:
-        raise ModelError(f"The TFLite model's metadata is damaged: {error}") from error
+        raise ModelError(
+            f"The TFLite model's metadata is damaged: {error}. Remedy: write it again.", code="damaged-metadata"
+        ) from error
 
 
 # The model
 
 
 @dataclasses.dataclass(frozen=True)
-class _Graph:
-    """The signature's name; by input and output, in the graph's order, the size of its last axis (-1: any)."""
+class _GraphSizes:
+    """The signature's name, and the size of the last axis of each input and output, in the graph's order; -1: any."""
 
     name: str
     inputs: dict[str, int]
     outputs: dict[str, int]
 
 
-def _graphs(model: Any) -> list[_Graph]:
-    """The main graph, and those behind it up to the last that a signature runs."""
+def _graphs(model: Any) -> list[_GraphSizes]:
+    """Returns the main graph, and those after it up to the last that a signature runs."""
     signatures = {signature.subgraphIndex: signature for signature in model.signatureDefs or ()}
-    found = []
+    graphs = []
     for number, graph in enumerate(model.subgraphs[: max(signatures, default=0) + 1]):
         signature = signatures.get(number)
         names = {
@@ -171,41 +178,49 @@ def _graphs(model: Any) -> list[_Graph]:
 
         def sizes(places: Iterable[int], graph: Any = graph, names: dict[int, str] = names) -> dict[str, int]:
             tensors = {int(place): graph.tensors[place] for place in places}
-            return {names.get(place, tensor.name.decode()): _last(tensor) for place, tensor in tensors.items()}
+            return {names.get(place, tensor.name.decode()): _last_size(tensor) for place, tensor in tensors.items()}
 
         key = signature.signatureKey.decode() if signature else ""
-        found.append(_Graph(key, sizes(graph.inputs), sizes(graph.outputs)))
-    return found
+        graphs.append(_GraphSizes(key, sizes(graph.inputs), sizes(graph.outputs)))
+    return graphs
 
 
-def _last(tensor: Any) -> int:
+def _last_size(tensor: Any) -> int:
     shape = tensor.shape if tensor.shapeSignature is None else tensor.shapeSignature
     return int(shape[-1]) if shape is not None and len(shape) else 1
 
 
-def _require_known(kind: str, asked: Iterable[str], known: Iterable[str]) -> None:
+def _require_known(kind: str, requested: Iterable[str], known: Iterable[str]) -> None:
     names = set(known)
-    unknown = [name for name in asked if name not in names]
+    unknown = [name for name in requested if name not in names]
     if unknown:
-        raise ModelError(
-            f"The metadata is of the {kind}s {', '.join(map(repr, unknown))}, which the TFLite model has not; its "
-            f"{kind}s are: {', '.join(sorted(names))}. Remedy: use the names of its signature."
+        raise ConfigError(
+            f"The metadata describes the {kind}s {', '.join(map(repr, unknown))}, which the TFLite model doesn't have; "
+            f"its {kind}s are: {', '.join(sorted(names))}. Remedy: use the names of its signature.",
+            field="Quantization.metadata",
+            code=f"unknown-{kind}",
         )
 
 
 def _require_fitting(output: str, labels: Sequence[str], size: int) -> None:
     if size not in (-1, len(labels)):
-        raise ModelError(
-            f"The output {output!r} has {size} values in its last axis, and metadata.labels names {len(labels)} of "
-            "them. Remedy: one label for each, in their order."
+        raise ConfigError(
+            f"The output {output!r} has {size} values along its last axis, but metadata.labels has {len(labels)} "
+            "names. Remedy: one label for each value, in order.",
+            field="Metadata.labels",
+            code="label-count",
         )
     broken = [label for label in labels if "\n" in label or "\r" in label]
     if broken:
-        raise ModelError(f"The label {broken[0]!r} of the output {output!r} has a line break: a label is a line.")
+        raise ConfigError(
+            f"The label {broken[0]!r} of the output {output!r} has a line break. Remedy: labels of one line each.",
+            field="Metadata.labels",
+            code="label-line-break",
+        )
 
 
 def _attach(model: Any, data: bytes) -> None:
-    """Puts metadata into the model's buffers, over those that are there."""
+    """Puts metadata into the model's buffers, in place of metadata that is there."""
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(data, np.uint8)
     for entry in model.metadata or ():
@@ -219,7 +234,7 @@ def _attach(model: Any, data: bytes) -> None:
 
 
 def _with_files(content: bytes, files: Mapping[str, Sequence[str]]) -> bytes:
-    """The model with files behind it, stored as they are: the readers on devices decompress nothing."""
+    """Returns the model with files after it, stored uncompressed, since readers on devices don't decompress."""
     if not files:
         return content
     file = io.BytesIO(content)
@@ -229,17 +244,17 @@ def _with_files(content: bytes, files: Mapping[str, Sequence[str]]) -> bytes:
     return file.getvalue()
 
 
-# The tables: fields by their number in metadata_schema.fbs
+# Tables, with fields by their number in metadata_schema.fbs
 
 
 class _Writer:
-    """Writes the tables; `files` are the labels' by output."""
+    """Writes the tables; `files` has the name of each output's file of labels."""
 
     def __init__(self, files: Mapping[str, str]):
         self._files = files
         self._builder = flatbuffers.Builder(1024)
 
-    def written(self, metadata: Metadata) -> bytes:
+    def serialize(self, metadata: ModelMetadata) -> bytes:
         words = (metadata.name, metadata.description, metadata.version, metadata.author, metadata.license)
         name, description, version, author, license_, parser = map(self._string, (*words, metadata.min_parser_version))
         graphs = self._tables([self._graph(graph) for graph in metadata.graphs])
@@ -269,7 +284,7 @@ class _Writer:
         return self._tables([self._table(4, {0: self._string(file)}, enums={2: _TENSOR_AXIS_LABELS})])
 
     def _table(self, size: int, fields: Mapping[int, int], enums: Mapping[int, int] | None = None) -> int:
-        """A table with `size` fields; an offset of 0 is a field that is not there. Enums are of one byte."""
+        """Returns a table with `size` fields. An offset of 0 leaves a field out; enums have one byte."""
         self._builder.StartObject(size)
         for number, offset in fields.items():
             self._builder.PrependUOffsetTRelativeSlot(number, offset, 0)
@@ -291,7 +306,7 @@ class _Writer:
 
 
 class _Reader:
-    """A table, and its fields by number; one that is not there is empty."""
+    """A table, with fields by number; an absent one is empty."""
 
     def __init__(self, data: bytes, place: int):
         self._table = Table(data, place)
@@ -326,7 +341,7 @@ class _Reader:
         return int(self._table.Offset(4 + 2 * number))
 
 
-def _read(root: _Reader, content: bytes) -> Metadata:
+def _read(root: _Reader, content: bytes) -> ModelMetadata:
     graphs = tuple(
         GraphMetadata(
             graph.string(0),
@@ -335,7 +350,7 @@ def _read(root: _Reader, content: bytes) -> Metadata:
         )
         for graph in root.tables(3)
     )
-    return Metadata(
+    return ModelMetadata(
         root.string(0), root.string(1), root.string(2), root.string(4), root.string(5), graphs, root.string(7)
     )
 

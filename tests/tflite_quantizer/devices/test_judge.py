@@ -8,12 +8,12 @@ import tensorflow as tf
 from ai_edge_litert import interpreter as litert
 from tensorflow.lite.python import schema_py_generated as schema
 from tfx_compression.errors import ModelError
-from tfx_compression.tflite import flatbuffer
+from tfx_compression.tflite import conversion, flatbuffer
 from tfx_compression.tflite.contents import read_contents
 from tfx_compression.tflite_quantizer.devices.judge import judge
 from tfx_compression.tflite_quantizer.devices.targets import TARGETS
 
-from tests.support import by_hand
+from tests.support import by_hand, helpers
 from tests.support.by_hand import Graph, Op, Type
 
 PICTURE = (1, 16, 16, 3)
@@ -366,6 +366,17 @@ def test_convolutions_with_2_bit_weights_are_refused():
     graph.inputs, graph.outputs = [x], [y]
     (problem,) = judge(by_hand.model(graph), "cpu").problems
     assert "CONV_2D" in problem and "'int4'" in problem
+
+
+@pytest.mark.slow
+def test_flex_operators_in_loops_need_the_flex_delegate(tmp_path):
+    def function(x):
+        return {"y": tf.while_loop(lambda i, _: i < 2, lambda i, m: (i + 1, tf.linalg.inv(m)), (0, x))[1]}
+
+    path = helpers.save_function(function, [tf.TensorSpec([1, 2, 2], tf.float32, "x")], tmp_path / "loop")
+    content = conversion.to_tflite(path, conversion.ConversionOptions("float32", select_tf_ops=True))
+    assert "Flex delegate" in judge(content, "cpu").runtime
+    assert conversion.flex_operators(content) == {"FlexMatrixInverse": ("while",)}
 
 
 def test_a_custom_operator_runs_only_if_tensorflow_has_it():

@@ -1,0 +1,82 @@
+"""The warnings of a conversion's record: findings that a user should act on."""
+
+from collections.abc import Mapping, Sequence
+
+from tfx_compression.tflite.modes import ModeSpec
+from tfx_compression.tflite_quantizer.config import Quantization
+from tfx_compression.tflite_quantizer.record import AutoRecord, CalibrationRecord, LayerError
+
+_NOISY_DB = 10.0
+
+
+def find_warnings(
+    config: Quantization,
+    calibration: CalibrationRecord | None,
+    auto: AutoRecord | None,
+    float_ops: Mapping[str, int],
+    layers: Sequence[LayerError],
+) -> tuple[str, ...]:
+    """Returns all warnings.
+
+    Args:
+      config: Configuration of the conversion.
+      calibration: Calibration, if there was one.
+      auto: Search of mode `auto`, if there was one.
+      float_ops: Count of each operator that returns floats.
+      layers: Each layer's error against the float model.
+    """
+    return (
+        *_saturation(config, calibration),
+        *_metric_drop(config, auto),
+        *_floats(config.mode_spec, float_ops),
+        *_noise(layers),
+    )
+
+
+def _saturation(config: Quantization, calibration: CalibrationRecord | None) -> list[str]:
+    """Warns of inputs whose values in the check split exceed the calibrated range."""
+    limit = config.calibration.max_outside
+    return [
+        f"{seen.outside:.1%} of the values of {seen.input!r} in split {config.calibration.check_split!r} lie outside "
+        f"the calibrated range, more than {limit:.1%}: they saturate. Remedy: more calibration.rows, or rows of a "
+        "split that resembles them."
+        for seen in (calibration.inputs if calibration else ())
+        if seen.outside is not None and seen.outside > limit
+    ]
+
+
+def _metric_drop(config: Quantization, auto: AutoRecord | None) -> list[str]:
+    """Warns if the search found nothing within its limit."""
+    if auto is None or auto.drop <= config.auto.max_drop:
+        return []
+    return [
+        f"No trial drops {auto.metric} by {config.auto.max_drop:g} or less; this model drops it by {auto.drop:g}. "
+        "Remedy: equalize='auto', or a larger auto.max_drop."
+    ]
+
+
+def _floats(mode: ModeSpec, float_ops: Mapping[str, int]) -> list[str]:
+    """Warns of operators that compute in floats in an integer mode."""
+    remaining = {op: count for op, count in float_ops.items() if op not in ("QUANTIZE", "DEQUANTIZE")}
+    if not mode.calibrated_by_converter or not remaining:
+        return []
+    counts = ", ".join(f"{count} {op}" for op, count in remaining.items())
+    return [
+        f"{counts} compute in floats, because there is no integer kernel, or because the model is quantization-aware "
+        "in part only: layers without a range from training stay in floats."
+    ]
+
+
+def _noise(layers: Sequence[LayerError]) -> list[str]:
+    """Warns of layers whose outputs differ much from the float model's."""
+    noisy = sorted(
+        (layer.snr_db, layer.layer) for layer in layers if layer.snr_db is not None and layer.snr_db < _NOISY_DB
+    )
+    if not noisy:
+        return []
+    worst, name = noisy[0]
+    return [
+        f"{len(noisy)} of {len(layers)} layers have a signal-to-noise ratio below {_NOISY_DB:.0f} dB, {name!r} the "
+        f"lowest ({worst:.1f} dB). Remedy: a higher precision for it (mode 'mixed', or 'auto'), equalize=True, or "
+        "other calibration.ranges."
+    ]

@@ -1,0 +1,52 @@
+"""Warnings of a record, each with the values that it is about."""
+
+from tfx_compression.tflite_quantizer.config import Quantization
+from tfx_compression.tflite_quantizer.record import AutoRecord, CalibrationRecord, InputRange, LayerError
+from tfx_compression.tflite_quantizer.result_warnings import find_warnings
+
+INT8 = Quantization()
+
+
+def seen(share: float | None) -> CalibrationRecord:
+    inputs = (InputRange(input="image", minimum=0.0, maximum=1.0, range=(0.0, 1.0), outside=share),)
+    return CalibrationRecord(rows=10, method="min_max", inputs=inputs)
+
+
+def searched(drop: float) -> AutoRecord:
+    return AutoRecord(
+        metric="accuracy", baseline=0.9, value=0.9 - drop, drop=drop, rows=10, equalized=False, precisions={}, trials=()
+    )
+
+
+def layer(name: str, snr_db: float | None) -> LayerError:
+    return LayerError(layer=name, op="CONV_2D", snr_db=snr_db, max_error=0.0, cosine=1.0)
+
+
+def test_a_model_without_findings_has_no_warning():
+    layers = [layer("conv", 40.0), layer("flatten", None)]
+    floats = {"DEQUANTIZE": 1}
+    assert find_warnings(INT8, seen(0.005), searched(0.005), floats, layers) == ()
+    assert find_warnings(INT8, seen(None), None, {}, ()) == ()
+    assert find_warnings(INT8, None, None, {}, ()) == ()
+
+
+def test_values_outside_the_range_are_a_warning():
+    (warning,) = find_warnings(INT8, seen(0.125), None, {}, ())
+    assert "12.5%" in warning and "'image'" in warning and "'eval'" in warning and "Remedy" in warning
+
+
+def test_a_search_beyond_its_limit_is_a_warning():
+    (warning,) = find_warnings(Quantization(mode="auto"), None, searched(0.05), {}, ())
+    assert "accuracy" in warning and "0.01" in warning and "0.05" in warning
+
+
+def test_floats_in_an_integer_mode_are_a_warning():
+    (warning,) = find_warnings(INT8, None, None, {"QUANTIZE": 1, "SOFTMAX": 2}, ())
+    assert "2 SOFTMAX" in warning
+    assert find_warnings(Quantization(mode="int4"), None, None, {"SOFTMAX": 2}, ()) == ()
+
+
+def test_noisy_layers_are_a_warning():
+    layers = [layer("conv", 9.0), layer("dense", 3.5), layer("out", 30.0)]
+    (warning,) = find_warnings(INT8, None, None, {}, layers)
+    assert "2 of 3" in warning and "'dense'" in warning and "3.5 dB" in warning
