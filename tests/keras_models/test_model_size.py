@@ -1,4 +1,4 @@
-"""Parameters, zeros and multiply-accumulates, against TensorFlow's profiler and numbers worked out by hand."""
+"""Parameters, zeros and multiply-accumulates, against TensorFlow's profiler and numbers computed by hand."""
 
 import gzip
 
@@ -21,7 +21,7 @@ def one_layer(layer: tf_keras.layers.Layer, *shape: int) -> tf_keras.Model:
 
 
 def profiled_operations(model: tf_keras.Model) -> int:
-    """What TensorFlow's profiler counts for one row: a multiply-accumulate is two operations."""
+    """Returns the operations for one row that TensorFlow's profiler counts: two for each multiply-accumulate."""
     spec = tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
     frozen = convert_variables_to_constants_v2(tf.function(model).get_concrete_function(spec))
     options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
@@ -30,60 +30,63 @@ def profiled_operations(model: tf_keras.Model) -> int:
 
 
 @pytest.mark.parametrize(
-    "model",
+    ("layer_class", "arguments", "shape"),
     [
-        one_layer(L.Dense(7, use_bias=False), 5),
-        one_layer(L.Dense(7, use_bias=False), 3, 5),
-        one_layer(L.Conv1D(6, 3, use_bias=False), 20, 2),
-        one_layer(L.Conv1D(6, 4, strides=3, padding="same", use_bias=False), 20, 2),
-        one_layer(L.Conv1D(6, 3, padding="causal", use_bias=False), 20, 2),
-        one_layer(L.Conv2D(6, 3, use_bias=False), 9, 7, 2),
-        one_layer(L.Conv2D(6, (2, 5), padding="same", use_bias=False), 9, 7, 2),
-        one_layer(L.Conv2D(6, 3, strides=(2, 3), padding="same", use_bias=False), 9, 7, 2),
-        one_layer(L.DepthwiseConv2D(3, use_bias=False), 9, 7, 3),
-        one_layer(L.DepthwiseConv2D(3, strides=2, depth_multiplier=2, padding="same", use_bias=False), 9, 7, 3),
-        one_layer(L.SeparableConv2D(6, 3, use_bias=False), 9, 7, 2),
-        one_layer(L.SeparableConv2D(6, 3, strides=2, depth_multiplier=3, padding="same", use_bias=False), 9, 7, 2),
-        one_layer(L.Conv2DTranspose(6, 3, strides=2, padding="same", use_bias=False), 5, 4, 2),
-        one_layer(L.Conv2DTranspose(6, 3, padding="same", use_bias=False), 5, 4, 2),
+        (L.Dense, {"units": 7}, (5,)),
+        (L.Dense, {"units": 7}, (3, 5)),
+        (L.Conv1D, {"filters": 6, "kernel_size": 3}, (20, 2)),
+        (L.Conv1D, {"filters": 6, "kernel_size": 4, "strides": 3, "padding": "same"}, (20, 2)),
+        (L.Conv1D, {"filters": 6, "kernel_size": 3, "padding": "causal"}, (20, 2)),
+        (L.Conv2D, {"filters": 6, "kernel_size": 3}, (9, 7, 2)),
+        (L.Conv2D, {"filters": 6, "kernel_size": (2, 5), "padding": "same"}, (9, 7, 2)),
+        (L.Conv2D, {"filters": 6, "kernel_size": 3, "strides": (2, 3), "padding": "same"}, (9, 7, 2)),
+        (L.DepthwiseConv2D, {"kernel_size": 3}, (9, 7, 3)),
+        (L.DepthwiseConv2D, {"kernel_size": 3, "strides": 2, "depth_multiplier": 2, "padding": "same"}, (9, 7, 3)),
+        (L.SeparableConv2D, {"filters": 6, "kernel_size": 3}, (9, 7, 2)),
+        (
+            L.SeparableConv2D,
+            {"filters": 6, "kernel_size": 3, "strides": 2, "depth_multiplier": 3, "padding": "same"},
+            (9, 7, 2),
+        ),
+        (L.Conv2DTranspose, {"filters": 6, "kernel_size": 3, "strides": 2, "padding": "same"}, (5, 4, 2)),
+        (L.Conv2DTranspose, {"filters": 6, "kernel_size": 3, "padding": "same"}, (5, 4, 2)),
     ],
-    ids=lambda model: f"{type(model.layers[-1]).__name__} {model.output_shape[1:]}",
 )
-def test_multiply_accumulates_are_half_of_the_operations_that_the_profiler_counts(model):
+def test_macs_are_half_of_the_operations_that_the_profiler_counts(layer_class, arguments, shape):
+    model = one_layer(layer_class(use_bias=False, **arguments), *shape)
     assert 2 * model_size.measure(model).macs == profiled_operations(model)
 
 
 @pytest.mark.parametrize(
-    ("model", "macs"),
+    ("layer_class", "arguments", "shape", "macs"),
     [
-        # a weight of a transposed convolution is used once per place of its input, whatever the output's padding
-        (one_layer(L.Conv2DTranspose(4, 3, strides=2, padding="valid"), 5, 5, 2), 5 * 5 * 3 * 3 * 2 * 4),
-        (one_layer(L.Conv1DTranspose(4, 3, strides=2, padding="valid"), 5, 2), 5 * 3 * 2 * 4),
-        (one_layer(L.Conv3D(4, 2), 5, 4, 3, 2), 4 * 3 * 2 * 2 * 2 * 2 * 2 * 4),
-        (one_layer(L.Conv2D(6, 3, data_format="channels_first"), 2, 9, 7), 7 * 5 * 3 * 3 * 2 * 6),
-        # the profiler knows neither of these two
-        (one_layer(L.Conv2D(6, 3, groups=2), 9, 7, 4), 7 * 5 * 3 * 3 * 2 * 6),
-        (one_layer(L.Conv2D(6, 3, dilation_rate=2), 9, 7, 2), 5 * 3 * 3 * 3 * 2 * 6),
+        # A transposed convolution uses a weight once per place of its input, whatever the output's padding.
+        (L.Conv2DTranspose, {"strides": 2, "padding": "valid"}, (5, 5, 2), 5 * 5 * 3 * 3 * 2 * 4),
+        (L.Conv1DTranspose, {"strides": 2, "padding": "valid"}, (5, 2), 5 * 3 * 2 * 4),
+        (L.Conv3D, {}, (5, 4, 3, 2), 3 * 2 * 1 * 3 * 3 * 3 * 2 * 4),
+        (L.Conv2D, {"data_format": "channels_first"}, (2, 9, 7), 7 * 5 * 3 * 3 * 2 * 4),
+        # The profiler doesn't know these two.
+        (L.Conv2D, {"groups": 2}, (9, 7, 4), 7 * 5 * 3 * 3 * 2 * 4),
+        (L.Conv2D, {"dilation_rate": 2}, (9, 7, 2), 5 * 3 * 3 * 3 * 2 * 4),
     ],
     ids=["transposed 2D", "transposed 1D", "3D", "channels first", "groups", "dilation"],
 )
-def test_multiply_accumulates_are_as_worked_out_by_hand(model, macs):
+def test_macs_computed_by_hand(layer_class, arguments, shape, macs):
+    model = one_layer(layer_class(filters=4, kernel_size=3, **arguments), *shape)
     assert model_size.measure(model).macs == macs
 
 
-@pytest.mark.parametrize(
-    ("model", "macs"),
-    [
-        (one_layer(L.EinsumDense("abc,cde->abde", (5, 2, 3)), 5, 4), 5 * 4 * 2 * 3),
-        (one_layer(L.LocallyConnected1D(3, 2), 6, 4), 5 * 2 * 4 * 3),  # a kernel of its own for each place
-    ],
-    ids=["einsum", "locally connected"],
-)
-def test_multiply_accumulates_are_right_or_not_given(model, macs):
-    assert model_size.measure(model).layers[0].macs in (macs, None)
+def test_macs_of_an_einsum_are_right_or_unknown():
+    model = one_layer(L.EinsumDense("abc,cde->abde", (5, 2, 3)), 5, 4)
+    assert model_size.measure(model).layers[0].macs in (5 * 4 * 2 * 3, None)
 
 
-def test_a_layer_that_is_called_twice_counts_twice_or_is_not_given():
+def test_macs_of_a_locally_connected_layer_are_right_or_unknown():
+    model = one_layer(L.LocallyConnected1D(3, 2), 6, 4)
+    assert model_size.measure(model).layers[0].macs in (5 * 2 * 4 * 3, None)
+
+
+def test_macs_of_a_layer_that_is_called_twice_count_twice_or_are_unknown():
     inputs = tf_keras.Input((8,))
     shared = L.Dense(8, name="shared")
     (row,) = model_size.measure(tf_keras.Model(inputs, shared(shared(inputs)))).layers
@@ -91,13 +94,13 @@ def test_a_layer_that_is_called_twice_counts_twice_or_is_not_given():
     assert row.macs in (2 * 8 * 8, None)
 
 
-def test_multiply_accumulates_are_not_given_where_a_size_is_free():
+def test_macs_are_unknown_if_a_size_is_free():
     (row,) = model_size.measure(one_layer(L.Conv2D(6, 3), None, 7, 2)).layers
     assert row.macs is None
 
 
 @pytest.mark.parametrize("make", [helpers.small_cnn, helpers.small_dense, helpers.small_convolutions])
-def test_the_layers_parameters_add_up_to_the_models(make):
+def test_the_parameters_of_the_layers_add_up_to_those_of_the_model(make):
     model = make()
     size = model_size.measure(model)
     assert size.parameters == model.count_params() == sum(row.parameters for row in size.layers)
@@ -107,7 +110,7 @@ def test_the_layers_parameters_add_up_to_the_models(make):
     assert by_layer == {layer.name: layer.count_params() for layer in model.layers if layer.weights}
 
 
-def test_the_bytes_are_those_of_the_weights_and_zeros_make_the_gzipped_ones_fewer():
+def test_zeros_shrink_the_gzipped_bytes_only():
     model = helpers.small_cnn()
     before = model_size.measure(model)
     assert before.bytes == 4 * model.count_params()
@@ -118,7 +121,7 @@ def test_the_bytes_are_those_of_the_weights_and_zeros_make_the_gzipped_ones_fewe
     assert after.bytes_gzip < 0.4 * before.bytes_gzip
 
 
-def test_zeros_are_those_of_kernels_not_of_biases_or_normalisation():
+def test_zeros_are_counted_in_kernels_only():
     model = helpers.small_cnn()
     keep = helpers.zero_smallest(model, "dense", 0.5)
     assert not model.get_layer("dense").bias.numpy().any()
@@ -131,7 +134,7 @@ def test_zeros_are_those_of_kernels_not_of_biases_or_normalisation():
     assert model_size.measure(model).sparsity == pytest.approx(zeros / weights)
 
 
-def test_a_layer_with_two_kernels_has_a_row_for_each():
+def test_a_layer_with_two_kernels_has_two_sizes():
     rows = {row.name: row for row in model_size.measure(helpers.small_convolutions()).layers}
     assert {name: row.parameters for name, row in rows.items()} == {
         "depthwise": 3 * 3 * 4 + 4,
@@ -142,25 +145,25 @@ def test_a_layer_with_two_kernels_has_a_row_for_each():
     }
 
 
-def test_a_layer_without_a_kernel_counts_its_parameters_only():
+def test_a_layer_without_a_kernel_has_parameters_only():
     (row,) = [row for row in model_size.measure(helpers.small_cnn()).layers if row.name == "normalization"]
     assert (row.type, row.parameters, row.zeros, row.macs) == ("BatchNormalization", 4 * 8, 0, None)
 
 
-def test_layers_of_a_model_in_a_model_are_found():
+def test_layers_of_a_nested_model_count():
     inner = tf_keras.Sequential([tf_keras.Input((4,)), L.Dense(3, name="inside")], name="inner")
     model = tf_keras.Sequential([tf_keras.Input((4,)), inner, L.Dense(2, name="outside")])
     assert model_size.measure(model).macs == 4 * 3 + 3 * 2
 
 
-def test_layers_of_the_same_name_in_two_inner_models_are_both_found():
+def test_layers_of_the_same_name_in_two_nested_models_both_count():
     inner = [tf_keras.Sequential([tf_keras.Input((4,)), L.Dense(4, name="same")], name=name) for name in ("one", "two")]
     model = tf_keras.Sequential([tf_keras.Input((4,)), *inner])
     inner[0].get_layer("same").kernel.assign(np.zeros([4, 4]))
     assert model_size.measure(model).sparsity == 0.5
 
 
-def test_the_parameters_of_a_layer_that_is_called_twice_are_counted_once():
+def test_the_parameters_of_a_layer_that_is_called_twice_count_once():
     shared = L.Conv2D(3, 3, padding="same", name="shared")
     inputs = [tf_keras.Input((8, 8, 1)), tf_keras.Input((4, 4, 1))]
     pooled = [L.GlobalAveragePooling2D()(shared(image)) for image in inputs]
@@ -170,7 +173,7 @@ def test_the_parameters_of_a_layer_that_is_called_twice_are_counted_once():
 
 
 @pytest.mark.parametrize("library", [tf_keras, keras])
-def test_recurrent_layers_and_attention_count_every_step(library):
+def test_macs_of_recurrent_layers_and_attention_count_every_step(library):
     layer = library.layers
     x = library.Input((6, 4))
     attended = layer.MultiHeadAttention(2, 3, name="attention")(x, x)
@@ -187,24 +190,24 @@ def test_recurrent_layers_and_attention_count_every_step(library):
     }
 
 
-def test_multiply_accumulates_of_weights_that_are_not_zero_are_counted_by_layer():
+def test_nonzero_macs_leave_out_those_of_zeros():
     model = helpers.small_dense()
     keep = helpers.zero_smallest(model, "hidden", 0.5)
     assert model_size.measure(model).nonzero_macs == keep.sum() + 16 * 2
 
 
 @pytest.mark.parametrize("library", [tf_keras, keras])
-def test_a_stateful_model_is_measured_for_one_row(library):
-    layers_of = library.layers
+def test_macs_of_a_stateful_model_are_for_one_row(library):
+    layers = library.layers
     x = library.Input(batch_shape=(3, 5, 4))
-    lstm = layers_of.LSTM(8, stateful=True, name="lstm")(x)
+    lstm = layers.LSTM(8, stateful=True, name="lstm")(x)
     fixed = library.Input((5, 4))
-    free = library.Model(fixed, layers_of.Dense(2)(layers_of.LSTM(8, name="lstm")(fixed)))
-    measured = model_size.measure(library.Model(x, layers_of.Dense(2)(lstm)))
+    free = library.Model(fixed, layers.Dense(2)(layers.LSTM(8, name="lstm")(fixed)))
+    measured = model_size.measure(library.Model(x, layers.Dense(2)(lstm)))
     assert measured.macs == model_size.measure(free).macs > 0
 
 
-def test_the_vocabulary_of_a_lookup_is_no_weight():
+def test_the_vocabulary_of_a_lookup_layer_is_no_weight():
     x = tf_keras.Input((1,), dtype=tf.string)
     lookup = tf_keras.layers.StringLookup(output_mode="one_hot")
     lookup.adapt(tf.constant([["a"], ["b"]]))
