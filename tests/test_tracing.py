@@ -1,5 +1,6 @@
 """Errors of traced user code arrive as the code raised them."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -97,11 +98,12 @@ def test_the_cause_that_the_code_gave_is_kept():
     assert type(caught.value.__cause__) is KeyError
 
 
-def test_the_error_that_the_code_was_handling_becomes_the_cause():
+def test_the_error_that_the_code_was_handling_is_kept():
     with pytest.raises(ValueError) as caught, unwrapped_errors():
         traced_by_function(fails_while_handling)
     assert str(caught.value) == "bad\nlabel"
-    assert type(caught.value.__cause__) is KeyError
+    assert type(caught.value.__context__) is KeyError
+    assert caught.value.__cause__ is None
 
 
 def test_an_error_that_the_code_raises_from_none_is_not_taken_for_a_wrapper():
@@ -122,6 +124,23 @@ def test_an_error_outside_of_tracing_passes_unchanged():
     with pytest.raises(ValueError) as caught, unwrapped_errors():
         raise error
     assert caught.value is error
+
+
+@pytest.mark.parametrize("library", [tf_keras, keras], ids=["keras2", "keras3"])
+def test_nested_uses_unwrap_an_error_once(library):
+    class Failing(library.layers.Layer):
+        def call(self, inputs):
+            return raises_label_error(inputs)
+
+    layer = Failing()
+
+    def call(features):
+        return layer(features)
+
+    with pytest.raises(Exception) as caught, unwrapped_errors(), unwrapped_errors():
+        tf.function(call)(tf.zeros([1, 2]))
+    assert "Label 7 of 3 classes" in str(caught.value)
+    assert "in user code" not in str(caught.value)
 
 
 def test_the_helper_decorates_functions():

@@ -17,8 +17,7 @@ _WRAPPED = re.compile(r"['\"]?(in user code:|Exception encountered when calling 
 def unwrapped_errors() -> Iterator[None]:
     """Raises an error from traced code as the code raised it, with its class and message.
 
-    Use it as a context manager around a call that traces user code, or as a decorator. AutoGraph's error stays in the
-    original's `__context__`.
+    Use it as a context manager around a call that traces user code, or as a decorator.
     """
     try:
         yield
@@ -26,7 +25,11 @@ def unwrapped_errors() -> Iterator[None]:
         original = original_error(error)
         if original is error:
             raise
-        raise original from (original.__cause__ if original.__suppress_context__ else original.__context__)
+        context = original.__context__
+        try:
+            raise original
+        finally:
+            original.__context__ = context  # Not AutoGraph's error, which Python has just set.
 
 
 def original_error(error: BaseException) -> BaseException:

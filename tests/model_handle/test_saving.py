@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from tfx_compression import model_handle
 
 from tests.support import helpers, kinds
@@ -40,3 +41,15 @@ def test_the_table_of_a_lookup_layer_is_saved_with_a_keras_3_network(tmp_path):
     model_handle.wrap(model).save(str(tmp_path / "model"))
     words = tf.constant([["red"], ["green"], ["none"]])
     np.testing.assert_allclose(helpers.answers(str(tmp_path / "model"), word=words)["y"], model(words), atol=1e-6)
+
+
+def test_an_error_of_a_layer_arrives_as_the_layer_raised_it(tmp_path):
+    class Failing(tf_keras.layers.Layer):
+        def call(self, inputs):
+            raise LookupError("no value")
+
+    model = helpers.small_dense()
+    model.failing = Failing()
+    model.call = lambda inputs, **_: model.failing(inputs)
+    with pytest.raises(LookupError, match=r"^no value$"):
+        model_handle.wrap(model).save(str(tmp_path / "model"))

@@ -420,3 +420,16 @@ def test_the_record_round_trips_through_json(model):
     pruned = prune(model, PruningPlan(technique="filter", allocation="global", protect=()))
     assert type(pruned.record).model_validate_json(pruned.record.model_dump_json()) == pruned.record
     assert tfc.prune is prune
+
+
+def test_an_error_of_a_loss_arrives_as_the_loss_raised_it():
+    class LabelError(Exception):
+        pass
+
+    def loss(labels, outputs):
+        raise LabelError("no label")
+
+    model = helpers.small_dense()
+    model.compile("sgd", loss)
+    with pytest.raises(LabelError, match=r"^no label$"):
+        prune(model, PruningPlan(allocation="sensitivity", protect=()), helpers.batches(*helpers.points(16)))

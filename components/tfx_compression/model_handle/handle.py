@@ -20,6 +20,7 @@ from tfx_compression.saved_models import rebuilt_signatures
 from tfx_compression.saved_models.checkpoint import same_path
 from tfx_compression.saved_models.rebuilt_signatures import RebuiltSignatures, SignaturesFn
 from tfx_compression.saved_models.saved_model import SavedModel
+from tfx_compression.tracing import unwrapped_errors
 
 ModelKind = Literal["keras2", "keras3", "saved_model"]
 
@@ -92,6 +93,7 @@ class ModelHandle:
         """Measures parameters, zeros and multiply-accumulates, in total and per layer or variable."""
         return self.model.measure() if self.kind == "saved_model" else model_size.measure(self.keras_model)
 
+    @unwrapped_errors()
     def save(
         self,
         path: str,

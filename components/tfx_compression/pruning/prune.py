@@ -24,6 +24,7 @@ from tfx_compression.pruning.signature_statistics import LossFn, SignatureStatis
 from tfx_compression.pruning.sparsity_allocator import SparsityAllocator
 from tfx_compression.pruning.statistics import Statistics
 from tfx_compression.pruning.weight_pruner import WeightPruner
+from tfx_compression.tracing import unwrapped_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,7 @@ class PrunedModel(Compressed):
         self.handle.save(path, network=network, signatures_fn=signatures_fn, transform_graph_uri=transform_graph)
 
 
+@unwrapped_errors()
 def prune(
     model: Any,
     plan: PruningPlan,
@@ -98,6 +100,7 @@ def prune(
     return prune_step(handle, plan, data, loss_fn=loss_fn, sensitivity_options=sensitivity_options)
 
 
+@unwrapped_errors()
 def prune_step(
     handle: ModelHandle,
     plan: PruningPlan,
