@@ -19,7 +19,10 @@ from tfx_compression.version import __version__
 _BUG_STATUS = 70  # EX_SOFTWARE in BSD's sysexits.h
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Inspect, evaluate, trace and release compressed models."
+    no_args_is_help=True,
+    add_completion=False,
+    help="Inspect, evaluate, trace and release compressed models.",
+    epilog="Exit status: 0 success, 1 error, 2 wrong arguments or no model chosen, 70 bug.",
 )
 app.command("lineage")(lineage_command.lineage)
 app.command("inspect")(inspect_command.inspect)
