@@ -127,3 +127,19 @@ def test_rows_are_read_for_the_signatures(saved_cnn):
     assert "serving_default" in result.record.notes
     np.testing.assert_array_equal(result.self_test["input/image"], images[:4])
     assert result.calibration_rows == 0
+
+
+def test_an_error_of_a_layer_arrives_as_the_layer_raised_it():
+    class Failing(tf_keras.Model):
+        traced = False
+
+        def call(self, inputs):
+            if self.traced:
+                raise LookupError("no value")
+            return inputs
+
+    model = Failing()
+    model(np.zeros([1, 4], np.float32))
+    model.traced = True
+    with pytest.raises(LookupError, match=r"^no value$"):
+        quantize(model, tfc.Quantization(mode="dynamic"))

@@ -22,6 +22,7 @@ from tfx_compression.tflite_quantizer.calibration import require_finite
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.record import QuantizationRecord
 from tfx_compression.tflite_quantizer.rows import RowReader, Rows, Signatures, first_rows
+from tfx_compression.tracing import unwrapped_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Quantized:
         return self.record.calibration.rows if self.record.calibration else 0
 
 
+@unwrapped_errors()
 def quantize(model: Any, config: Quantization, data: tf.data.Dataset | None = None) -> bytes:
     """Converts a model to a TFLite flatbuffer.
 
