@@ -53,3 +53,13 @@ def test_an_error_of_a_layer_arrives_as_the_layer_raised_it(tmp_path):
     model.call = lambda inputs, **_: model.failing(inputs)
     with pytest.raises(LookupError, match=r"^no value$"):
         model_handle.wrap(model).save(str(tmp_path / "model"))
+
+
+def test_the_optimizer_and_loss_of_a_keras_2_model_go_over_to_the_new_network(tmp_path):
+    model = helpers.small_dense()
+    model.compile(tf_keras.optimizers.Adam(0.01), "mse")
+    narrow = tf_keras.Sequential([tf_keras.Input((4,), name="x"), tf_keras.layers.Dense(2, name="y")])
+    model_handle.wrap(model).save(str(tmp_path / "narrow"), network=narrow)
+    again = model_handle.load(str(tmp_path / "narrow")).model
+    x, y = helpers.points(8)
+    assert again.evaluate(x, y, verbose=0) == pytest.approx(np.mean((narrow(x) - y) ** 2), rel=1e-4)

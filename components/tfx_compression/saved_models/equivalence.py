@@ -73,7 +73,7 @@ def draw_references(
       inputs: Its inputs.
       words: Words that the model may know.
       fused_alike: A copy of the original in which TensorFlow fuses the same operations as in the function to compare;
-        it answers the draws with NaN. By default the original does.
+        it answers the draws with NaN that the original answers too. By default the original does.
 
     Raises:
       ModelError: If it answers no draw.
@@ -84,8 +84,10 @@ def draw_references(
     def answers(chosen: Mapping[str, str], free_size: int) -> bool:
         feeds = inputs.draw(chosen, words, free_size)
         try:
-            called = fused_alike if fused_alike and probes.NAN in chosen.values() else function
-            references.append(Reference(feeds, arrays(called(**feeds))))
+            outputs = function(**feeds)
+            if fused_alike is not None and probes.NAN in chosen.values():
+                outputs = fused_alike(**feeds)
+            references.append(Reference(feeds, arrays(outputs)))
         except CALL_FAILURES as error:
             failures.append(error)
             return False

@@ -171,7 +171,7 @@ class _Rebuilder:
 def _require_rebuildable_parsing(inputs: SignatureInputs) -> None:
     """Checks that tf.io.parse_example, given the features of a signature, parses them alike."""
     if inputs.features and len(inputs.arguments) != 1:
-        problem = f"parses tf.Examples and takes several arguments: {', '.join(inputs.arguments)}"
+        problem = f"parses tf.Examples and takes several arguments: {', '.join(sorted(inputs.arguments))}"
     elif ragged := [name for name, spec in inputs.features.items() if isinstance(spec, tf.io.RaggedFeature)]:
         problem = f"parses ragged features: {', '.join(ragged)}"
     elif computed := [name for name, spec in inputs.features.items() if example_parsing.has_computed_default(spec)]:

@@ -49,7 +49,7 @@ def source(tensor: tf.Tensor, through: Collection[str] = ("Identity",)) -> tf.Te
 
 def consumers(tensor: tf.Tensor) -> Iterator[tuple[tf.Operation, int]]:
     """Yields the operations that take a tensor, with the index of that input; an operation may take it twice."""
-    for op in tensor.consumers():
+    for op in {op.name: op for op in tensor.consumers()}.values():  # TensorFlow lists an operation for each input
         yield from ((op, index) for index, taken in enumerate(op.inputs) if taken.name == tensor.name)
 
 
