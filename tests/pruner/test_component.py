@@ -1,4 +1,4 @@
-"""Pruner when a pipeline is built: exec properties, and wrong wiring."""
+"""Pruner at pipeline construction: exec properties and wiring errors."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_a_runtime_parameter_reaches_the_exec_properties():
     ids=["gradients", "activations", "sensitivity"],
 )
 def test_a_plan_that_requires_data_requires_examples(plan):
-    with raises(ConfigError, match="examples="):
+    with raises(ConfigError, field="examples", code="plan-without-data"):
         tfc.Pruner(model=channel(standard_artifacts.Model), plan=plan)
     tfc.Pruner(
         model=channel(standard_artifacts.Model),
@@ -46,9 +46,9 @@ def test_a_plan_that_requires_data_requires_examples(plan):
     )
 
 
-def test_an_unknown_criterion_is_refused_unless_a_module_could_register_it(tmp_path):
+def test_an_unknown_criterion_requires_a_module_file(tmp_path):
     plan = tfc.PruningPlan(criterion="movement")
-    with raises(ConfigError, match="'movement'.*magnitude"):
+    with raises(ConfigError, field="PruningPlan.criterion", code="unknown-criterion", match="'movement'"):
         tfc.Pruner(model=channel(standard_artifacts.Model), plan=plan)
     module = tmp_path / "module.py"
     module.write_text("")

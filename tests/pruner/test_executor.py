@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,18 @@ def raw_rows() -> tuple[np.ndarray, list[bytes]]:
     return images, helpers.serialized({"image": images})
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> str:
+    """Path of `residual_net` as a Trainer saves it."""
+    return helpers.save_with_examples_signature(residual_net(), tmp_path_factory.mktemp("trained") / "model")
+
+
 # Kinds
 
 
 @pytest.mark.parametrize("technique", ["weight", "filter", "neuron"])
-def test_a_pruned_keras_2_model_answers_serialized_examples(tmp_path, technique):
-    helpers.save_with_examples_signature(residual_net(), serving(tmp_path))
+def test_a_pruned_keras_2_model_answers_serialized_examples(trained, tmp_path, technique):
+    shutil.copytree(trained, serving(tmp_path))
     run = Run(tmp_path, PruningPlan(technique=technique, sparsity=0.5)).do()
     images, rows = raw_rows()
     network = tf_keras.models.load_model(run.path)
@@ -238,8 +245,8 @@ def test_the_module_file_defines_custom_layers_a_loss_and_a_criterion(tmp_path):
     assert {group.name for group in run.record.groups if group.kept < group.elements} == {"b"}
 
 
-def test_sensitivity_resumes_after_a_killed_attempt(tmp_path, monkeypatch):
-    helpers.save_with_examples_signature(residual_net(), serving(tmp_path))
+def test_sensitivity_resumes_after_a_killed_attempt(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained, serving(tmp_path))
     plan = PruningPlan(allocation="sensitivity", sparsity=0.4, sensitivity_levels=(0.5, 0.9))
     measured, real = [], KerasStatistics.metrics
 
@@ -265,8 +272,8 @@ def test_sensitivity_resumes_after_a_killed_attempt(tmp_path, monkeypatch):
     assert complete.record.sensitivity == resumed.record.sensitivity
 
 
-def test_the_files_beside_the_model(tmp_path):
-    helpers.save_with_examples_signature(residual_net(), serving(tmp_path))
+def test_the_files_beside_the_model(trained, tmp_path):
+    shutil.copytree(trained, serving(tmp_path))
     run = Run(tmp_path, PruningPlan(technique="filter"), sparsity=0.25, technique="neuron").do()
     assert {path.name for path in Path(run.plan.uri).iterdir()} == {"masks.npz", "pruning.json", "report.html"}
     assert run.record.plan.technique == "neuron"

@@ -1,4 +1,4 @@
-"""The report: what someone who prunes reads in it, and that nothing in a name or a number breaks it."""
+"""The pruning report: its statements, tables and plots, and names and numbers that could break it."""
 
 import math
 import re
@@ -44,7 +44,7 @@ _TRUNK = GroupResult(
 
 
 def record(**changes: Any) -> PruningRecord:
-    """Three quarters of one layer's filters removed, but for `changes`."""
+    """Returns the record of a pruning that removed three quarters of one layer's filters, with changed fields."""
     before = size(layer("stem", 400), layer("conv", 4000), layer("bn", 256, type="BatchNormalization", macs=None))
     after = size(layer("stem", 400), layer("conv", 1000), layer("bn", 64, type="BatchNormalization", macs=None))
     known: dict[str, Any] = {
@@ -66,38 +66,39 @@ def values(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return spec["data"]["values"]
 
 
-# What was asked and reached
+# The result
 
 
 @pytest.mark.parametrize(
-    ("plan", "asked", "reached", "said"),
+    ("plan", "requested", "achieved", "statement"),
     [
         (
             PruningPlan(technique="filter", sparsity=0.75),
             0.75,
             0.75,
-            "75.0 % of the filters that can be pruned are removed , as asked for.",
+            "75.0 % of the prunable filters are removed , as requested.",
         ),
         (
             PruningPlan(technique="neuron", target="macs", sparsity=0.75, allocation="global"),
             0.75,
             0.6,
-            "60.0 % of the model’s multiply-accumulates are saved , 75.0 % were asked for.",
+            "60.0 % of the model’s multiply-accumulates are saved , 75.0 % were requested.",
         ),
         (
             PruningPlan(schedule="cubic", initial_sparsity=0.25, sparsity=0.875),
             0.25,
             0.25,
-            "25.0 % of the weights that can be pruned are set to zero , as asked for at this step, 87.5 % in the end.",
+            "25.0 % of the prunable weights are set to zero , as requested at this step, "
+            "87.5 % at the end of the schedule.",
         ),
     ],
     ids=["reached", "missed", "first step"],
 )
-def test_the_first_line_is_what_was_asked_and_what_was_reached(plan, asked, reached, said):
-    assert said in page(plan=plan, step_sparsity=asked, achieved_sparsity=reached).text
+def test_the_statement_compares_the_achieved_with_the_requested_sparsity(plan, requested, achieved, statement):
+    assert statement in page(plan=plan, step_sparsity=requested, achieved_sparsity=achieved).text
 
 
-def test_the_whole_model_is_shown_before_and_after_with_the_factor():
+def test_the_figures_of_the_model_before_and_after():
     found = page()
     assert (
         "parameters 4,656 → 1,464 (3.18×) multiply-accumulates 44,000 → 14,000 (3.14×) "
@@ -108,12 +109,12 @@ def test_the_whole_model_is_shown_before_and_after_with_the_factor():
         ["parameters", "4,656", "1,464", "-69 %"],
         ["multiply-accumulates", "44,000", "14,000", "-68 %"],
         ["bytes of the weights", "18.6 kB", "5.9 kB", "-69 %"],
-        ["the same, gzipped", "14.0 kB", "4.4 kB", "-69 %"],
+        ["bytes of the weights, gzipped", "14.0 kB", "4.4 kB", "-69 %"],
         ["zeros in kernels", "0.0 %", "0.0 %", ""],
     ]
 
 
-def test_zeros_are_told_from_weights_that_are_gone():
+def test_zeros_and_removed_weights_are_counted_separately():
     before = size(layer("conv", 4000))
     after = size(
         layer("conv", 4000, zeros=2000, sparsity=0.5), sparsity=0.5, nonzero_macs=before.macs // 2, bytes_gzip=6000
@@ -125,13 +126,13 @@ def test_zeros_are_told_from_weights_that_are_gone():
     assert "zeros in kernels 0.0 % → 50.0 %" in found.text
     lines = {line[0]: line[1:] for line in found.tables["Whole model"]}
     assert lines["parameters"] == ["4,000", "4,000", "same"]
-    assert lines["those of weights that are not zero"] == ["40,000", "20,000", "-50 %"]
+    assert lines["multiply-accumulates of nonzero weights"] == ["40,000", "20,000", "-50 %"]
     assert found.tables["1 layer with weights, before → after"][1] == [
         *("conv Conv2D", "4,000", "40,000", "0 → 2,000", "0.0 % → 50.0 %"),
     ]
 
 
-def test_notes_come_before_the_tables_and_many_are_folded():
+def test_notes_come_first_and_many_are_folded():
     notes = tuple(f"Group {number} is blocked." for number in range(9))
     found = page(notes=notes)
     before, _ = found.text.split("Whole model")
@@ -140,49 +141,49 @@ def test_notes_come_before_the_tables_and_many_are_folded():
     assert "Notes" not in page().text
 
 
-# Parts
+# Groups
 
 
-def test_a_part_has_its_coupled_layers_its_importance_and_the_reason_it_was_left_alone():
-    assert page().tables["2 parts, 1 of them left alone"] == [
-        ["part", "filters", "kept", "in the end", "least importance", "median", "most", "left alone"],
+def test_a_group_has_its_coupled_layers_importance_and_protection():
+    assert page().tables["2 groups, 1 of them protected"] == [
+        ["group", "filters", "kept", "at the end", "least importance", "median", "most", "protected"],
         ["stem", "16", "100.0 %", "", "", "", "", "first"],
         ["conv conv, bn, next", "64 → 16", "25.0 %", "25.0 %", "0.00125", "0.5", "1.23e+03", ""],
     ]
 
 
-def test_of_many_coupled_layers_the_first_are_named():
+def test_only_the_first_of_many_coupled_layers_are_named():
     trunk = _TRUNK.model_copy(update={"layers": tuple(f"block{number}" for number in range(12))})
-    name = page(groups=(trunk,)).tables["1 part"][1][0]
+    name = page(groups=(trunk,)).tables["1 group"][1][0]
     assert name == "conv block0, block1, block2, block3, block4, block5, block6, block7 and 4 more"
 
 
-def test_the_plot_shows_what_is_kept_and_why_a_part_was_left_alone():
+def test_the_plot_shows_kept_fractions_and_protection():
     (spec,) = page().specs()
     assert values(spec) == [
-        {"part": "stem", "kept": 1.0, "end": None, "protected": "first", "of": "16 of 16"},
-        {"part": "conv", "kept": 0.25, "end": 0.25, "protected": "", "of": "16 of 64"},
+        {"group": "stem", "kept": 1.0, "end": None, "protected": "first", "count": "16 of 16"},
+        {"group": "conv", "kept": 0.25, "end": 0.25, "protected": "", "count": "16 of 64"},
     ]
 
 
 @pytest.mark.parametrize("count", [3, 40, 41, 200])
-def test_vega_draws_few_and_many_parts_in_the_colours_of_the_page(count):
+def test_vega_draws_few_and_many_groups_in_the_colors_of_the_page(count):
     import vl_convert
 
-    parts = (_STEM, *(_TRUNK.model_copy(update={"name": f"net/conv{number}"}) for number in range(1, count)))
-    (spec,) = page(groups=parts).specs()
+    groups = (_STEM, *(_TRUNK.model_copy(update={"name": f"net/conv{number}"}) for number in range(1, count)))
+    (spec,) = page(groups=groups).specs()
     drawn = vl_convert.vegalite_to_svg({**spec, "width": 900})
     assert 'fill="currentColor"' in drawn
     assert "stem" in drawn
-    seen = re.findall(r'opacity="1"[^>]*>net/conv\d+<', drawn)
-    assert len(seen) in (range(20, 80) if count == 200 else [count - 1])  # all would cover each other
+    names = re.findall(r'opacity="1"[^>]*>net/conv\d+<', drawn)
+    assert len(names) in (range(20, 80) if count == 200 else [count - 1])  # all of them would overlap
     assert float(re.search(r'height="([\d.]+)"', drawn)[1]) < 1000
 
 
-def test_a_pruning_without_parts_has_no_plot():
+def test_a_record_without_groups_has_no_plot():
     found = page(groups=())
     assert found.specs() == []
-    assert "What is kept" not in found.text
+    assert "Kept fraction" not in found.text
 
 
 # Layers and channels
@@ -200,9 +201,9 @@ def test_layers_are_matched_by_name():
     ]
 
 
-def test_the_channels_that_stay_are_listed_in_runs():
+def test_kept_channels_are_listed_in_runs():
     found = page(channels={"conv": (0, 3, 4, 5, 9, 10), "dense": (7,)})
-    assert "of 2 layers conv 6 stay: 0, 3–5, 9–10 dense 1 stay: 7" in found.text
+    assert "of 2 layers conv 6 kept: 0, 3–5, 9–10 dense 1 kept: 7" in found.text
     assert "Channels" not in page().text
 
 
@@ -213,45 +214,45 @@ def curve(name: str, *damage: float) -> SensitivityCurve:
     return SensitivityCurve(name=name, levels=(0.0, 0.25, 0.5), values=(1.0, *damage))
 
 
-def test_curves_are_in_a_plot_and_a_table_the_most_sensitive_part_first():
+def test_curves_are_plotted_and_tabulated_with_the_most_sensitive_group_first():
     curves = (curve("calm", 1.0, 1.5), curve("wild", 2.0, math.inf), curve("better", 0.5, 0.25))
     found = page(sensitivity=curves, metric="top_k_loss")
     assert "Sensitivity: top k loss" in found.text
     assert found.tables["As a table"] == [
-        ["part", "0 %", "25 %", "50 %"],
+        ["group", "0 %", "25 %", "50 %"],
         ["wild", "1.0000", "2.0000", "inf"],
         ["better", "1.0000", "0.5000", "0.2500"],
         ["calm", "1.0000", "1.0000", "1.5000"],
     ]
-    points = {(point["part"], point["level"]): point["value"] for point in values(found.specs()[1])}
+    points = {(point["group"], point["level"]): point["value"] for point in values(found.specs()[1])}
     assert points["wild", 0.25] == 2.0
-    assert ("wild", 0.5) not in points  # no number: not drawn
+    assert ("wild", 0.5) not in points  # not finite, so not drawn
     assert found.specs()[1]["encoding"]["color"]["scale"]["domain"] == ["wild", "better", "calm"]
 
 
-def test_many_curves_have_a_small_plot_each_and_at_most_sixty():
+def test_many_curves_have_small_plots_and_at_most_sixty_are_drawn():
     import vl_convert
 
     curves = tuple(curve(f"net/conv{number}", 1.0, 1 + number / 100) for number in range(70))
     found = page(sensitivity=curves, metric="loss")
     spec = found.specs()[1]
-    drawn = {point["part"] for point in values(spec)}
+    drawn = {point["group"] for point in values(spec)}
     assert drawn == {f"net/conv{number}" for number in range(10, 70)}
-    assert "10 more parts are in the table." in found.text
+    assert "10 more groups are in the table." in found.text
     assert len(found.tables["As a table"]) == 71
     assert "net/conv69" in vl_convert.vegalite_to_svg(spec)
 
 
-def test_without_measured_curves_there_is_no_section():
+def test_a_record_without_curves_has_no_section():
     assert "Sensitivity" not in page().text
 
 
 # Plan and JSON
 
 
-def test_what_the_plan_sets_is_told_from_what_it_leaves():
+def test_fields_of_the_plan_with_default_values_are_folded():
     plan = PruningPlan(technique="filter", round_to=8, rules=(LayerRule(layers="block.*", sparsity=0.25),))
-    shown, left = page(plan=plan).text.split(" Plan ")[1].split("Left at the default")
+    shown, left = page(plan=plan).text.split(" Plan ")[1].split("Fields with default values")
     assert "technique filter" in shown
     assert "sparsity 0.5" in shown
     assert "rules block.*: 0.25" in shown
@@ -277,27 +278,27 @@ def test_a_model_of_one_layer_of_any_kind(kind):
     assert "multiply-accumulates" not in {line[0] for line in found.tables["Whole model"]}
 
 
-def test_a_large_model_is_folded_but_whole():
+def test_the_tables_of_a_large_model_are_folded_but_complete():
     count = 300
     names = [f"net/stage{number // 100}/conv{number}" for number in range(count)]
     summary = Summary(
         before=size(*(layer(name, 1000) for name in names)), after=size(*(layer(name, 500) for name in names))
     )
-    parts = tuple(_TRUNK.model_copy(update={"name": name, "layers": (name,)}) for name in names)
+    groups = tuple(_TRUNK.model_copy(update={"name": name, "layers": (name,)}) for name in names)
     curves = tuple(curve(name, 2.0, 3.0) for name in names)
     source = report.render(
         record(
-            summary=summary, groups=parts, sensitivity=curves, metric="loss", channels=dict.fromkeys(names, (0, 1, 5))
+            summary=summary, groups=groups, sensitivity=curves, metric="loss", channels=dict.fromkeys(names, (0, 1, 5))
         )
     )
     found = Page(source)
     assert len(found.tables["300 layers with weights, before → after"]) == count + 1
-    assert len(found.tables["300 parts"]) == count + 1
+    assert len(found.tables["300 groups"]) == count + 1
     assert not re.search(r"<details[^>]*\bopen\b", source)
     assert re.search(r"<details[^>]*\bopen\b", report.render(record()))
 
 
-def test_it_needs_no_network():
+def test_the_report_needs_no_network():
     source = report.render(record(sensitivity=(curve("conv", 2.0, 3.0),), metric="loss"))
     found = Page(source)
     assert not found.attributes & {"src", "href", "srcset"}
@@ -305,16 +306,16 @@ def test_it_needs_no_network():
     assert not re.search(r"@import|url\(", "".join(re.findall(r"<style>(.*?)</style>", source, re.DOTALL)))
 
 
-def test_no_name_breaks_out_of_its_place():
+def test_names_are_escaped():
     name = "</script><img src=x onerror=alert(1)><!--"
     wild = size(layer(name, 10, type=name))
-    part = _TRUNK.model_copy(update={"name": name, "layers": (name, name), "protected": name})
+    group = _TRUNK.model_copy(update={"name": name, "layers": (name, name), "protected": name})
     found = Page(
         report.render(
             record(
                 kind=name,
                 summary=Summary(before=wild, after=wild),
-                groups=(part, part.model_copy(update={"name": f"{name}2"})),
+                groups=(group, group.model_copy(update={"name": f"{name}2"})),
                 channels={name: (0,)},
                 notes=(name,),
                 sensitivity=(curve(name, 2.0, 3.0),),
@@ -326,5 +327,5 @@ def test_no_name_breaks_out_of_its_place():
     )
     assert "img" not in found.tags
     assert found.tags.count("script") == 4  # the bundle, our own, two plots
-    assert [point["part"] for point in values(found.specs()[0])] == [name, f"{name}2"]
+    assert [point["group"] for point in values(found.specs()[0])] == [name, f"{name}2"]
     assert PruningRecord.model_validate_json(found.pre[0]).notes == (name,)

@@ -1,1 +1,1 @@
-"""Pruner: sets the least important weights of a trained model to zero."""
+"""Pruner: sets the least important weights of a trained model to zero, or removes filters, units and heads."""

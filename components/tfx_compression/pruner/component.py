@@ -39,7 +39,7 @@ class PrunerSpec(ComponentSpec):
 
 
 class Pruner(base_component.BaseComponent):
-    """Prunes a trained model: weights become zero, or filters, units and heads are removed.
+    """Prunes a trained model: sets weights to zero, or removes filters, units and heads.
 
     ```python
     pruner = tfc.Pruner(
@@ -51,7 +51,7 @@ class Pruner(base_component.BaseComponent):
     ```
 
     Outputs:
-      pruned_model: the Model, with the Trainer's signatures; `summary.json` (per layer, before and after) beside it.
+      pruned_model: The Model, with the Trainer's signatures, and `summary.json` (sizes before and after, per layer).
       pruning_plan: The record of the pruning, `pruning.json`, and `masks.npz` for SparsityFineTuner; `report.html` for
         people.
     """
@@ -73,31 +73,32 @@ class Pruner(base_component.BaseComponent):
         checkpoint_uri: str | None = None,
         module_file: str | None = None,
     ):
-        """Declares the pruning of `model`.
+        """Declares the pruning of a model.
 
         Args:
-          model: a Model channel. A Keras 2 SavedModel with its metadata, a Keras 3 model (`.keras` beside or instead of
-            the SavedModel), or, for the technique `weight`, any SavedModel.
-          plan: what to prune; the default plan otherwise.
-          examples: what the network was trained on (behind Transform: `transformed_examples`), for the criteria
-            taylor, fisher, activation_mean and apoz, and for the allocation sensitivity.
-            Of a SavedModel without layers, what its signature takes: mostly ExampleGen's.
-          schema: theirs (behind Transform: `post_transform_schema`).
-          transform_graph: what a user's `input_fn` gets instead of the schema; also for signatures that apply
-            Transform, where channels are removed and the model doesn't hold its Transform layer.
-          split: of the examples, whose rows are looked at.
-          sparsity: overrides the plan's, also at run time.
-          technique: the same.
-          checkpoint_uri: where sensitivity keeps its values for a second attempt; by default beside the node's outputs,
-            which a cluster doesn't keep.
-          module_file: the user's module. Used of it, all optional: `custom_objects()`, `compile_fn(model)`,
-            `loss_fn(labels, outputs)` (of a SavedModel without layers, whose `outputs` are by name),
-            `input_fn(files, data_accessor, tf_transform_output_or_schema, batch_size)`, `signatures_fn(model,
-            tf_transform_output)`; it may register criteria.
+          model: Model channel: a Keras 2 SavedModel with its metadata, a Keras 3 model (`.keras` beside or instead of
+            the SavedModel), or, for technique `weight`, any SavedModel.
+          plan: Plan of the pruning; by default `PruningPlan()`.
+          examples: Examples that the model was trained on (`transformed_examples` after Transform), for the criteria
+            taylor, fisher, activation_mean and apoz, and for the allocation sensitivity. For a SavedModel without
+            layers, the examples that its signature takes, mostly ExampleGen's.
+          schema: Schema of the examples (`post_transform_schema` after Transform).
+          transform_graph: TransformGraph that a user's `input_fn` gets instead of the schema. It is also needed to
+            rebuild signatures that apply Transform, if channels are removed and the model doesn't hold its Transform
+            layer.
+          split: Split of the examples to use.
+          sparsity: Value that overrides the plan's, also at run time.
+          technique: Value that overrides the plan's, also at run time.
+          checkpoint_uri: Folder in which sensitivity keeps its values for a second attempt; by default one beside the
+            node's outputs, which a cluster doesn't keep.
+          module_file: Path of the user's module. It may register criteria and define `custom_objects()`,
+            `compile_fn(model)`, `loss_fn(labels, outputs)` (for a SavedModel without layers, with `outputs` by name),
+            `input_fn(files, data_accessor, tf_transform_output_or_schema, batch_size)` and `signatures_fn(model,
+            tf_transform_output)`.
 
         Raises:
-          ConfigError: where `sparsity` or `technique` is no value for the plan, the criterion is unknown and no module
-            file could register it, or the plan looks at data and there is none.
+          ConfigError: `sparsity` or `technique` doesn't fit the plan, the criterion is unknown and no module file could
+            register it, or the plan requires data and there is none.
         """
         plan = plan or PruningPlan()
         properties = declaration.config_properties("plan", plan, {"sparsity": sparsity, "technique": technique})
@@ -121,11 +122,13 @@ class Pruner(base_component.BaseComponent):
 
 
 def _require_inputs(plan: PruningPlan, data: bool, module: bool) -> None:
-    """Raises ConfigError where the plan's criterion is unknown, or data is missing that it or the allocation needs."""
+    """Raises ConfigError for an unknown criterion, or for data that the plan requires and that is missing."""
     if plan.criterion not in criteria.NAMES and module:
-        return  # the module registers it, and says what it needs
+        return  # the module registers it and declares what it requires
     if requires_data(plan) and not data:
         raise ConfigError(
-            f"Pruner(plan=…): criterion {plan.criterion!r} with allocation {plan.allocation!r} looks at data. "
-            "Remedy: Pruner(examples=…, schema=…), those that the Trainer got."
+            f"Pruner(plan=…): criterion {plan.criterion!r} with allocation {plan.allocation!r} requires data. "
+            "Remedy: Pruner(examples=…, schema=…) with those of the Trainer.",
+            field="examples",
+            code="plan-without-data",
         )

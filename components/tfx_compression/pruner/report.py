@@ -1,4 +1,4 @@
-"""The report on a pruning: one HTML file that needs no network."""
+"""The pruning report: one HTML file that needs no network."""
 
 import itertools
 import math
@@ -13,9 +13,9 @@ from tfx_compression.pruner.plots import kept_fraction
 from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.record import GroupResult, PruningRecord, SensitivityCurve
 
-# How many names of coupled layers stand in a line; the JSON has them all.
+# Most names of coupled layers in a cell; the JSON has all of them.
 _NAMES = 8
-# How many notes stand there without a click.
+# Most notes that show without a click.
 _NOTES = 6
 
 _KINDS = {
@@ -25,57 +25,54 @@ _KINDS = {
 }
 _ELEMENTS = {"weight": "weights", "filter": "filters", "neuron": "units"}
 _TARGETS = {"parameters": "parameters", "macs": "multiply-accumulates", "bytes": "bytes"}
-# What the plan's reader looks for first, whether set or not.
+# Fields of the plan that are always shown.
 _MAIN_FIELDS = ("technique", "criterion", "allocation", "target", "sparsity", "schedule")
 
 
 def render(record: PruningRecord, title: str = "Pruning report") -> str:
-    """The report on a pruning.
+    """Returns the report on a pruning, as HTML with style, scripts and data inside.
 
     Args:
-      record: what was done.
-      title: of the page.
-
-    Returns:
-      HTML with style, scripts and data inside.
+      record: Record of the pruning.
+      title: Title of the page.
     """
-    curves = sorted(record.sensitivity, key=_damage, reverse=True)
+    curves = sorted(record.sensitivity, key=_largest_change, reverse=True)
     metric, layers = record.metric.replace("_", " "), _layers(record)
-    set_fields, left_fields = _plan(record.plan)
+    shown_fields, default_fields = _plan(record.plan)
     return template.render(
         __package__,
         title,
         headline=_headline(record),
         statement=_statement(record),
-        fulfilled=record.achieved_sparsity > record.step_sparsity - 0.01,
+        reached=record.achieved_sparsity > record.step_sparsity - 0.01,
         figures=_figures(record),
         notes=record.notes,
         longest=tables.LONGEST,
         most_notes=_NOTES,
         model=_model(record),
         kept_plot=plots.kept(record.groups) if record.groups else None,
-        parts=_parts(record),
-        parts_summary=_parts_summary(record.groups),
-        parts_classes=["muted" if part.protected else "" for part in record.groups],
+        groups=_groups(record),
+        groups_summary=_groups_summary(record.groups),
+        groups_classes=["muted" if group.protected else "" for group in record.groups],
         layers=layers,
         layers_summary=f"{_counted(len(layers[0].cells), 'layer')} with weights, before → after" if layers else "",
-        channels_summary=f"Output channels that stay, of {_counted(len(record.channels), 'layer')}",
+        channels_summary=f"Kept output channels of {_counted(len(record.channels), 'layer')}",
         metric=metric,
         curves_left=max(0, len(curves) - plots.MOST_CURVES),
         curves_plot=plots.curves(curves[: plots.MOST_CURVES], metric) if curves else None,
         curves=_curves(curves),
-        channels={name: _ranges(stay) for name, stay in record.channels.items()},
-        plan_set=set_fields,
-        plan_left=left_fields,
+        channels={name: _ranges(kept) for name, kept in record.channels.items()},
+        plan_fields=shown_fields,
+        plan_defaults=default_fields,
         json_text=record.model_dump_json(indent=1),
     )
 
 
-# What was asked and reached
+# The result
 
 
 def _headline(record: PruningRecord) -> str:
-    """What was done, in the plan's words."""
+    """Returns the method, in the plan's words."""
     plan = record.plan
     pattern = "" if plan.pattern == "unstructured" else f" in the pattern {plan.pattern}"
     model = _KINDS.get(record.kind, record.kind)
@@ -86,22 +83,22 @@ def _headline(record: PruningRecord) -> str:
 
 
 def _statement(record: PruningRecord) -> tuple[str, str]:
-    """How much went, and how that compares with what was asked for."""
+    """Returns the achieved sparsity, and how it compares with the requested one."""
     plan = record.plan
     if plan.target == "sparsity":
-        what, done = f"{_ELEMENTS[plan.technique]} that can be pruned", "removed" if plan.structured else "set to zero"
+        quantity, action = f"prunable {_ELEMENTS[plan.technique]}", "removed" if plan.structured else "set to zero"
     else:
-        what, done = f"model’s {_TARGETS[plan.target]}", "saved"
-    reached, asked = numbers.percent(record.achieved_sparsity), numbers.percent(record.step_sparsity)
+        quantity, action = f"model’s {_TARGETS[plan.target]}", "saved"
+    achieved, requested = numbers.percent(record.achieved_sparsity), numbers.percent(record.step_sparsity)
     unfinished = plan.first_step_sparsity < plan.sparsity
     step = " at this step" if unfinished else ""
-    compared = f"as asked for{step}" if reached == asked else f"{asked} were asked for{step}"
-    end = f", {numbers.percent(plan.sparsity)} in the end" if unfinished else ""
-    return f"{reached} of the {what} are {done}", f"{compared}{end}."
+    compared = f"as requested{step}" if achieved == requested else f"{requested} were requested{step}"
+    end = f", {numbers.percent(plan.sparsity)} at the end of the schedule" if unfinished else ""
+    return f"{achieved} of the {quantity} are {action}", f"{compared}{end}."
 
 
 def _figures(record: PruningRecord) -> list[tuple[str, str, str]]:
-    """What counts of the whole model: its name, before and after, and the factor."""
+    """Returns the key figures of the model: name, change and factor."""
     before, after = record.summary.before, record.summary.after
     pairs = [
         ("parameters", before.parameters, after.parameters, _short),
@@ -117,14 +114,14 @@ def _figures(record: PruningRecord) -> list[tuple[str, str, str]]:
 
 
 def _model(record: PruningRecord) -> list[Column]:
-    """The whole model before and after."""
+    """Returns the table of the model before and after."""
     before, after = record.summary.before, record.summary.after
     counts: list[tuple[str, int, int, Callable[[int], str]]] = [
         ("parameters", before.parameters, after.parameters, numbers.number),
         ("multiply-accumulates", before.macs, after.macs, numbers.number),
-        ("those of weights that are not zero", before.nonzero_macs, after.nonzero_macs, numbers.number),
+        ("multiply-accumulates of nonzero weights", before.nonzero_macs, after.nonzero_macs, numbers.number),
         ("bytes of the weights", before.bytes, after.bytes, numbers.size),
-        ("the same, gzipped", before.bytes_gzip, after.bytes_gzip, numbers.size),
+        ("bytes of the weights, gzipped", before.bytes_gzip, after.bytes_gzip, numbers.size),
     ]
     if (before.nonzero_macs, after.nonzero_macs) == (before.macs, after.macs):
         del counts[2]
@@ -137,50 +134,50 @@ def _model(record: PruningRecord) -> list[Column]:
     )
 
 
-# Parts and layers
+# Groups and layers
 
 
-def _parts_summary(parts: Sequence[GroupResult]) -> str:
-    alone = sum(bool(part.protected) for part in parts)
-    return _counted(len(parts), "part") + (f", {alone:,} of them left alone" if alone else "")
+def _groups_summary(groups: Sequence[GroupResult]) -> str:
+    protected = sum(bool(group.protected) for group in groups)
+    return _counted(len(groups), "group") + (f", {protected:,} of them protected" if protected else "")
 
 
-def _parts(record: PruningRecord) -> list[Column]:
-    """A line for each part, in the model's order."""
-    parts = record.groups
+def _groups(record: PruningRecord) -> list[Column]:
+    """Returns a table with a line for each group, in the model's order."""
+    groups = record.groups
 
     def scores(position: int) -> list[str]:
-        return ["" if part.scores is None else numbers.minus(f"{part.scores[position]:.3g}") for part in parts]
+        return ["" if group.scores is None else numbers.minus(f"{group.scores[position]:.3g}") for group in groups]
 
     return tables.columns(
-        Column("part", [Cell(part.name, _coupled(part)) for part in parts], words=True),
+        Column("group", [Cell(group.name, _coupled(group)) for group in groups], words=True),
         tables.numbers(
-            _ELEMENTS[record.plan.technique], [_change(f"{part.elements:,}", f"{part.kept:,}") for part in parts]
+            _ELEMENTS[record.plan.technique], [_change(f"{group.elements:,}", f"{group.kept:,}") for group in groups]
         ),
-        Column("kept", [Cell(numbers.percent(kept_fraction(part)), share=kept_fraction(part)) for part in parts]),
-        tables.numbers("in the end", [_end(part) for part in parts]),
+        Column("kept", [Cell(numbers.percent(kept_fraction(group)), share=kept_fraction(group)) for group in groups]),
+        tables.numbers("at the end", [_end(group) for group in groups]),
         tables.numbers("least importance", scores(0)),
         tables.numbers("median", scores(1)),
         tables.numbers("most", scores(2)),
-        tables.words("left alone", [part.protected for part in parts]),
+        tables.words("protected", [group.protected for group in groups]),
     )
 
 
-def _end(part: GroupResult) -> str:
+def _end(group: GroupResult) -> str:
     """Returns the fraction of a group that is kept at the end of the schedule."""
-    return "" if part.protected else numbers.percent(1 - part.target_sparsity)
+    return "" if group.protected else numbers.percent(1 - group.target_sparsity)
 
 
-def _coupled(part: GroupResult) -> str:
-    """The layers that go together, where there is more to say than the part's name."""
-    if part.layers in ((), (part.name,)):
+def _coupled(group: GroupResult) -> str:
+    """Returns the layers of a group, unless they are only the one that it is named after."""
+    if group.layers in ((), (group.name,)):
         return ""
-    more = f" and {len(part.layers) - _NAMES:,} more" if len(part.layers) > _NAMES else ""
-    return ", ".join(part.layers[:_NAMES]) + more
+    more = f" and {len(group.layers) - _NAMES:,} more" if len(group.layers) > _NAMES else ""
+    return ", ".join(group.layers[:_NAMES]) + more
 
 
 def _layers(record: PruningRecord) -> list[Column]:
-    """A line for each layer, before and after; one that is on one side only has a dash on the other."""
+    """Returns a table with a line for each layer; one that exists only before or after has a dash for the other."""
     before = {layer.name: layer for layer in record.summary.before.layers}
     after = {layer.name: layer for layer in record.summary.after.layers}
     names = list(dict.fromkeys([*before, *after]))
@@ -206,26 +203,29 @@ def _layers(record: PruningRecord) -> list[Column]:
 
 
 def _count(layer: LayerSize | None, field: str) -> str:
-    """Nothing for a number that is not known, a dash without a layer."""
+    """Returns a number of a layer as text: empty if it is unknown, a dash without a layer."""
     return "–" if layer is None else numbers.number(getattr(layer, field))
 
 
 # Sensitivity
 
 
-def _damage(curve: SensitivityCurve) -> float:
-    """How far the metric moves at most; what is no number is worst."""
+def _largest_change(curve: SensitivityCurve) -> float:
+    """Returns the largest change of the metric; a value that is not finite counts as infinite."""
     changes = [abs(value - curve.values[0]) for value in curve.values]
     return max((change if math.isfinite(change) else math.inf for change in changes), default=0.0)
 
 
 def _curves(curves: Sequence[SensitivityCurve]) -> list[Column]:
-    """The values that the plot shows, a column for each level."""
+    """Returns a table of the plotted values, with a column for each level."""
     levels = sorted({level for curve in curves for level in curve.levels})
     values = [dict(zip(curve.levels, curve.values, strict=True)) for curve in curves]
     return tables.columns(
-        tables.words("part", [curve.name for curve in curves]),
-        *(tables.numbers(f"{100 * level:g} %", [numbers.metric(of.get(level)) for of in values]) for level in levels),
+        tables.words("group", [curve.name for curve in curves]),
+        *(
+            tables.numbers(f"{100 * level:g} %", [numbers.metric(by_level.get(level)) for by_level in values])
+            for level in levels
+        ),
     )
 
 
@@ -233,14 +233,14 @@ def _curves(curves: Sequence[SensitivityCurve]) -> list[Column]:
 
 
 def _ranges(channels: Sequence[int]) -> str:
-    """`3 stay: 0, 4–5`."""
+    """Returns indices as runs: `3 kept: 0, 4–5`."""
     runs = itertools.groupby(enumerate(channels), key=lambda place: place[1] - place[0])
     ends = [(run[0][1], run[-1][1]) for run in (list(group) for _, group in runs)]
-    return f"{len(channels):,} stay: " + ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in ends)
+    return f"{len(channels):,} kept: " + ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in ends)
 
 
 def _plan(plan: PruningPlan) -> tuple[dict[str, str], dict[str, str]]:
-    """The fields that say most or were set, and those that were left at their default."""
+    """Returns the main fields and those that differ from their default, and the other fields."""
     shown = {name: _value(name, value) for name, value in plan.model_dump().items()}
     defaults = {name: field.default for name, field in type(plan).model_fields.items()}
     main = {name for name in shown if name in _MAIN_FIELDS or getattr(plan, name) != defaults[name]}
@@ -258,7 +258,7 @@ def _value(name: str, value: Any) -> str:
     return "not set" if value is None else str(value)
 
 
-# Numbers in words
+# Text
 
 
 def _counted(count: int, noun: str) -> str:

@@ -187,7 +187,7 @@ class ModelPruner(abc.ABC):
             raise unreachable(sparsity, 0.0, self.plan.target)
         if achieved < sparsity - _NOTABLE_SHORTFALL:
             reason = self.rounding_reason if self.free else "the rules set the sparsity of every group"
-            self.notes.append(f"Asked for {sparsity:.3g}, reached {achieved:.3g}: {reason}.")
+            self.notes.append(f"The requested sparsity is {sparsity:.3g}, the achieved one {achieved:.3g}: {reason}.")
 
 
 @contextlib.contextmanager
