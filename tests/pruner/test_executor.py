@@ -266,10 +266,9 @@ def test_sensitivity_resumes_after_a_killed_attempt(trained, tmp_path, monkeypat
     resumed = Run(tmp_path, plan, 2, examples=True).do()
     assert len(measured) == 1 + 4 * 2 - 4
     assert not store.exists()
-    measured.clear()
-    complete = Run(tmp_path, plan, 3, examples=True).do()
-    assert len(measured) == 9
-    assert complete.record.sensitivity == resumed.record.sensitivity
+    complete = prune(residual_net(), plan, data())
+    for curve, expected in zip(resumed.record.sensitivity, complete.record.sensitivity, strict=True):
+        np.testing.assert_allclose(curve.values, expected.values, rtol=1e-4)
 
 
 def test_the_files_beside_the_model(trained, tmp_path):

@@ -18,20 +18,22 @@ from tests.support import exactness
 pytestmark = pytest.mark.slow
 
 Pick = Callable[[Sequence[Any]], Any]
-EXAMPLES = int(os.environ.get("PRUNER_EXAMPLES", "30"))
 SIZE = 4  # of the images, and steps of the sequences
-# Keras 2 builds its recurrent layers slowly.
-random_graphs = settings(
-    max_examples=EXAMPLES,
-    derandomize="PRUNER_EXAMPLES" not in os.environ,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+
+
+def random_graphs(examples: int) -> Any:
+    """Returns the settings of a test of so many random graphs."""
+    return settings(
+        max_examples=int(os.environ.get("PRUNER_EXAMPLES", examples)),
+        derandomize="PRUNER_EXAMPLES" not in os.environ,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
 
 
 class Images:
-    """Steps of a random convolutional network: each makes a tensor from one or two of those that are there."""
+    """Steps of a random convolutional network; each creates a tensor from one or two existing ones."""
 
     def __init__(self, K: Any, pick: Pick):
         self.K, self.layers, self.pick = K, K.layers, pick
@@ -50,7 +52,7 @@ class Images:
         )(x)
 
     def like(self, x: Any, other: Any) -> Any:
-        """`other` with as many channels as `x`."""
+        """Returns `other` with as many channels as `x`."""
         return other if other.shape[-1] == x.shape[-1] else self.conv(other, int(x.shape[-1]))
 
     def normalized(self, x: Any, _: Any) -> Any:
@@ -269,15 +271,24 @@ def assert_removal_is_exact(model: Any, seed: int) -> None:
     exactness.assert_equal(exactness.outputs(model, inputs), exactness.outputs(pruned, inputs), 3e-5)
 
 
-@pytest.mark.parametrize("K", [tf_keras, keras], ids=["keras2", "keras3"])
-@random_graphs
-@given(st.data())
-def test_removal_from_random_convolutional_networks_is_exact(K, data):
+def assert_removal_from_images_is_exact(K: Any, data: Any) -> None:
     model = Images(K, lambda options: options[data.draw(st.integers(0, len(options) - 1))]).model()
     assert_removal_is_exact(model, data.draw(st.integers(0, 99)))
 
 
-@random_graphs
+@random_graphs(30)
+@given(st.data())
+def test_removal_from_random_convolutional_networks_is_exact(data):
+    assert_removal_from_images_is_exact(keras, data)
+
+
+@random_graphs(10)  # the rules are the same, and Keras 2 builds layers slowly
+@given(st.data())
+def test_removal_from_random_convolutional_networks_of_keras_2_is_exact(data):
+    assert_removal_from_images_is_exact(tf_keras, data)
+
+
+@random_graphs(20)
 @given(st.data())
 def test_removal_from_random_networks_over_sequences_is_exact(data):
     model = Sequences(keras, lambda options: options[data.draw(st.integers(0, len(options) - 1))]).model()
