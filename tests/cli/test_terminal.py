@@ -6,6 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rich.console import Console
+from tfx_compression.cli import terminal
+from tfx_compression.compressed_evaluator.budget import Budget
+
+from tests.support import evaluations
+
 REPOSITORY = Path(__file__).parents[2]
 
 NOISY = """
@@ -46,3 +52,14 @@ def test_the_terminal_shows_the_console_only_and_the_log_has_the_rest(tmp_path):
     log = (tmp_path / "log").read_text()
     for line in ("from print", "from stderr", "from C++", "WARNING x: from logging", "from a child"):
         assert line in log
+
+
+def test_the_table_of_an_evaluation_fits_a_terminal_of_80_columns():
+    evaluation = evaluations.decide(Budget(), {"int8": evaluations.model(), "[broken]": evaluations.failed_model("no")})
+    with (console := Console(width=80)).capture() as capture:
+        console.print(terminal.evaluation_table("Title", evaluation))
+    lines = [line.split() for line in capture.get().splitlines()]
+    assert lines[1][:4] == ["model", "accuracy", "drop", "bytes"]
+    assert ["baseline", "0.7500", "8,000", "4,000", "64.000", "50%"] in lines
+    assert ["int8", "0.7500", "+0.0000", "1,000", "500", "2.000", "2.0x", "50%", "chosen"] in lines
+    assert ["[broken]", "1", "1", "failed"] in lines

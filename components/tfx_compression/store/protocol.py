@@ -16,11 +16,9 @@ class StoreBackend(Protocol):
     @property
     def uri(self) -> str:
         """Root of the store."""
-        ...
 
     def require_writable(self) -> None:
         """Raises StoreError if this user can't write to the store. Changes nothing."""
-        ...
 
     def publish(self, name: str, model: bytes | str | os.PathLike[str], manifest: Mapping[str, Any]) -> int:
         """Adds a version of a model. Moves no channel.
@@ -34,27 +32,21 @@ class StoreBackend(Protocol):
         Returns:
           The number of the version, one more than the largest so far.
         """
-        ...
 
     def names(self) -> list[str]:
         """Returns the names of the models, sorted."""
-        ...
 
     def versions(self, name: str) -> list[int]:
         """Returns the versions of a model in ascending order, an empty list if there is no such model."""
-        ...
 
     def manifest(self, name: str, version: int) -> dict[str, Any]:
         """Returns the manifest of a version."""
-        ...
 
     def channels(self, name: str) -> dict[str, int]:
         """Returns the version that each channel of a model points at."""
-        ...
 
     def promote(self, name: str, version: int, channel: str) -> None:
         """Points a channel at a version. Makes the channel if there is none."""
-        ...
 
     def rollback(self, name: str, channel: str) -> int:
         """Points a channel back at its previous version and returns that version.
@@ -62,7 +54,6 @@ class StoreBackend(Protocol):
         Raises:
           StoreError: The channel has no previous version (code "no-previous-version").
         """
-        ...
 
     def pull(
         self, name: str, to: str | os.PathLike[str], *, channel: str = "stable", version: int | None = None
@@ -78,7 +69,6 @@ class StoreBackend(Protocol):
         Raises:
           StoreError: The model doesn't match its manifest (code "damaged").
         """
-        ...
 
     def verify(self, name: str, version: int) -> None:
         """Checks the model of a version against its manifest.
@@ -86,4 +76,3 @@ class StoreBackend(Protocol):
         Raises:
           StoreError: The model doesn't match (code "damaged").
         """
-        ...
