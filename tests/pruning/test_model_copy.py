@@ -37,9 +37,8 @@ def equal_outputs(model, copy, *inputs):
     np.testing.assert_array_equal(np.asarray(model(*inputs)), np.asarray(copy(*inputs)))
 
 
-def trained_on(library, model, x):
+def train(model, x):
     model.fit(x, np.zeros((len(x), 1), np.float32), verbose=0)
-    return model
 
 
 @pytest.mark.parametrize("library", BOTH)
@@ -55,11 +54,11 @@ def test_a_functional_model_with_nested_and_repeated_layers(library):
     model.get_layer("norm").trainable = False
     model.compile("adam", "mse")
     rows = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-    trained_on(library, model, rows)
+    train(model, rows)
     copy = copied(model)
     equal_outputs(model, copy, rows)
     before = model.get_weights()
-    trained_on(library, copy, rows)
+    train(copy, rows)
     for now, then in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
 
@@ -86,6 +85,18 @@ def test_the_class_of_a_functional_model_is_kept(library):
 
     x = library.Input((4,))
     assert copied(Scaled(x, library.layers.Dense(1)(x))).train_step() == {"loss": 0.0}
+
+
+def test_a_class_with_a_constructor_of_its_own_becomes_a_plain_model():
+    class Narrow(keras.Model):
+        def __init__(self, units):
+            x = keras.Input((4,), name="x")
+            super().__init__(x, keras.layers.Dense(units, name="y")(x))
+
+    model = Narrow(3)
+    copy = copy_model(model_handle.wrap(model)).model
+    assert not isinstance(copy, Narrow) and isinstance(copy, keras.Model)
+    equal_outputs(model, copy, np.ones((2, 4), np.float32))
 
 
 @pytest.mark.parametrize("library", BOTH)

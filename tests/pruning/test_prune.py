@@ -7,11 +7,12 @@ import pytest
 import tensorflow as tf
 import tf_keras
 import tfx_compression as tfc
+from tfx_compression import model_handle
 from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.keras_models import model_size
 from tfx_compression.pruning import criteria
 from tfx_compression.pruning.plan import LayerRule, PruningPlan
-from tfx_compression.pruning.prune import prune
+from tfx_compression.pruning.prune import prune, prune_step
 from tfx_compression.pruning.sensitivity import SensitivityOptions
 
 from tests.support import helpers
@@ -411,6 +412,30 @@ def test_a_gradual_schedule_from_zero_prunes_nothing_yet(model):
     assert pruned.masks == {}
     assert groups(pruned)["wide"].target_sparsity == 0.8
     assert pruned.target_sparsity == dict.fromkeys(("inner", "outer", "wide", "hidden"), 0.8)
+
+
+# Steps
+
+
+def test_a_step_of_weight_pruning_changes_the_model_itself():
+    handle = model_handle.wrap(residual_net())
+    pruned = prune_step(handle, PruningPlan(sparsity=0.5, protect=()), step_sparsity=0.25)
+    assert pruned.model is handle.model
+    assert np.mean(handle.model.get_layer("wide").kernel.numpy() == 0) == 0.25
+    assert groups(pruned)["wide"].target_sparsity == 0.5
+
+
+def test_steps_of_channel_pruning_count_from_the_first_model(model):
+    plan = PruningPlan(technique="filter", sparsity=0.75, protect=())
+    first = prune_step(model_handle.wrap(model), plan, step_sparsity=0.25)
+    second = prune_step(model_handle.wrap(first.model), plan, step_sparsity=0.5, current_sparsity=0.25)
+    assert [widths(each)["wide"] for each in (model, first.model, second.model)] == [24, 18, 12]
+
+
+def test_a_model_that_is_given_as_a_path_is_not_copied(tmp_path, monkeypatch):
+    residual_net().save(tmp_path / "model.keras")
+    monkeypatch.setattr("tfx_compression.pruning.prune.copy_model", None)
+    assert prune(str(tmp_path / "model.keras"), PruningPlan()).masks
 
 
 # The record

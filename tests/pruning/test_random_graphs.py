@@ -113,7 +113,7 @@ class Images:
         return self.layers.Multiply()([x, gate])
 
     def attended(self, x: Any, other: Any) -> Any:
-        """One channel times all."""
+        """Multiplies all channels by one."""
         return self.layers.Multiply()([x, self.conv(other, 1, activation="sigmoid")])
 
     def shuffled(self, x: Any, _: Any) -> Any:
@@ -141,7 +141,7 @@ class Images:
         return self.layers.Permute(self.pick([(2, 3, 1), (3, 2, 1)]))(x)
 
     def nested(self, x: Any, other: Any) -> Any:
-        """A model, the same at each call on tensors of these shapes."""
+        """Calls a nested model, the same one for tensors of the same shapes."""
         key = "nested", x.shape[-1], other.shape[-1]
         if key not in self.shared:
             one, two = (self.K.Input(tuple(each.shape)[1:]) for each in (x, other))
@@ -151,7 +151,7 @@ class Images:
         return self.shared[key]([x, other])
 
     def again(self, x: Any, _: Any) -> Any:
-        """A layer that is called again on tensors of the same shape."""
+        """Calls a layer, the same one for tensors of the same shape."""
         key = "again", x.shape[-1]
         if key not in self.shared:
             filters = self.pick([3, int(x.shape[-1])])
@@ -253,7 +253,7 @@ class Sequences:
         for _ in range(self.pick([1, 2, 4, 6])):
             tensors.append(self.pick(kinds)(self.pick(tensors[-3:]), self.pick(tensors)))
         heads = [self.layers.GlobalAveragePooling1D()(tensors[-1]), self.layers.Flatten()(self.pick(tensors))]
-        heads += [self.layers.GlobalMaxPooling1D()(each) for each in tensors[:2]]  # every input is of use
+        heads += [self.layers.GlobalMaxPooling1D()(each) for each in tensors[:2]]  # so that every input is used
         x = self.layers.Concatenate()(heads + self.states)
         outputs = [self.layers.Dense(2, name="out")(x)]
         if self.pick([True, False, False]):

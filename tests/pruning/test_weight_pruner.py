@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import tf_keras
+from tfx_compression import model_handle
 from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.keras_models import keras2
 from tfx_compression.pruning.plan import LayerRule, PruningPlan
 from tfx_compression.pruning.prune import prune
+from tfx_compression.pruning.weight_pruner import WeightPruner
 
 from tests.support import helpers
 from tests.support.errors import raises
@@ -105,6 +107,12 @@ def test_transposed_and_dense_kernels_are_pruned_and_depthwise_ones_are_not():
     compressed = prune(model, everywhere(sparsity=0.5))
     assert set(compressed.masks) == {"separable/pointwise_kernel", "transposed", "y"}
     assert np.count_nonzero(compressed.model.get_layer("depthwise").depthwise_kernel.numpy()) == 3 * 3 * 4
+
+
+def test_kernels_without_a_sparsity_keep_all_weights():
+    pruner = WeightPruner(model_handle.wrap(helpers.small_cnn()), everywhere())
+    pruner.score(None)
+    assert list(pruner.select({"dense": 0.5, "conv": 0.0})) == ["dense"]
 
 
 def test_a_sparsity_of_zero_changes_nothing():

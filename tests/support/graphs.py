@@ -181,7 +181,7 @@ def squeeze_excite_that_keeps_dimensions(K: Any) -> Any:
 
 @_graph
 def squeeze_excite_of_lower_rank(K: Any) -> Any:
-    """Keras' merging layers put the missing dimensions behind the batch's."""
+    """Merging layers of Keras insert missing axes after the batch axis."""
     image = _image(K)
     x = _conv(K, 6, "first")(image)
     gate = K.layers.Dense(6, activation="sigmoid", name="expand")(K.layers.GlobalAveragePooling2D()(x))
@@ -190,7 +190,7 @@ def squeeze_excite_of_lower_rank(K: Any) -> Any:
 
 @_graph
 def spatial_attention(K: Any) -> Any:
-    """One channel is spread over all others."""
+    """One channel is broadcast over all others."""
     image = _image(K)
     x = _conv(K, 6, "first")(image)
     return _classified(K, image, K.layers.Multiply()([x, _conv(K, 1, "attention", activation="sigmoid")(x)]))
@@ -224,7 +224,7 @@ def concatenation_of_residuals(K: Any) -> Any:
 
 @_graph
 def concatenations_that_overlap(K: Any) -> Any:
-    """The sum of two concatenations whose parts begin at different channels couples the parts crosswise."""
+    """The sum of two concatenations with different boundaries couples channels across them."""
     image = _image(K)
     a, b = _conv(K, 4, "a")(image), _conv(K, 2, "b")(image)
     concatenate = K.layers.Concatenate
@@ -258,7 +258,7 @@ def flattened_concatenation(K: Any) -> Any:
 
 @_graph
 def positions(K: Any) -> Any:
-    """What makes more, fewer or other places of a channel."""
+    """Layers that change the number of positions."""
     image = _image(K)
     x = K.layers.ZeroPadding2D(1)(_conv(K, 4, "first")(image))
     x = K.layers.Cropping2D(((1, 0), (0, 1)))(K.layers.AveragePooling2D(2, padding="same")(x))
@@ -278,7 +278,7 @@ def image_to_sequence(K: Any) -> Any:
 
 @_graph
 def rows_as_channels(K: Any) -> Any:
-    """(H, W, C) to (H, W * C): a channel is one of several in each row."""
+    """(H, W, C) to (H, W * C): each row has several copies of a channel."""
     image = _image(K, 4)
     x = K.layers.Reshape((4, 16))(_conv(K, 4, "first")(image))
     return _classified(K, image, K.layers.Dense(5, activation="relu", name="hidden")(x))
@@ -687,7 +687,7 @@ def softmax_layer_at_the_end(K: Any) -> Any:
 
 @_graph
 def preprocessing(K: Any) -> Any:
-    """Layers whose state is not in their weights alone."""
+    """Layers with state beside their weights."""
     x = K.Input((3,), name="x")
     normalize = K.layers.Normalization(name="normalize")
     normalize.adapt(np.random.default_rng(0).normal(3.0, 5.0, (50, 3)).astype(np.float32))

@@ -84,11 +84,10 @@ class Pruner(base_component.BaseComponent):
             layers, the examples that its signature takes, mostly ExampleGen's.
           schema: Schema of the examples (`post_transform_schema` after Transform).
           transform_graph: TransformGraph that a user's `input_fn` gets instead of the schema. It is also needed to
-            rebuild signatures that apply Transform, if channels are removed and the model doesn't hold its Transform
-            layer.
+            rebuild signatures that apply Transform, if channels are removed and the model lacks its Transform layer.
           split: Split of the examples to use.
           sparsity: Value that overrides the plan's, also at run time.
-          technique: Value that overrides the plan's, also at run time.
+          technique: The same for the technique.
           checkpoint_uri: Folder in which sensitivity keeps its values for a second attempt; by default one beside the
             node's outputs, which a cluster doesn't keep.
           module_file: Path of the user's module. It may register criteria and define `custom_objects()`,

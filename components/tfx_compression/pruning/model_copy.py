@@ -171,7 +171,7 @@ def _matching(handle: ModelHandle, new: Any) -> VariableMatching | None:
     if handle.matching is None:
         return None
     copies = dict(zip(map(id, handle.model.weights), new.weights, strict=True))
-    variables = {name: (copies[id(weight)], found) for name, (weight, found) in handle.matching.variables.items()}
+    variables = {name: (copies[id(weight)], matched) for name, (weight, matched) in handle.matching.variables.items()}
     return dataclasses.replace(handle.matching, variables=variables)
 
 
