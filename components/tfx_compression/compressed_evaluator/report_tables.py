@@ -30,18 +30,18 @@ def overview(evaluation: Evaluation, metric: str, rows: Sequence[ModelRow]) -> l
         Cell(row.name, f"NaN in {row.model.not_finite:,} rows", "bad") if row.model.not_finite else Cell(row.name)
         for row in rows
     ]
-    return tables.columns(
-        Column("model", names, words=True),
-        Column("verdict", [_verdict_with_limit(evaluation, row) for row in rows], words=True),
-        tables.numbers(metric.replace("_", " "), [numbers.metric(row.metric) for row in rows]),
+    return tables.nonempty_columns(
+        Column("model", names, is_text=True),
+        Column("verdict", [_verdict_with_limit(evaluation, row) for row in rows], is_text=True),
+        tables.number_column(metric.replace("_", " "), [numbers.metric(row.metric) for row in rows]),
         Column("drop", [_drop_cell(row.drop) for row in rows]),
         sizes("size", "bytes"),
         sizes("gzipped", "bytes_gzip"),
         Column("ms per row", [_with_delta(row, "latency_ms", _milliseconds) for row in rows]),
-        tables.numbers("speedup", ["" if row.speedup is None else f"{row.speedup:.2f}×" for row in rows]),
-        tables.numbers("zeros", [numbers.percent(row.model.sparsity) for row in rows]),
+        tables.number_column("speedup", ["" if row.speedup is None else f"{row.speedup:.2f}×" for row in rows]),
+        tables.number_column("zeros", [numbers.percent(row.model.sparsity) for row in rows]),
         sizes("memory", "arena_bytes"),
-        tables.numbers("same answer", [numbers.percent(row.agreement) for row in rows]),
+        tables.number_column("same answer", [numbers.percent(row.agreement) for row in rows]),
     )
 
 
@@ -79,12 +79,12 @@ def verdicts(evaluation: Evaluation, rows: Sequence[ModelRow]) -> dict[str, tupl
 
 def _limits(limits: Sequence[LimitVerdict]) -> list[Column]:
     held = [Cell("✓ held", tone="good") if verdict.held else Cell("✗ not held", tone="bad") for verdict in limits]
-    return tables.columns(
+    return tables.nonempty_columns(
         Column("", held),
-        Column("limit", [Cell(verdict.limit, verdict.note) for verdict in limits], words=True),
-        tables.numbers("bound", [_in_unit(verdict.bound, verdict) for verdict in limits]),
-        tables.numbers("measured", [_in_unit(verdict.measured, verdict) or "–" for verdict in limits]),
-        tables.numbers("margin", [numbers.number(verdict.margin, "+") for verdict in limits]),
+        Column("limit", [Cell(verdict.limit, verdict.note) for verdict in limits], is_text=True),
+        tables.number_column("bound", [_in_unit(verdict.bound, verdict) for verdict in limits]),
+        tables.number_column("measured", [_in_unit(verdict.measured, verdict) or "–" for verdict in limits]),
+        tables.number_column("margin", [numbers.number(verdict.margin, "+") for verdict in limits]),
     )
 
 
@@ -100,8 +100,9 @@ def metrics(evaluation: Evaluation, shown: str, rows: Sequence[ModelRow]) -> lis
         drop = drop_text(evaluation.comparison(row.name).drops.get(metric))
         return Cell(numbers.metric(row.model.metrics.get(metric)), drop and f"drop\u00a0{drop}")
 
-    return tables.columns(
-        tables.words("metric", names), *(Column(row.name, [cell(row, metric) for metric in names]) for row in rows)
+    return tables.nonempty_columns(
+        tables.text_column("metric", names),
+        *(Column(row.name, [cell(row, metric) for metric in names]) for row in rows),
     )
 
 
@@ -114,7 +115,7 @@ def slices(evaluation: Evaluation, shown: str) -> dict[tuple[str, str], list[Col
             judged = comparison.judged_slices(metric, evaluation.budget.min_slice_rows)
             worst = sorted(drops, key=lambda key: (key not in judged, -drops[key].worst))
             if worst:
-                shown_drops = {key: drops[key] for key in worst[: tables.LONGEST]}
+                shown_drops = {key: drops[key] for key in worst[: tables.MAX_LINES]}
                 by_metric[name, metric] = _slice_table(evaluation, name, metric, shown_drops, set(judged))
     return by_metric
 
@@ -131,11 +132,13 @@ def _slice_table(
             for key, drop in drops.items()
         ]
 
-    return tables.columns(
-        Column("slice", [Cell(key, "" if key in judged else "not judged: too few rows") for key in drops], words=True),
-        tables.numbers("rows", [f"{drop.rows:,}" for drop in drops.values()]),
-        tables.numbers("baseline", values(evaluation.baseline)),
-        tables.numbers(name, values(evaluation.candidates[name])),
+    return tables.nonempty_columns(
+        Column(
+            "slice", [Cell(key, "" if key in judged else "not judged: too few rows") for key in drops], is_text=True
+        ),
+        tables.number_column("rows", [f"{drop.rows:,}" for drop in drops.values()]),
+        tables.number_column("baseline", values(evaluation.baseline)),
+        tables.number_column(name, values(evaluation.candidates[name])),
         Column("drop", drop_cells("value")),
         Column("up to", drop_cells("upper")),
     )
@@ -145,13 +148,13 @@ def answers(evaluation: Evaluation) -> list[Column]:
     """Returns a line for each candidate and output: how its answers differ from the baseline's."""
     lines = _outputs(evaluation)
     outputs = [comparison for _, _, comparison in lines]
-    return tables.columns(
-        tables.words("candidate", [name for name, _, _ in lines]),
-        tables.words("output", [output for _, output, _ in lines]),
+    return tables.nonempty_columns(
+        tables.text_column("candidate", [name for name, _, _ in lines]),
+        tables.text_column("output", [output for _, output, _ in lines]),
         Column("broken", [Cell(numbers.number(each.broken), tone="bad" if each.broken else "") for each in outputs]),
         Column("mended", [Cell(numbers.number(each.mended), tone="good" if each.mended else "") for each in outputs]),
-        tables.numbers("same answer", [numbers.percent(each.agreement) for each in outputs]),
-        tables.numbers("outputs differ by", [numbers.percent(each.divergence) for each in outputs]),
+        tables.number_column("same answer", [numbers.percent(each.agreement) for each in outputs]),
+        tables.number_column("outputs differ by", [numbers.percent(each.divergence) for each in outputs]),
     )
 
 
@@ -169,14 +172,14 @@ def changes(evaluation: Evaluation) -> dict[tuple[str, str], list[Column]]:
     for name, output, comparison in _outputs(evaluation):
         order = ["broken", "mended", "wrong before and after"]
         lines = sorted(comparison.changes, key=lambda change: (order.index(_outcome(change)[0]), -change.count))
-        most, lines = max((change.count for change in lines), default=0), lines[: tables.LONGEST]
+        most, lines = max((change.count for change in lines), default=0), lines[: tables.MAX_LINES]
         if lines:
-            by_output[name, output] = tables.columns(
-                tables.numbers("true class", [str(change.label) for change in lines]),
-                tables.numbers("baseline said", [str(change.baseline) for change in lines]),
-                tables.numbers(f"{name} said", [str(change.candidate) for change in lines]),
+            by_output[name, output] = tables.nonempty_columns(
+                tables.number_column("true class", [str(change.label) for change in lines]),
+                tables.number_column("baseline said", [str(change.baseline) for change in lines]),
+                tables.number_column(f"{name} said", [str(change.candidate) for change in lines]),
                 Column("rows", [Cell(f"{change.count:,}", share=change.count / most) for change in lines]),
-                Column("", [Cell(text, tone=tone) for text, tone in map(_outcome, lines)], words=True),
+                Column("", [Cell(text, tone=tone) for text, tone in map(_outcome, lines)], is_text=True),
             )
     return by_output
 
@@ -204,11 +207,11 @@ def _layer_summary(model: ModelMeasurements) -> str:
 
 
 def _layer_table(kernels: Sequence[LayerMeasurements]) -> list[Column]:
-    return tables.columns(
-        tables.words("kernel", [layer.name for layer in kernels]),
-        tables.numbers("weights", [f"{layer.size:,}" for layer in kernels]),
+    return tables.nonempty_columns(
+        tables.text_column("kernel", [layer.name for layer in kernels]),
+        tables.number_column("weights", [f"{layer.size:,}" for layer in kernels]),
         Column("zeros", [Cell(numbers.percent(layer.sparsity), share=layer.sparsity) for layer in kernels]),
-        tables.numbers("signal to error", [_decibels(layer.snr_db) for layer in kernels]),
+        tables.number_column("signal to error", [_decibels(layer.snr_db) for layer in kernels]),
     )
 
 
@@ -219,13 +222,16 @@ def latency(rows: Sequence[ModelRow]) -> list[Column]:
     def quantile(row: ModelRow, percent: int) -> str:
         return _milliseconds(latency_quantiles(row).get(percent))
 
-    return tables.columns(
-        tables.words("model", [row.name for row in timed]),
-        tables.numbers("median", [_milliseconds(row.model.latency_ms) for row in timed]),
-        *(tables.numbers(f"{percent} %", [quantile(row, percent) for row in timed]) for percent in (5, 25, 75, 95)),
-        tables.numbers("slowest", [quantile(row, 100) for row in timed]),
-        tables.numbers("times run", [numbers.number(row.model.latency_repeats or None) for row in timed]),
-        tables.words("with", [row.model.runtime for row in timed]),
+    return tables.nonempty_columns(
+        tables.text_column("model", [row.name for row in timed]),
+        tables.number_column("median", [_milliseconds(row.model.latency_ms) for row in timed]),
+        *(
+            tables.number_column(f"{percent} %", [quantile(row, percent) for row in timed])
+            for percent in (5, 25, 75, 95)
+        ),
+        tables.number_column("slowest", [quantile(row, 100) for row in timed]),
+        tables.number_column("times run", [numbers.number(row.model.latency_repeats or None) for row in timed]),
+        tables.text_column("with", [row.model.runtime for row in timed]),
     )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 # Most lines of a table, or most lines that show without a click. The JSON in the page has all of them.
-LONGEST = 20
+MAX_LINES = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,24 +31,24 @@ class Column:
     Attributes:
       heading: Heading of the column.
       cells: A cell per line of the table.
-      words: Whether the cells hold words, which are aligned left and wrap, instead of numbers.
+      is_text: Whether the cells hold words, which are aligned left and wrap, instead of numbers.
     """
 
     heading: str
     cells: Sequence[Cell]
-    words: bool = False
+    is_text: bool = False
 
 
-def columns(*candidates: Column) -> list[Column]:
+def nonempty_columns(*columns: Column) -> list[Column]:
     """Returns the columns in which any cell has text or a note."""
-    return [column for column in candidates if any(cell.text or cell.note for cell in column.cells)]
+    return [column for column in columns if any(cell.text or cell.note for cell in column.cells)]
 
 
-def words(heading: str, texts: Iterable[str]) -> Column:
+def text_column(heading: str, texts: Iterable[str]) -> Column:
     """Returns a column of names or sentences."""
-    return Column(heading, [Cell(text) for text in texts], words=True)
+    return Column(heading, [Cell(text) for text in texts], is_text=True)
 
 
-def numbers(heading: str, texts: Iterable[str]) -> Column:
+def number_column(heading: str, texts: Iterable[str]) -> Column:
     """Returns a column of numbers."""
     return Column(heading, [Cell(text) for text in texts])

@@ -47,7 +47,7 @@ def render(record: PruningRecord, title: str = "Pruning report") -> str:
         reached=record.achieved_sparsity > record.step_sparsity - 0.01,
         figures=_figures(record),
         notes=record.notes,
-        longest=tables.LONGEST,
+        max_lines=tables.MAX_LINES,
         most_notes=_NOTES,
         model=_model(record),
         kept_plot=plots.kept(record.groups) if record.groups else None,
@@ -126,11 +126,11 @@ def _model(record: PruningRecord) -> list[Column]:
     if (before.nonzero_macs, after.nonzero_macs) == (before.macs, after.macs):
         del counts[2]
     counts = [count for count in counts if count[1] or count[2]]
-    return tables.columns(
-        tables.words("", [*(name for name, *_ in counts), "zeros in kernels"]),
-        tables.numbers("before", [*(form(was) for _, was, _, form in counts), numbers.percent(before.sparsity)]),
-        tables.numbers("after", [*(form(now) for _, _, now, form in counts), numbers.percent(after.sparsity)]),
-        tables.numbers("change", [*(numbers.delta(now, was) for _, was, now, _ in counts), ""]),
+    return tables.nonempty_columns(
+        tables.text_column("", [*(name for name, *_ in counts), "zeros in kernels"]),
+        tables.number_column("before", [*(form(was) for _, was, _, form in counts), numbers.percent(before.sparsity)]),
+        tables.number_column("after", [*(form(now) for _, _, now, form in counts), numbers.percent(after.sparsity)]),
+        tables.number_column("change", [*(numbers.delta(now, was) for _, was, now, _ in counts), ""]),
     )
 
 
@@ -149,17 +149,17 @@ def _groups(record: PruningRecord) -> list[Column]:
     def scores(position: int) -> list[str]:
         return ["" if group.scores is None else numbers.minus(f"{group.scores[position]:.3g}") for group in groups]
 
-    return tables.columns(
-        Column("group", [Cell(group.name, _coupled(group)) for group in groups], words=True),
-        tables.numbers(
+    return tables.nonempty_columns(
+        Column("group", [Cell(group.name, _coupled(group)) for group in groups], is_text=True),
+        tables.number_column(
             _ELEMENTS[record.plan.technique], [_change(f"{group.elements:,}", f"{group.kept:,}") for group in groups]
         ),
         Column("kept", [Cell(numbers.percent(kept_fraction(group)), share=kept_fraction(group)) for group in groups]),
-        tables.numbers("at the end", [_end(group) for group in groups]),
-        tables.numbers("least importance", scores(0)),
-        tables.numbers("median", scores(1)),
-        tables.numbers("most", scores(2)),
-        tables.words("protected", [group.protected for group in groups]),
+        tables.number_column("at the end", [_end(group) for group in groups]),
+        tables.number_column("least importance", scores(0)),
+        tables.number_column("median", scores(1)),
+        tables.number_column("most", scores(2)),
+        tables.text_column("protected", [group.protected for group in groups]),
     )
 
 
@@ -191,13 +191,13 @@ def _layers(record: PruningRecord) -> list[Column]:
         sparsities = [numbers.percent(layer.sparsity) if layer else "–" for layer in (was, now)]
         return Cell(_change(*sparsities), share=now.sparsity if now else None)
 
-    return tables.columns(
+    return tables.nonempty_columns(
         Column(
             "layer", [Cell(name, next(filter(None, pair)).type) for name, pair in zip(names, pairs, strict=True)], True
         ),
-        tables.numbers("parameters", counts("parameters")),
-        tables.numbers("multiply-accumulates", counts("macs")),
-        tables.numbers("zeros", counts("zeros") if zeros else [""] * len(pairs)),
+        tables.number_column("parameters", counts("parameters")),
+        tables.number_column("multiply-accumulates", counts("macs")),
+        tables.number_column("zeros", counts("zeros") if zeros else [""] * len(pairs)),
         Column("sparsity", [zero_share(*pair) if zeros else Cell() for pair in pairs]),
     )
 
@@ -220,10 +220,10 @@ def _curves(curves: Sequence[SensitivityCurve]) -> list[Column]:
     """Returns a table of the plotted values, with a column for each level."""
     levels = sorted({level for curve in curves for level in curve.levels})
     values = [dict(zip(curve.levels, curve.values, strict=True)) for curve in curves]
-    return tables.columns(
-        tables.words("group", [curve.name for curve in curves]),
+    return tables.nonempty_columns(
+        tables.text_column("group", [curve.name for curve in curves]),
         *(
-            tables.numbers(f"{100 * level:g} %", [numbers.metric(by_level.get(level)) for by_level in values])
+            tables.number_column(f"{100 * level:g} %", [numbers.metric(by_level.get(level)) for by_level in values])
             for level in levels
         ),
     )

@@ -42,7 +42,7 @@ def render(record: QuantizationRecord, title: str = "Quantization report") -> st
         figures=_figures(record),
         warnings=record.warnings,
         notes=record.notes,
-        longest=tables.LONGEST,
+        max_lines=tables.MAX_LINES,
         signatures={signature.name: _tensors(signature.inputs, signature.outputs) for signature in record.signatures},
         layers=_layers(layers) if layers else None,
         layers_plot=plots.errors([layer for layer in layers if layer.snr_db is not None][: plots.MOST_LAYERS])
@@ -112,13 +112,15 @@ def _figures(record: QuantizationRecord) -> list[tuple[str, str, str]]:
 
 def _tensors(inputs: Sequence[TensorRecord], outputs: Sequence[TensorRecord]) -> list[Column]:
     tensors = (*inputs, *outputs)
-    return tables.columns(
-        tables.words("", ["input"] * len(inputs) + ["output"] * len(outputs)),
-        tables.words("name", [tensor.name for tensor in tensors]),
-        tables.words("type", [tensor.dtype for tensor in tensors]),
-        tables.words("shape", [_shape(tensor.shape) for tensor in tensors]),
-        tables.numbers("scale", [f"{tensor.scale:.6g}" if tensor.scale else "" for tensor in tensors]),
-        tables.numbers("zero point", [numbers.number(tensor.zero_point) if tensor.scale else "" for tensor in tensors]),
+    return tables.nonempty_columns(
+        tables.text_column("", ["input"] * len(inputs) + ["output"] * len(outputs)),
+        tables.text_column("name", [tensor.name for tensor in tensors]),
+        tables.text_column("type", [tensor.dtype for tensor in tensors]),
+        tables.text_column("shape", [_shape(tensor.shape) for tensor in tensors]),
+        tables.number_column("scale", [f"{tensor.scale:.6g}" if tensor.scale else "" for tensor in tensors]),
+        tables.number_column(
+            "zero point", [numbers.number(tensor.zero_point) if tensor.scale else "" for tensor in tensors]
+        ),
     )
 
 
@@ -134,12 +136,14 @@ def _snr(layer: LayerError) -> float:
 
 
 def _layers(layers: Sequence[LayerError]) -> list[Column]:
-    return tables.columns(
-        Column("layer", [Cell(layer.layer, layer.op) for layer in layers], words=True),
-        tables.words("precision", [layer.precision or "" for layer in layers]),
-        tables.numbers("SNR in dB", ["exact" if layer.snr_db is None else _decibels(layer.snr_db) for layer in layers]),
-        tables.numbers("largest error", [numbers.minus(f"{layer.max_error:.3g}") for layer in layers]),
-        tables.numbers("cosine", ["" if layer.cosine is None else f"{layer.cosine:.6f}" for layer in layers]),
+    return tables.nonempty_columns(
+        Column("layer", [Cell(layer.layer, layer.op) for layer in layers], is_text=True),
+        tables.text_column("precision", [layer.precision or "" for layer in layers]),
+        tables.number_column(
+            "SNR in dB", ["exact" if layer.snr_db is None else _decibels(layer.snr_db) for layer in layers]
+        ),
+        tables.number_column("largest error", [numbers.minus(f"{layer.max_error:.3g}") for layer in layers]),
+        tables.number_column("cosine", ["" if layer.cosine is None else f"{layer.cosine:.6f}" for layer in layers]),
     )
 
 
@@ -151,8 +155,8 @@ def _decibels(value: float) -> str:
 
 
 def _delegates(delegates: Sequence[DelegateVerdict]) -> list[Column]:
-    return tables.columns(
-        Column("", [Cell(delegate.name) for delegate in delegates], words=True),
+    return tables.nonempty_columns(
+        Column("", [Cell(delegate.name) for delegate in delegates], is_text=True),
         Column(
             "operators mapped",
             [
@@ -163,17 +167,17 @@ def _delegates(delegates: Sequence[DelegateVerdict]) -> list[Column]:
                 for delegate in delegates
             ],
         ),
-        tables.numbers("segments", [f"{delegate.segments:,}" for delegate in delegates]),
-        tables.words("first operator left out", [delegate.cut for delegate in delegates]),
-        Column("rules", [Cell(delegate.source, delegate.source_date) for delegate in delegates], words=True),
+        tables.number_column("segments", [f"{delegate.segments:,}" for delegate in delegates]),
+        tables.text_column("first operator left out", [delegate.cut for delegate in delegates]),
+        Column("rules", [Cell(delegate.source, delegate.source_date) for delegate in delegates], is_text=True),
     )
 
 
 def _unmapped(ops: Sequence[OperatorVerdict]) -> list[Column]:
-    return tables.columns(
-        tables.numbers("", [f"{op.index}" for op in ops]),
-        Column("operator", [Cell(op.op, op.layer) for op in ops], words=True),
-        tables.words("reason", [op.reason for op in ops]),
+    return tables.nonempty_columns(
+        tables.number_column("", [f"{op.index}" for op in ops]),
+        Column("operator", [Cell(op.op, op.layer) for op in ops], is_text=True),
+        tables.text_column("reason", [op.reason for op in ops]),
     )
 
 
@@ -194,21 +198,21 @@ def _metric(trial: TrialRecord) -> str:
 
 
 def _trials(auto: AutoRecord) -> list[Column]:
-    return tables.columns(
-        tables.words("step", [trial.step for trial in auto.trials]),
-        tables.numbers(auto.metric.replace("_", " "), [_metric(trial) for trial in auto.trials]),
-        tables.numbers("bytes", [numbers.number(trial.bytes) for trial in auto.trials]),
+    return tables.nonempty_columns(
+        tables.text_column("step", [trial.step for trial in auto.trials]),
+        tables.number_column(auto.metric.replace("_", " "), [_metric(trial) for trial in auto.trials]),
+        tables.number_column("bytes", [numbers.number(trial.bytes) for trial in auto.trials]),
         Column(
             "",
             [Cell("accepted", tone="good") if trial.accepted else Cell("refused", tone="bad") for trial in auto.trials],
-            words=True,
+            is_text=True,
         ),
     )
 
 
 def _precisions(auto: AutoRecord) -> list[Column]:
-    return tables.columns(
-        tables.words("layer", auto.precisions), tables.words("precision", list(auto.precisions.values()))
+    return tables.nonempty_columns(
+        tables.text_column("layer", auto.precisions), tables.text_column("precision", list(auto.precisions.values()))
     )
 
 
@@ -234,29 +238,29 @@ def _ranges(calibration: CalibrationRecord, limit: float) -> list[Column]:
     def span(low: float, high: float) -> str:
         return numbers.minus(f"{low:.4g} to {high:.4g}")
 
-    return tables.columns(
-        tables.words("input", [seen.input for seen in calibration.inputs]),
-        tables.numbers("seen", [span(seen.minimum, seen.maximum) for seen in calibration.inputs]),
-        tables.numbers("quantized", [span(*seen.range) for seen in calibration.inputs]),
+    return tables.nonempty_columns(
+        tables.text_column("input", [seen.input for seen in calibration.inputs]),
+        tables.number_column("seen", [span(seen.minimum, seen.maximum) for seen in calibration.inputs]),
+        tables.number_column("quantized", [span(*seen.range) for seen in calibration.inputs]),
         Column("checked values outside", [outside(seen.outside) for seen in calibration.inputs]),
     )
 
 
 def _equalization(record: QuantizationRecord) -> list[Column]:
-    return tables.columns(
-        tables.words("layer", [pair.first for pair in record.equalization]),
-        tables.words("next layer", [pair.second for pair in record.equalization]),
-        tables.numbers("spread before", [f"{pair.spread_before:,.1f}×" for pair in record.equalization]),
-        tables.numbers("after", [f"{pair.spread_after:,.1f}×" for pair in record.equalization]),
+    return tables.nonempty_columns(
+        tables.text_column("layer", [pair.first for pair in record.equalization]),
+        tables.text_column("next layer", [pair.second for pair in record.equalization]),
+        tables.number_column("spread before", [f"{pair.spread_before:,.1f}×" for pair in record.equalization]),
+        tables.number_column("after", [f"{pair.spread_after:,.1f}×" for pair in record.equalization]),
     )
 
 
 def _ops(record: QuantizationRecord) -> list[Column]:
     names = sorted(record.ops, key=lambda name: (-record.ops[name], name))
-    return tables.columns(
-        tables.words("operator", names),
-        tables.numbers("count", [f"{record.ops[name]:,}" for name in names]),
-        tables.numbers("returning floats", [f"{record.float_ops.get(name, 0):,}" for name in names]),
+    return tables.nonempty_columns(
+        tables.text_column("operator", names),
+        tables.number_column("count", [f"{record.ops[name]:,}" for name in names]),
+        tables.number_column("returning floats", [f"{record.float_ops.get(name, 0):,}" for name in names]),
     )
 
 
