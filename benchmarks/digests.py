@@ -948,7 +948,8 @@ def fine_tune(case: Tuning, path: str) -> dict[str, Any]:
     parts = model_parts(result, case.net, case.kind, case.saves, f"{path}/result")
     parts["history"] = rounded([dict(epoch) for epoch in result.history], 6)
     if result.rounds:
-        parts["rounds"] = rounded([[each.reached, each.drop, each.accepted] for each in result.rounds], 6)
+        sparsity = _spelled(result.rounds[0], "achieved_sparsity", "reached")
+        parts["rounds"] = rounded([[getattr(each, sparsity), each.drop, each.accepted] for each in result.rounds], 6)
     return parts
 
 

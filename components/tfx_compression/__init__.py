@@ -40,7 +40,7 @@ _HOME = {
     "LineageError": "errors",
     "WorkerError": "errors",
     "prune": "pruning.prune",
-    "fine_tune": "sparsity_fine_tuner.training",
+    "fine_tune": "sparsity_fine_tuner.fine_tune",
     "quantize": "tflite_quantizer.quantize",
     "evaluate": "compressed_evaluator.evaluate",
 }
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from tfx_compression.pruning.prune import prune
     from tfx_compression.sparsity_fine_tuner.component import SparsityFineTuner
     from tfx_compression.sparsity_fine_tuner.config import AccuracyGuard, Distillation, EarlyStopping, FineTuning
-    from tfx_compression.sparsity_fine_tuner.training import fine_tune
+    from tfx_compression.sparsity_fine_tuner.fine_tune import fine_tune
     from tfx_compression.store.target import StoreTarget
     from tfx_compression.tflite_quantizer.component import TFLiteQuantizer
     from tfx_compression.tflite_quantizer.config import (

@@ -7,7 +7,7 @@ import pytest
 import tensorflow_model_optimization as tfmot
 import tf_keras
 from scipy.cluster.vq import kmeans2
-from tfx_compression.sparsity_fine_tuner.clustering import cluster, clustered
+from tfx_compression.sparsity_fine_tuner.clustering import cluster, existing_clusters
 
 
 def _error(values: np.ndarray, indices: np.ndarray) -> float:
@@ -72,8 +72,8 @@ def test_fewer_values_than_clusters_make_fewer_clusters(values):
 
 def test_shared_values_are_found_again_with_zero_first():
     values = np.random.default_rng(4).choice([-1.0, 0.0, 2.0, 3.0], (10, 10)).astype(np.float32)
-    indices = clustered(values, 4)
+    indices = existing_clusters(values, 4)
     assert np.array_equal(indices == 0, values == 0)
     assert _error(values, indices) == 0 and np.array_equal(np.unique(indices), np.arange(4))
-    assert clustered(values, 3) is None
-    assert clustered(np.arange(6.0).reshape(2, 3), 64) is None, "a small kernel is no clustered one"
+    assert existing_clusters(values, 3) is None
+    assert existing_clusters(np.arange(6.0).reshape(2, 3), 64) is None, "a small kernel is no clustered one"

@@ -1,6 +1,6 @@
-"""Trainings that are stopped at any of their moments, in this process or by SIGKILL, and what they come to.
+"""Trainings that are stopped at any of their moments, in this process or by SIGKILL, and their results.
 
-As a program it carries out trainings, each one's result to a file, and kills itself:
+As a program, it runs trainings, writes the result of each to a file, and kills itself at a moment:
 
     python -m tests.support.killed FOLDER MOMENT SCENARIO [SCENARIO …]
 """
@@ -22,8 +22,9 @@ import tf_keras
 from tensorflow.python.ops import gen_io_ops
 from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.prune import prune
-from tfx_compression.sparsity_fine_tuner import training
+from tfx_compression.sparsity_fine_tuner import accepted_models
 from tfx_compression.sparsity_fine_tuner.config import AccuracyGuard, Distillation, EarlyStopping, FineTuning
+from tfx_compression.sparsity_fine_tuner.fine_tune import fine_tune
 
 from tests.support import helpers  # first: sets which Keras tf.keras is
 
@@ -31,21 +32,21 @@ ROWS = 42  # of batches of 16, the last is not whole
 
 
 class Killed(BaseException):
-    """What stops a training in this process: nothing catches it."""
+    """Stops a training in this process: nothing catches it."""
 
 
-# Moments
+# Moments.
 
 
 class Moments:
-    """Counts the moments of a training, and stops it at one.
+    """Counts the moments of a training and stops it at one of them.
 
-    Moments are the ends of steps and of batches of validation, both ends of epochs, and those before, within and after
-    whatever is written or deleted.
+    Moments are the ends of steps and of validation batches, both ends of epochs, and those before, within and after
+    everything that is written or deleted.
 
     Args:
-      last: the number of the moment, counted from 0, at which it stops; None never does.
-      stop: how.
+      last: Number of the moment, counted from 0, at which the training stops; None never stops it.
+      stop: Function that stops it.
     """
 
     def __init__(self, last: int | None = None, stop: Callable[[], Any] = lambda: _raise(Killed())):
@@ -71,8 +72,8 @@ class Moments:
                 (tf.train.Checkpoint, "write"),
                 (gen_io_ops, "merge_v2_checkpoints"),
                 (tf.io.gfile, "rename"),
-                (training.iterative.keras3, "save"),
-                (training.iterative, "write_masks"),
+                (accepted_models.keras3, "save"),
+                (accepted_models, "write_masks"),
             ):
                 stack.enter_context(mock.patch.object(owner, name, self._around(name, getattr(owner, name))))
             stack.enter_context(mock.patch.object(tf.io.gfile, "rmtree", self._rmtree(tf.io.gfile.rmtree)))
@@ -102,15 +103,15 @@ def _raise(error: BaseException) -> None:
     raise error
 
 
-# Trainings
+# Trainings.
 
 
 def net(library: Any = tf_keras, dropout: float = 0.3, seed: int = 1) -> Any:
-    """Four numbers to two, with all that keeps a state: normalisation, dropout, an optimizer with moments, metrics."""
+    """Returns a model of four numbers to two, with normalization, dropout, an optimizer with moments, and metrics."""
     library.utils.set_random_seed(seed)
     x = library.Input((4,), name="x")
     hidden = library.layers.Dense(16, name="hidden")(x)
-    hidden = library.layers.BatchNormalization(momentum=0.9, name="normalisation")(hidden)
+    hidden = library.layers.BatchNormalization(momentum=0.9, name="normalization")(hidden)
     hidden = library.layers.Dropout(dropout, name="dropout")(library.layers.ReLU(name="relu")(hidden))
     model = library.Model(x, library.layers.Dense(2, name="y")(hidden), name="net")
     model.compile("adam", "mse", metrics=["mae"])
@@ -118,11 +119,11 @@ def net(library: Any = tf_keras, dropout: float = 0.3, seed: int = 1) -> Any:
 
 
 def convolutions() -> tf_keras.Model:
-    """Images to three probabilities."""
+    """Returns a model of images to three probabilities."""
     tf_keras.utils.set_random_seed(1)
     image = tf_keras.Input(helpers.IMAGE, name="image")
     hidden = tf_keras.layers.Conv2D(6, 3, name="first")(image)
-    hidden = tf_keras.layers.BatchNormalization(momentum=0.9, name="normalisation")(hidden)
+    hidden = tf_keras.layers.BatchNormalization(momentum=0.9, name="normalization")(hidden)
     hidden = tf_keras.layers.Conv2D(6, 3, strides=2, activation="relu", name="second")(hidden)
     hidden = tf_keras.layers.GlobalAveragePooling2D(name="pool")(hidden)
     outputs = tf_keras.layers.Dense(helpers.CLASSES, activation="softmax", name="probabilities")(hidden)
@@ -132,7 +133,7 @@ def convolutions() -> tf_keras.Model:
 
 
 def shuffled(features: np.ndarray, labels: np.ndarray) -> Callable[[int], tf.data.Dataset]:
-    """Batches of a pass by its number, each time in another order."""
+    """Returns a function from the number of a pass to its batches, in another order for each pass."""
     rows = tf.data.Dataset.from_tensor_slices((features, labels))
     return lambda number: rows.shuffle(len(features), seed=number, reshuffle_each_iteration=False).batch(16)
 
@@ -152,12 +153,12 @@ def config(mode: str = "fixed", **more: Any) -> FineTuning:
 
 
 class Scenario:
-    """A training, from a model made anew to its result.
+    """Trainings, each from a new model to its result.
 
     Args:
-      folder: of the checkpoints.
-      moments: that it passes.
-      deterministic: see FineTuning.
+      folder: Folder of the checkpoints.
+      moments: Moments of the training.
+      deterministic: See FineTuning.
     """
 
     def __init__(self, folder: str, moments: Moments, deterministic: bool = False):
@@ -166,7 +167,7 @@ class Scenario:
     def tune(self, model: Any, data: Any, how: FineTuning, *rest: Any, library: Any = tf_keras, **more: Any) -> Any:
         how = how.model_copy(update={"deterministic": self.deterministic})
         with self.moments.watched():
-            return training.fine_tune(
+            return fine_tune(
                 model,
                 data,
                 how,
@@ -178,7 +179,7 @@ class Scenario:
             )
 
     def fixed(self) -> Any:
-        """Steps that don't divide the data, a learning rate that rises and falls, and the best epoch."""
+        """Trains with steps that don't divide the data, a learning rate that rises and falls, and early stopping."""
         model = prune(net(), PruningPlan(sparsity=0.5, protect=())).model
         how = config(
             epochs=4,
@@ -207,24 +208,19 @@ class Scenario:
         return self.tune(model, points, how, net(seed=2))
 
     def half_precision(self) -> Any:
-        """The scale of the loss is a state too."""
+        """Trains with a scale of the loss, which is a state too."""
         model = prune(net(), PruningPlan(sparsity=0.5, protect=())).model
         optimizer = tf_keras.mixed_precision.LossScaleOptimizer(tf_keras.optimizers.Adam(), initial_scale=2.0**30)
         model.compile(optimizer, "mse", ["mae"])
         return self.tune(model, points, config(mixed_precision="mixed_float16"))
 
     def guarded(self) -> Any:
-        """Rounds, of which some are thrown away."""
+        """Runs rounds, some of which are rejected."""
         plan = PruningPlan(sparsity=0.9, protect=(), schedule="iterative", iterations=3)
         guard = AccuracyGuard(max_drop=0.25, step=0.3, minimum_step=0.1)
         dense = net()
         dense.fit(points(0), epochs=5, verbose=0)
-        teacher = tf_keras.models.clone_model(dense)
-        teacher.set_weights(dense.get_weights())
-        teacher.compile("adam", "mse", metrics=["mae"])
-        return self.tune(
-            prune(dense, plan).model, points, config("iterative", epochs=2, guard=guard), teacher, plan=plan
-        )
+        return self.tune(prune(dense, plan).model, points, config("iterative", epochs=2, guard=guard), dense, plan=plan)
 
     def rewound(self) -> Any:
         plan = PruningPlan(sparsity=0.7, protect=(), schedule="iterative", iterations=3)
@@ -232,7 +228,7 @@ class Scenario:
         return self.tune(prune(net(), plan).model, points, how, plan=plan)
 
     def filters(self) -> Any:
-        """Rounds that remove channels."""
+        """Runs rounds that remove channels."""
         plan = PruningPlan(technique="filter", sparsity=0.6, schedule="iterative", iterations=3)
         model = prune(convolutions(), plan).model
         return self.tune(model, images, config("iterative", epochs=1), plan=plan)
@@ -251,7 +247,7 @@ class Scenario:
         return self.tune(model, points, config("iterative", epochs=1), plan=plan, library=keras)
 
     def signature(self) -> Any:
-        """A SavedModel that shows no layers."""
+        """Trains a SavedModel without layers."""
         model = net(dropout=0.0)
         path = f"{self.folder}-model"
         if not os.path.exists(path):
@@ -261,14 +257,14 @@ class Scenario:
         return self.tune(loaded, points, config(loss="mse", metrics=("mae",), optimizer="adam"))
 
     def mirrored(self) -> Any:
-        """On two replicas."""
+        """Trains on two replicas."""
         with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
             model = prune(net(), PruningPlan(sparsity=0.5, protect=())).model
             return self.tune(model, points, config())
 
 
 def described(tuned: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What a training came to, in numbers that can be compared: how it went, and its weights and masks."""
+    """Returns the result of a training in values that can be compared: history, rounds and notes; weights and masks."""
     model = tuned.model
     weights = list(model.variables.values()) if not hasattr(model, "get_weights") else model.weights
     arrays = {f"weight {place}": np.asarray(weight) for place, weight in enumerate(weights)}
@@ -281,8 +277,16 @@ def described(tuned: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return json.loads(json.dumps(went)), arrays
 
 
+def require_same(one: Any, other: Any) -> None:
+    """Asserts that two results are equal bit by bit."""
+    assert one[0] == other[0]
+    assert one[1].keys() == other[1].keys()
+    for name, values in one[1].items():
+        np.testing.assert_array_equal(other[1][name], values, err_msg=name)
+
+
 def main(folder: str, moment: str, *scenarios: str) -> None:
-    """Carries out those that have no result yet; dies at a moment, counted over all."""
+    """Runs the scenarios that have no result yet. The process dies at a moment, counted over all of them."""
     if "mirrored" in scenarios:
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)

@@ -1,7 +1,6 @@
-"""The same small net as every kind of model, and what is done with it."""
+"""The same small net as every kind of model, and recorders of its training."""
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -19,13 +18,13 @@ from tests.support import helpers, kinds
 KINDS = ("keras2", "keras3", "saved_model")
 EVERY_KIND = ["keras2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
 KERNELS = ("hidden", "y")
-DENSE = {"protect": ()}  # of plans: everything may be pruned
+DENSE = {"protect": ()}  # for plans that may prune every layer
 
 
 def dense(kind: str, folder: Any, optimizer: Any = "sgd", seed: int = 1) -> ModelHandle:
-    """`helpers.small_dense` as any kind of model, with the same weights; those of Keras are compiled, and run eagerly.
+    """Returns `helpers.small_dense` as any kind of model, with the same weights.
 
-    A SavedModel doesn't know its loss: train it with `FineTuning(loss="mse")`.
+    Keras models are compiled and run eagerly. A SavedModel has no loss: train it with `FineTuning(loss="mse")`.
     """
     source = helpers.small_dense(seed)
     if kind == "keras2":
@@ -48,69 +47,68 @@ def dense(kind: str, folder: Any, optimizer: Any = "sgd", seed: int = 1) -> Mode
 
 
 def kernels(model: Any) -> dict[str, np.ndarray]:
-    """The kernels' values by name."""
+    """Returns the values of a model's kernels by name."""
     return {name: kernel.values.copy() for name, kernel in model_handle.wrap(model).kernels.items()}
 
 
+def sparsity(values: np.ndarray) -> float:
+    """Returns the fraction of zeros, which for a mask is the sparsity that it sets."""
+    return float(np.mean(values == 0))
+
+
 def points(rows: int = 64, size: int = 16, seed: int = 0) -> tf.data.Dataset:
-    """Batches that the dense net learns."""
+    """Returns batches that the dense net learns."""
     return helpers.batches(*helpers.points(rows, seed), size=size)
 
 
-def pruned(model: Any, **plan: Any) -> PrunedModel:
-    """The model after Pruner, by a plan that protects nothing."""
-    return prune(model, PruningPlan(**{**DENSE, **plan}))
+def pruned(model: Any, data: tf.data.Dataset | None = None, **plan: Any) -> PrunedModel:
+    """Returns the model after Pruner, by a plan that protects nothing."""
+    return prune(model, PruningPlan(**{**DENSE, **plan}), data)
 
 
-class _Seen:
-    """The kernels after each step, by step (0 is before the first), and when masks moved."""
+class _Recorder:
+    """A callback that records kernels.
+
+    Attributes:
+      kernels: Kernels after each step; the first are those before any step.
+      updates: Sparsity at each step after which masks changed.
+    """
 
     def __init__(self, model: Any):
         super().__init__()
-        self._seen_model = model
+        self._recorded_model = model
         self.kernels = [kernels(model)]
-        self.moved: dict[int, float] = {}
+        self.updates: dict[int, float] = {}
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.kernels.append(kernels(self._seen_model))
+        self.kernels.append(kernels(self._recorded_model))
 
     def on_prune(self, step: int, sparsity: float) -> None:
-        self.moved[step] = sparsity
+        self.updates[step] = sparsity
 
 
-class _Seen2(_Seen, tf_keras.callbacks.Callback):
+class _Recorder2(_Recorder, tf_keras.callbacks.Callback):
     pass
 
 
-class _Seen3(_Seen, keras.callbacks.Callback):
+class _Recorder3(_Recorder, keras.callbacks.Callback):
     pass
 
 
-def seen(model: Any) -> Any:
-    """A callback for a model's Keras that keeps its kernels after each step."""
-    return (_Seen3 if model_handle.wrap(model).kind == "keras3" else _Seen2)(model)
+def recorder(model: Any) -> Any:
+    """Returns a callback of a model's Keras that records its kernels after each step."""
+    return (_Recorder3 if model_handle.wrap(model).kind == "keras3" else _Recorder2)(model)
 
 
-@pytest.fixture
-def eagerly() -> Iterator[None]:
-    """Everything runs eagerly: Python code in a step sees values, and nothing is compiled."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
-def before_holds(model: Any) -> tuple[Callable[[Any, Any], Mapping[str, Any]], list[dict[str, np.ndarray]]]:
-    """A train_step, to run eagerly, and a list of what the optimizer makes of the kernels in each step."""
-    made: list[dict[str, np.ndarray]] = []
+def unconstrained_steps(
+    model: Any,
+) -> tuple[Callable[[Any, Any], Mapping[str, Any]], list[dict[str, np.ndarray]]]:
+    """Returns a train_step, to run eagerly, and a list of the kernels after each step before constraints apply."""
+    recorded: list[dict[str, np.ndarray]] = []
 
     def step(network: Any, batch: Any) -> Mapping[str, Any]:
         logs = network.train_step(batch)
-        made.append(kernels(model))
+        recorded.append(kernels(model))
         return logs
 
-    return step, made
-
-
-def pairs(values: list[Any]) -> list[tuple[Any, Any]]:
-    """Each with the one after it."""
-    return list(itertools.pairwise(values))
+    return step, recorded

@@ -10,7 +10,7 @@ import tf_keras
 from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.prune import prune
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
-from tfx_compression.sparsity_fine_tuner.training import fine_tune
+from tfx_compression.sparsity_fine_tuner.fine_tune import fine_tune
 
 WIDTH = 512
 

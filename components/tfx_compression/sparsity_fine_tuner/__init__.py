@@ -1,1 +1,1 @@
-"""SparsityFineTuner: trains a pruned model so that what was removed stays removed."""
+"""SparsityFineTuner: trains a pruned model so that what was pruned stays so."""

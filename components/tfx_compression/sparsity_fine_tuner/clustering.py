@@ -1,21 +1,22 @@
-"""Weight clustering: which of a kernel's weights share a value (Han et al. 2016, arXiv:1510.00149)."""
+"""Weight clustering: decides which weights of a kernel share a value (Han et al. 2016, arXiv:1510.00149)."""
 
 import numpy as np
 
-_ROUNDS = 100
-_EDGES = 800
+_LLOYD_ITERATIONS = 100
+_MOST_EDGES = 800  # of the dynamic programme, whose time grows with their square
 
 
 def cluster(values: np.ndarray, mask: np.ndarray | None, count: int) -> np.ndarray:
-    """The number of each weight's cluster, int32 in the kernel's shape; no number is left out.
+    """Returns the cluster number of each weight, int32 in the kernel's shape. Every number up to the largest is used.
 
-    k-means on a line: the best split, by dynamic programming (Wang and Song 2011, "Ckmeans.1d.dp"), of many weights on
-    a grid, from which Lloyd's algorithm goes on. The same weights give the same clusters.
+    It is k-means in one dimension. Dynamic programming finds the best split (Wang and Song 2011, "Ckmeans.1d.dp"). For
+    kernels with many distinct weights it does so on a grid, and Lloyd's algorithm refines the result. The result is
+    deterministic.
 
     Args:
-      values: the kernel's.
-      mask: 0 where it is pruned: a cluster of its own, number 0. None prunes nothing.
-      count: the most clusters that there may be, that of the pruned included.
+      values: Kernel weights.
+      mask: 0 where a weight is pruned. Pruned weights form cluster 0. None prunes nothing.
+      count: Largest number of clusters, including the cluster of the pruned weights.
     """
     pruned = np.zeros(values.shape, bool) if mask is None else ~mask.astype(bool)
     kept = values[~pruned].astype(np.float64)
@@ -26,10 +27,15 @@ def cluster(values: np.ndarray, mask: np.ndarray | None, count: int) -> np.ndarr
     return result
 
 
-def clustered(values: np.ndarray, most: int) -> np.ndarray | None:
-    """The clusters of a kernel whose weights share at most so many values already, zero's first; otherwise None.
+def existing_clusters(values: np.ndarray, most: int) -> np.ndarray | None:
+    """Returns the clusters of a kernel whose weights already share values, or None if they don't.
 
-    Each value must be there twice on average: a small kernel has few values anyway.
+    Weights share values if there are at most `most` distinct ones, each used twice on average: a small kernel has few
+    values anyway. Cluster 0 is the value zero, if the kernel has zeros.
+
+    Args:
+      values: Kernel weights.
+      most: Largest number of distinct values.
     """
     levels, numbers = np.unique(values, return_inverse=True)
     if not 0 < levels.size <= most or values.size < 2 * levels.size:
@@ -39,7 +45,7 @@ def clustered(values: np.ndarray, most: int) -> np.ndarray | None:
 
 
 def _k_means(values: np.ndarray, count: int) -> np.ndarray:
-    """The cluster of each value, in the order of the clusters' means."""
+    """Returns the cluster number of each value. Clusters are numbered in the order of their means."""
     order = np.argsort(values)
     line = values[order]
     sums, squares = (np.concatenate([[0.0], np.cumsum(power)]) for power in (line, line**2))
@@ -52,39 +58,46 @@ def _k_means(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _edges(line: np.ndarray) -> np.ndarray:
-    """Where, in sorted values, a cluster may begin: at each value; of many at some, even in number or in distance."""
+    """Returns the positions in sorted values at which a cluster may begin.
+
+    They are those of all distinct values. If there are too many, it selects some of them: one half evenly spaced by
+    position, the other half evenly spaced by value.
+    """
     starts = np.concatenate([[0], np.flatnonzero(np.diff(line)) + 1, [line.size]])
-    if starts.size > _EDGES:
-        numbers = np.linspace(0, line.size, _EDGES // 2).astype(int)
-        distances = np.searchsorted(line, np.linspace(line[0], line[-1], _EDGES // 2))
-        wanted = np.searchsorted(starts, np.concatenate([numbers, distances, [line.size]]))
-        starts = starts[np.unique(np.concatenate([[0], wanted]))]
+    if starts.size > _MOST_EDGES:
+        by_position = np.linspace(0, line.size, _MOST_EDGES // 2).astype(int)
+        by_value = np.searchsorted(line, np.linspace(line[0], line[-1], _MOST_EDGES // 2))
+        selected = np.searchsorted(starts, np.concatenate([by_position, by_value, [line.size]]))
+        starts = starts[np.unique(np.concatenate([[0], selected]))]
     return starts
 
 
 def _best_split(edges: np.ndarray, sums: np.ndarray, squares: np.ndarray, count: int) -> np.ndarray:
-    """The edges, by number, between which `count` clusters have the least squared error: dynamic programming."""
+    """Returns the indices of the edges between which `count` clusters have the least squared error."""
     sizes = np.maximum(edges[None] - edges[:, None], 1)
     error = (squares[edges][None] - squares[edges][:, None]) - (sums[edges][None] - sums[edges][:, None]) ** 2 / sizes
-    error[np.tril_indices(edges.size)] = np.inf  # from the row's edge to the column's: no cluster is empty
-    least, before = error[0], []
+    error[np.tril_indices(edges.size)] = np.inf  # row: first edge, column: last edge; no cluster is empty
+    least, choices = error[0], []
     for _ in range(count - 1):
-        through = least[:, None] + error
-        before.append(through.argmin(axis=0))
-        least = through.min(axis=0)
+        total = least[:, None] + error
+        choices.append(total.argmin(axis=0))
+        least = total.min(axis=0)
     split = [edges.size - 1]
-    for choice in reversed(before):
+    for choice in reversed(choices):
         split.append(int(choice[split[-1]]))
     return np.array([0, *reversed(split)])
 
 
 def _lloyd(line: np.ndarray, sums: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """Moves where clusters begin, in sorted values, until each value is nearest to its own mean; none gets empty."""
-    for _ in range(_ROUNDS):
-        centres = np.diff(sums[bounds]) / np.diff(bounds)
-        inner = np.searchsorted(line, (centres[1:] + centres[:-1]) / 2)
-        found = np.unique(np.concatenate([[0], inner, [line.size]]))
-        if np.array_equal(found, bounds) or found.size < bounds.size:
+    """Moves the bounds of clusters, in sorted values, until each value is nearest to its own mean.
+
+    It stops before a cluster would become empty.
+    """
+    for _ in range(_LLOYD_ITERATIONS):
+        centers = np.diff(sums[bounds]) / np.diff(bounds)
+        inner = np.searchsorted(line, (centers[1:] + centers[:-1]) / 2)
+        moved = np.unique(np.concatenate([[0], inner, [line.size]]))
+        if np.array_equal(moved, bounds) or moved.size < bounds.size:
             break
-        bounds = found
+        bounds = moved
     return bounds

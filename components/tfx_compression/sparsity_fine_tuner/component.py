@@ -44,7 +44,7 @@ class SparsityFineTunerSpec(ComponentSpec):
 
 
 class SparsityFineTuner(base_component.BaseComponent):
-    """Trains a pruned model to win its accuracy back, or prunes it further while it trains; what is pruned stays so.
+    """Trains a pruned model to recover its accuracy, or prunes it further while it trains. What is pruned stays so.
 
     ```python
     tuner = tfc.SparsityFineTuner(
@@ -58,11 +58,11 @@ class SparsityFineTuner(base_component.BaseComponent):
     )
     ```
 
-    A run that was killed goes on from its last checkpoint when the pipeline is started again.
+    A run that was killed resumes from its last checkpoint when the pipeline is started again.
 
     Outputs:
-      fine_tuned_model: the Model, with the Trainer's signatures; `summary.json` (size, before and after) and
-        `tuning.json` (the epochs, the rounds, notes) beside it.
+      fine_tuned_model: Model with the Trainer's signatures. `summary.json` (size before and after) and `tuning.json`
+        (epochs, rounds, notes) are beside it.
       model_run: TensorBoard logs: loss, metrics, sparsity and learning rate by step.
     """
 
@@ -90,31 +90,33 @@ class SparsityFineTuner(base_component.BaseComponent):
         """Declares the fine-tuning of `model`.
 
         Args:
-          model: Pruner's Model channel.
-          pruning_plan: Pruner's.
-          examples: what the Trainer's network was trained on (behind Transform: `transformed_examples`). Of a
-            SavedModel without layers, what its signature takes: mostly ExampleGen's.
-          schema: theirs (behind Transform: `post_transform_schema`).
-          config: how to train; the default otherwise.
-          teacher_model: the dense Model (`trainer.outputs["model"]`), or several by name, in letters, digits and `_`:
-            to learn from (`config.distillation`) and to be compared with (`config.guard`; the first by name).
-          transform_graph: what a user's `input_fn` gets instead of the schema, as a TFTransformOutput; also for
-            signatures of a network whose graph changed.
-          epochs: overrides the configuration's, also at run time.
-          learning_rate: the same.
-          mode: the same.
-          train_split: split to train on.
-          eval_split: split that is evaluated after each epoch.
-          checkpoint_uri: where checkpoints are kept for a second attempt; by default beside the node's outputs. Needed
-            on Kubeflow, where each run has other outputs: a folder that all of them share.
-          module_file: the user's module. Used of it, all optional:
-            `input_fn(files, data_accessor, tf_transform_output_or_schema, batch_size)`, batches of (features, label[,
-            weight]); `compile_fn(model)`; `loss_fn(labels, outputs)` of a SavedModel without layers;
-            `train_step(model, batch)`, which makes a step and returns its logs; `callbacks_fn()`, Keras callbacks;
-            `strategy_fn()`, a tf.distribute strategy; `signatures_fn(model, tf_transform_output)`; `custom_objects()`.
+          model: Channel of Pruner's Model.
+          pruning_plan: Channel of Pruner's plan.
+          examples: Examples that the Trainer's network was trained on (after Transform: `transformed_examples`). For a
+            SavedModel without layers, those that its signature takes: mostly ExampleGen's.
+          schema: Schema of the examples (after Transform: `post_transform_schema`).
+          config: Configuration of the training.
+          teacher_model: Dense Model (`trainer.outputs["model"]`), or several by name (letters, digits and `_`), to
+            learn from (`config.distillation`) and to compare with (`config.guard`; the first by name).
+          transform_graph: TransformGraph. A user's `input_fn` gets it as a TFTransformOutput instead of the schema.
+            Signatures of a network whose graph changed need it, too.
+          epochs: Override of the configuration's epochs, also at run time.
+          learning_rate: Override of the configuration's learning rate, also at run time.
+          mode: Override of the configuration's mode, also at run time.
+          train_split: Split to train on.
+          eval_split: Split to evaluate after each epoch.
+          checkpoint_uri: Folder of checkpoints for a second attempt. By default, they are beside the node's outputs. It
+            is required on Kubeflow, where each run has other outputs: choose a folder that all runs share.
+          module_file: The user's module. All of its functions are optional:
+            `input_fn(files, data_accessor, tf_transform_output_or_schema, batch_size)` returns batches of (features,
+            label[, weight]); `compile_fn(model)` compiles; `loss_fn(labels, outputs)` is the loss of a SavedModel
+            without layers; `train_step(model, batch)` trains one step and returns its logs; `callbacks_fn()` returns
+            Keras callbacks; `strategy_fn()` returns a tf.distribute strategy;
+            `signatures_fn(model, tf_transform_output)` returns signatures; `custom_objects()` returns the user's
+            classes by name.
 
         Raises:
-          ConfigError: where an override is no value for the configuration, a teacher's name is none, or the
+          ConfigError: If an override is no value of the configuration, a teacher's name is invalid, or the
             configuration needs a teacher and there is none.
         """
         config = config or FineTuning()
@@ -124,7 +126,7 @@ class SparsityFineTuner(base_component.BaseComponent):
         teachers = _teachers(teacher_model)
         _require_teacher(config, bool(teachers))
         super().__init__(
-            _spec_of(list(teachers))(
+            _spec_class(list(teachers))(
                 model=model,
                 pruning_plan=pruning_plan,
                 examples=examples,
@@ -145,29 +147,37 @@ class SparsityFineTuner(base_component.BaseComponent):
 
 
 def _teachers(teacher: types.BaseChannel | Mapping[str, types.BaseChannel] | None) -> dict[str, types.BaseChannel]:
-    """The inputs of the teachers."""
+    """Returns the channels of the teachers by input name."""
     if teacher is None:
         return {}
     if not isinstance(teacher, Mapping):
         return {executor.TEACHER: teacher}
-    if bad := [name for name in teacher if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)]:
-        raise ConfigError(f"Teachers are named in letters, digits and '_'; got {bad}.")
+    if invalid := [name for name in teacher if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)]:
+        raise ConfigError(
+            f"Names of teachers have letters, digits and '_'; got {invalid}.",
+            field="teacher_model",
+            code="invalid-name",
+        )
     return {f"{executor.TEACHER}_{name}": channel for name, channel in teacher.items()}
 
 
 def _require_teacher(config: FineTuning, given: bool) -> None:
-    needs = config.distillation is not None or (config.guard is not None and config.guard.baseline is None)
-    if needs and not given:
-        what = "distillation" if config.distillation is not None else "guard"
+    required = config.distillation is not None or (config.guard is not None and config.guard.baseline is None)
+    if required and not given:
+        field = "distillation" if config.distillation is not None else "guard"
         raise ConfigError(
-            f"FineTuning.{what} needs the dense model. Remedy: SparsityFineTuner(teacher_model="
-            "trainer.outputs['model'])."
+            f"FineTuning.{field} needs the dense model. Remedy: SparsityFineTuner(teacher_model="
+            "trainer.outputs['model']).",
+            field=f"FineTuning.{field}",
+            code="teacher-missing",
         )
 
 
-def _spec_of(teachers: list[str]) -> type[SparsityFineTunerSpec]:
-    """The spec with an input for each teacher: Kubeflow takes one plain channel per input."""
-    more = {name: ChannelParameter(type=standard_artifacts.Model) for name in teachers if name != executor.TEACHER}
-    if not more:
+def _spec_class(teachers: list[str]) -> type[SparsityFineTunerSpec]:
+    """Returns the spec with an input per teacher: Kubeflow takes one plain channel per input."""
+    inputs = {name: ChannelParameter(type=standard_artifacts.Model) for name in teachers if name != executor.TEACHER}
+    if not inputs:
         return SparsityFineTunerSpec
-    return type("SparsityFineTunerSpec", (SparsityFineTunerSpec,), {"INPUTS": {**SparsityFineTunerSpec.INPUTS, **more}})
+    return type(
+        "SparsityFineTunerSpec", (SparsityFineTunerSpec,), {"INPUTS": {**SparsityFineTunerSpec.INPUTS, **inputs}}
+    )

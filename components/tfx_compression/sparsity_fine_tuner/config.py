@@ -1,29 +1,32 @@
-"""How a pruned model is trained further."""
+"""The configuration of fine-tuning."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
+import pydantic
 from pydantic import Field, model_validator
 
 from tfx_compression.config import Config
+from tfx_compression.errors import ConfigError
+from tfx_compression.sparsity_fine_tuner.modes import MODES
 
 
 class Distillation(Config):
-    """Learning from teachers, the dense model mostly (Hinton et al. 2015, arXiv:1503.02531).
+    """Configuration of learning from teachers, such as the dense model (Hinton et al. 2015, arXiv:1503.02531).
 
-    The loss is `(1 - alpha)` times the model's own plus `alpha` times the squared temperature times the
-    Kullback-Leibler divergence from the teachers' softened outputs, of several teachers averaged, to the model's.
-    Outputs that are no probabilities are compared by their mean squared difference, without the temperature. Several
-    outputs are added up.
+    The loss is `(1 - alpha)` times the model's own loss plus `alpha` times the squared temperature times the
+    Kullback-Leibler divergence from the teachers' softened outputs to the model's. Several teachers are averaged.
+    Outputs that are no probabilities are compared by their mean squared difference, without the temperature. The losses
+    of several outputs are added.
 
     Attributes:
-      temperature: softens both distributions.
-      alpha: the share of the teachers, in [0, 1].
-      outputs: what the model puts out: `probabilities` (softmax, or sigmoid), `logits` of them, `values`; `auto` takes
-        it from the last layer's activation and the loss, which a SavedModel without layers doesn't tell. There, a last
-        dimension of 1 is binary, any other a softmax.
-      features: layers whose outputs shall be like the teacher's: `{student's layer: teacher's layer}` (FitNets,
-        arXiv:1412.6550); of the first teacher, with outputs of the same shape.
-      feature_weight: of the mean squared difference of each.
+      temperature: Temperature that softens both distributions.
+      alpha: Weight of the teachers, in [0, 1].
+      outputs: Form of the model's outputs: `probabilities` (softmax or sigmoid), their `logits`, or `values`. `auto`
+        detects it by the last layer's activation and the loss, which a SavedModel without layers doesn't have. There,
+        a last dimension of 1 is binary, and any other is a softmax.
+      features: Pairs of layers whose outputs are compared (FitNets, arXiv:1412.6550): `{student's layer: teacher's
+        layer}`. The first teacher is used, and the outputs have the same shape.
+      feature_weight: Weight of the mean squared difference of each pair of layers.
     """
 
     temperature: float = Field(default=2.0, gt=0.0)
@@ -34,17 +37,17 @@ class Distillation(Config):
 
 
 class AccuracyGuard(Config):
-    """How much may be lost while a model is pruned further, in the manner of NNCF's adaptive compression training.
+    """Limit on the accuracy that further pruning may lose, similar to NNCF's adaptive compression level training.
 
-    Each round prunes `step` more than the last accepted model and trains. A model that lost too much is thrown away,
-    the step is halved, and the next round starts from the accepted one again. The result is the last accepted model.
+    Each round prunes `step` more than the last accepted model and trains. If the result loses too much, it is rejected,
+    the step is halved, and the next round starts from the accepted model again. The result is the last accepted model.
 
     Attributes:
-      metric: `loss`, or the name of one that the model was compiled with, on the evaluation split.
-      max_drop: by how much it may be worse than the baseline, in its own unit.
-      baseline: its value; by default the (first) teacher's, on the same data.
-      step: what a round adds to the sparsity (of the plan's target).
-      minimum_step: below it, the search is over.
+      metric: `loss`, or the name of a metric that the model was compiled with. It is measured on the evaluation split.
+      max_drop: Largest amount by which it may be worse than the baseline, in its own unit.
+      baseline: Value of the baseline. By default, it is measured for the (first) teacher on the same data.
+      step: Sparsity (of the plan's target) that a round adds.
+      minimum_step: Smallest step. The search ends below it.
     """
 
     metric: str = "loss"
@@ -55,14 +58,14 @@ class AccuracyGuard(Config):
 
 
 class EarlyStopping(Config):
-    """Ends training when a metric no longer gets better.
+    """Configuration of when training ends because a metric no longer improves.
 
     Attributes:
-      monitor: a name in the log: `val_loss`, `loss`, a metric's name, with `val_` on the evaluation split. By default
-        `val_loss`, or `loss` where there is no such split.
-      patience: epochs without an improvement that are allowed.
-      min_delta: the least that counts as an improvement.
-      restore_best: the result is the best epoch's model, not the last one's.
+      monitor: Name in the logs: `loss` or a metric, with the prefix `val_` on the evaluation split. By default
+        `val_loss`, or `loss` without such a split.
+      patience: Number of epochs without an improvement that are allowed.
+      min_delta: Smallest change that counts as an improvement.
+      restore_best: Whether the result is the model of the best epoch instead of the last one.
     """
 
     monitor: str | None = None
@@ -71,49 +74,59 @@ class EarlyStopping(Config):
     restore_best: bool = True
 
 
+def _known_mode(mode: str) -> str:
+    if mode not in MODES:
+        raise ConfigError(f"not a mode; the modes are {', '.join(MODES)}", code="unknown-mode")
+    return mode
+
+
 class FineTuning(Config):
-    """Training after pruning.
+    """Configuration of training after pruning.
 
     Attributes:
-      mode: `fixed`, what was pruned stays zero. `gradual`, more is pruned while training, by the plan's schedule
-        (`constant`, `polynomial`, `cubic`). `iterative`, prune and train in rounds, weights or channels. `dynamic`, the
-        weights of least magnitude are dropped and those of largest gradient grown, at constant sparsity (RigL,
-        arXiv:1911.11134). `quantization_aware`, training with the rounding of int8 (tfmot), which keeps zeros and
-        clusters. `cluster`, each kernel's weights share few values, which are trained.
-      epochs: passes over the training split; of `iterative`, in each round.
-      batch_size: rows per step.
-      steps_per_epoch: steps that make an epoch; by default until the data ends, which it must then do.
-      optimizer: a Keras name (`adam`, `sgd`); by default the one that the model was compiled with, without its state.
-      learning_rate: at the start; a tenth of the Trainer's is usual.
-      learning_rate_schedule: `constant`, or falling to `final_learning_rate` times itself at the last step, `linear` or
-        `cosine`; each round of `iterative` starts anew (learning-rate rewinding, arXiv:2003.02389).
-      final_learning_rate: a fraction of `learning_rate`.
-      warmup_steps: over which the learning rate rises from zero.
-      loss: a Keras name, for a model that was saved without one; a cross entropy of a SavedModel's logits is taken of
-        logits.
-      metrics: Keras names, the same.
-      label_key: the label's feature; by default the one feature of the schema that is no input of the model.
-      sample_weight_key: a feature of the examples that weighs its row.
-      class_weights: by class, the weight of its rows.
-      early_stopping: None trains all epochs.
-      mixed_precision: computes in 16 bits, keeps the weights in 32.
-      distribution: `mirrored` trains on all devices (tf.distribute.MirroredStrategy); others by the module's
-        `strategy_fn`.
-      distillation: from the teachers; None learns from the labels alone.
-      guard: of `iterative`; None prunes to the plan's sparsity in its number of iterations.
-      rewind: of `iterative` weights: before each round's training, those that are left go back to what they were
-        (lottery ticket, arXiv:1803.03635): `start`, when this training began, or the path of a model of the same layers
+      mode: Name of a mode in `modes.MODES`. `fixed`: what was pruned stays zero. `gradual`: more is pruned while
+        training, by the plan's schedule (`constant`, `polynomial`, `cubic`). `iterative`: pruning and training
+        alternate in rounds, for weights or channels. `dynamic`: the weights of least magnitude are dropped and those of
+        largest gradient grown, at constant sparsity (RigL, arXiv:1911.11134). `quantization_aware`: training rounds
+        like int8 (tfmot) and keeps zeros and clusters. `cluster`: the weights of a kernel share a few values, which
+        train.
+      epochs: Number of passes over the training split; in mode `iterative`, of each round.
+      batch_size: Rows per step.
+      steps_per_epoch: Steps per epoch. By default, an epoch ends with the data.
+      optimizer: Keras name, such as `adam` or `sgd`. By default, the one that the model was compiled with, without its
+        state.
+      learning_rate: Learning rate at the start. A tenth of the Trainer's is usual.
+      learning_rate_schedule: `constant`, or a decay, `linear` or `cosine`, to `final_learning_rate` times the learning
+        rate at the last step. Each round of `iterative` starts again (learning-rate rewinding, arXiv:2003.02389).
+      final_learning_rate: Fraction of `learning_rate`.
+      warmup_steps: Number of steps in which the learning rate rises from zero.
+      loss: Keras name, for a model that was saved without a loss. A cross entropy of a SavedModel that returns logits
+        takes logits.
+      metrics: Keras names, likewise.
+      label_key: Feature of the label. By default, the one feature of the schema that is not an input of the model.
+      sample_weight_key: Feature of the examples that weights each row.
+      class_weights: Weight of the rows of a class, by class number.
+      early_stopping: When training ends early. None trains all epochs.
+      mixed_precision: Keras policy of computing in 16 bits, with weights in 32.
+      distribution: `mirrored` trains on all devices (tf.distribute.MirroredStrategy). The module file's `strategy_fn`
+        replaces it.
+      distillation: Learning from teachers. None learns from labels alone.
+      guard: Limit on lost accuracy in mode `iterative`. None prunes to the plan's sparsity in its number of iterations.
+      rewind: Weights that each round of mode `iterative` starts from, for plans of single weights (lottery ticket,
+        arXiv:1803.03635): `start` for those at the start of this training, or the path of a model of the same layers
         that Trainer saved early.
-      drop_fraction: of `dynamic`, the share of a kernel's weights that moves at first; it falls to zero as a cosine.
-      clusters: of `cluster`, how many values a kernel has.
-      keep_clusters: in `quantization_aware`, kernels of at most this many values keep sharing them; 0 lets them go.
-      checkpoint_steps: steps between checkpoints.
-      log_steps: steps between entries in the TensorBoard logs.
-      deterministic: TensorFlow's op determinism, for the whole process: the same machine gives the same bits.
-      seed: of shuffling and dropout.
+      drop_fraction: Fraction of a kernel's weights that mode `dynamic` moves at first. It falls to zero along a cosine.
+      clusters: Number of values per kernel in mode `cluster`.
+      keep_clusters: Largest number of values of a kernel whose weights go on sharing them in mode
+        `quantization_aware`. 0 keeps none.
+      checkpoint_steps: Steps between checkpoints.
+      log_steps: Steps between entries in the TensorBoard logs.
+      deterministic: Whether TensorFlow's op determinism is enabled, for the whole process: the same machine then gives
+        the same bits.
+      seed: Random seed of shuffling and dropout.
     """
 
-    mode: Literal["fixed", "gradual", "iterative", "dynamic", "quantization_aware", "cluster"] = "fixed"
+    mode: Annotated[str, pydantic.AfterValidator(_known_mode)] = "fixed"
     epochs: int = Field(default=3, ge=1)
     batch_size: int = Field(default=64, ge=1)
     steps_per_epoch: int | None = Field(default=None, ge=1)
@@ -143,13 +156,28 @@ class FineTuning(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "FineTuning":
-        for name in ("guard", "rewind"):
-            if getattr(self, name) is not None and self.mode != "iterative":
-                raise ValueError(f"{name} is of mode 'iterative', not of {self.mode!r}")
+        for name, mode in MODES.items():
+            for option in mode.options:
+                if self.mode != name and getattr(self, option) is not None:
+                    raise ConfigError(
+                        f"{option} is for mode {name!r}, not for {self.mode!r}",
+                        field=f"FineTuning.{option}",
+                        code="option-of-another-mode",
+                    )
         if self.guard is not None and self.guard.minimum_step > self.guard.step:
-            raise ValueError(f"guard.minimum_step={self.guard.minimum_step} is above guard.step={self.guard.step}")
-        if self.mixed_precision is not None and self.mode == "quantization_aware":
-            raise ValueError("mode 'quantization_aware' computes as int8 will: leave mixed_precision out")
+            raise ConfigError(
+                f"guard.minimum_step={self.guard.minimum_step} is above guard.step={self.guard.step}",
+                field="AccuracyGuard.minimum_step",
+                code="minimum-above-step",
+            )
+        if self.mixed_precision is not None and not MODES[self.mode].mixed_precision:
+            raise ConfigError(
+                f"mode {self.mode!r} can't compute in 16 bits: leave mixed_precision out",
+                field="FineTuning.mixed_precision",
+                code="no-mixed-precision",
+            )
         if any(weight < 0 for weight in self.class_weights.values()):
-            raise ValueError("class_weights has a negative weight")
+            raise ConfigError(
+                "class_weights has a negative weight", field="FineTuning.class_weights", code="negative-weight"
+            )
         return self

@@ -1,4 +1,4 @@
-"""Runs the SparsityFineTuner: reads the pruned Model and the Examples, trains, writes the Model and its logs."""
+"""Runs the SparsityFineTuner: reads the pruned model and the examples, trains, and writes the model and its logs."""
 
 import contextlib
 import json
@@ -13,11 +13,14 @@ from tfx.dsl.components.base import base_executor
 
 from tfx_compression import files, model_handle
 from tfx_compression.errors import ModelError
+from tfx_compression.keras_models.model_size import ModelSize
+from tfx_compression.model_handle import ModelHandle
 from tfx_compression.model_handle.compressed import SUMMARY_FILE, Summary, read_masks
 from tfx_compression.pruning.record import RECORD_FILE, PruningRecord
-from tfx_compression.sparsity_fine_tuner import promises
+from tfx_compression.sparsity_fine_tuner import verification
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
-from tfx_compression.sparsity_fine_tuner.training import Tuned, fine_tune
+from tfx_compression.sparsity_fine_tuner.fine_tune import fine_tune
+from tfx_compression.sparsity_fine_tuner.results import FineTunedModel
 from tfx_compression.tfx_support import artifacts, checkpoints, inputs
 from tfx_compression.tfx_support.user_module import UserModule
 
@@ -29,87 +32,36 @@ _NO_CHECKPOINT_URI = (
 )
 _log = logging.getLogger(__name__)
 
+InputDict = dict[str, list[types.Artifact]]
+
 
 class Executor(base_executor.BaseExecutor):
-    """See the component."""
+    """Executor of SparsityFineTuner; see the component."""
 
     def Do(
         self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
+        input_dict: InputDict,
+        output_dict: InputDict,
         exec_properties: dict[str, Any],
     ) -> None:
-        """Fine-tunes.
+        """Fine-tunes a pruned model.
 
         Args:
-          input_dict: `model`, `pruning_plan`, `examples`, `schema`; `transform_graph`, `teacher_model` and
-            `teacher_model_<name>`, all optional.
+          input_dict: `model`, `pruning_plan`, `examples`, `schema`; optionally `transform_graph`, `teacher_model` and
+            `teacher_model_<name>`.
           output_dict: `fine_tuned_model`, `model_run`.
-          exec_properties: `config` (JSON), `epochs`, `learning_rate` and `mode` (override it), `train_split`,
+          exec_properties: `config` (JSON); `epochs`, `learning_rate` and `mode`, which override it; `train_split`,
             `eval_split`, `checkpoint_uri`, `module_path` or `module_file`.
         """
-        model = artifacts.single(input_dict, "model")
-        output = artifacts.single(output_dict, "fine_tuned_model")
-        logs = artifacts.single(output_dict, "model_run")
-        overrides = {name: exec_properties.get(name) for name in ("epochs", "learning_rate", "mode")}
-        config = FineTuning.merged(exec_properties["config"], overrides)
-        record = PruningRecord(**files.read_json(_plan_file(input_dict, RECORD_FILE)))
-        module = UserModule(exec_properties)
-        objects = module.custom_objects()
-        key = checkpoints.fingerprint(input_dict, exec_properties)
-        folder = checkpoints.folder(output, key, exec_properties.get("checkpoint_uri"))
-        if "://" in output.uri and not exec_properties.get("checkpoint_uri"):
-            _log.warning("SparsityFineTuner: %s", _NO_CHECKPOINT_URI.format(folder=folder))
-        with _strategy(config, module).scope():
-            loaded = model_handle.load(artifacts.model_path(model), objects)
-            taught = config.distillation is not None or config.guard is not None
-            teachers = _teachers(input_dict) if taught else []
-            dense = [model_handle.load(artifacts.model_path(each), objects) for each in teachers]
-
-            def batches(split: str, shuffle: bool, seed: int) -> tf.data.Dataset:
-                return inputs.model_batches(
-                    loaded,
-                    input_dict,
-                    module,
-                    split,
-                    config.label_key,
-                    config.batch_size,
-                    shuffle,
-                    seed,
-                    config.sample_weight_key,
-                )
-
-            callbacks_fn = module.function("callbacks_fn")
-            tuned = fine_tune(
-                loaded,
-                lambda number: batches(exec_properties["train_split"], True, config.seed + number),
-                config,
-                dense,
-                record.plan,
-                target_sparsity=record.target_sparsity,
-                masks=read_masks(_plan_file(input_dict, artifacts.MASKS_FILE)),
-                validation_data=batches(exec_properties["eval_split"], False, config.seed),
-                compile_fn=module.function("compile_fn"),
-                loss_fn=module.function("loss_fn"),
-                train_step=module.function("train_step"),
-                callbacks=callbacks_fn() if callbacks_fn else (),
-                checkpoints=folder,
-                log_dir=logs.uri,
-                custom_objects=objects,
-            )
-        graph = artifacts.optional(input_dict, "transform_graph")
-        path = artifacts.model_path(output)
-        with _whole(output.uri):
-            tuned.save(path, module.function("signatures_fn"), None if graph is None else graph.uri)
-            size = promises.check(path, tuned, record, artifacts.model_path(model), objects)
-            summary = Summary(before=tuned.summary.before, after=size)
-            files.write_text(os.path.join(output.uri, SUMMARY_FILE), summary.model_dump_json(indent=1))
-            files.write_text(os.path.join(output.uri, TUNING_FILE), _described(tuned, config))
+        execution = _Execution(input_dict, output_dict, exec_properties)
+        tuned = execution.train()
+        with _removed_on_failure(execution.output.uri):
+            size = execution.write(tuned)
         artifacts.describe_model(
-            output,
-            model,
-            kind=loaded.kind,
-            mode=config.mode,
+            execution.output,
+            execution.source,
+            kind=tuned.handle.kind,
+            mode=execution.config.mode,
             sparsity=size.sparsity,
             parameters=size.parameters,
             macs=size.macs,
@@ -117,27 +69,101 @@ class Executor(base_executor.BaseExecutor):
             epochs=len(tuned.history),
             **{name: value for name, value in tuned.metrics.items() if name.startswith("val_")},
         )
-        checkpoints.remove(folder)
+        checkpoints.remove(execution.checkpoint_folder)
         for note in tuned.notes:
             _log.warning("SparsityFineTuner: %s", note)
 
 
-def _described(tuned: Tuned, config: FineTuning) -> str:
-    found = {
+class _Execution:
+    """One execution: its artifacts, its configuration and the user's module."""
+
+    def __init__(self, input_dict: InputDict, output_dict: InputDict, exec_properties: dict[str, Any]):
+        self._inputs, self._properties = input_dict, exec_properties
+        self.source = artifacts.single(input_dict, "model")
+        self.output = artifacts.single(output_dict, "fine_tuned_model")
+        self._log_dir = artifacts.single(output_dict, "model_run").uri
+        overrides = {name: exec_properties.get(name) for name in ("epochs", "learning_rate", "mode")}
+        self.config = FineTuning.merged(exec_properties["config"], overrides)
+        self._record = PruningRecord(**files.read_json(self._plan_file(RECORD_FILE)))
+        self._module = UserModule(exec_properties)
+        self._custom_objects = self._module.custom_objects()
+        checkpoint_uri = exec_properties.get("checkpoint_uri")
+        key = checkpoints.fingerprint(input_dict, exec_properties)
+        self.checkpoint_folder = checkpoints.folder(self.output, key, checkpoint_uri)
+        if "://" in self.output.uri and not checkpoint_uri:
+            _log.warning("SparsityFineTuner: %s", _NO_CHECKPOINT_URI.format(folder=self.checkpoint_folder))
+
+    def train(self) -> FineTunedModel:
+        """Loads the models and trains, within the scope of the strategy."""
+        config, module, properties = self.config, self._module, self._properties
+        with _strategy(config, module).scope():
+            handle = self._load(self.source)
+            uses_teachers = config.distillation is not None or config.guard is not None
+            teachers = _teachers(self._inputs) if uses_teachers else []
+            callbacks_fn = module.function("callbacks_fn")
+            return fine_tune(
+                handle,
+                lambda number: self._batches(handle, properties["train_split"], True, config.seed + number),
+                config,
+                [self._load(teacher) for teacher in teachers],
+                self._record.plan,
+                target_sparsity=self._record.target_sparsity,
+                masks=read_masks(self._plan_file(artifacts.MASKS_FILE)),
+                validation_data=self._batches(handle, properties["eval_split"], False, config.seed),
+                compile_fn=module.function("compile_fn"),
+                loss_fn=module.function("loss_fn"),
+                train_step=module.function("train_step"),
+                callbacks=callbacks_fn() if callbacks_fn else (),
+                checkpoints=self.checkpoint_folder,
+                log_dir=self._log_dir,
+                custom_objects=self._custom_objects,
+            )
+
+    def write(self, tuned: FineTunedModel) -> ModelSize:
+        """Writes the model and its side files, and returns the model's verified size."""
+        path = artifacts.model_path(self.output)
+        graph = artifacts.optional(self._inputs, "transform_graph")
+        tuned.save(path, self._module.function("signatures_fn"), None if graph is None else graph.uri)
+        original = artifacts.model_path(self.source)
+        size = verification.verify(path, tuned, self._record, original, self._custom_objects)
+        summary = Summary(before=tuned.summary.before, after=size)
+        files.write_text(os.path.join(self.output.uri, SUMMARY_FILE), summary.model_dump_json(indent=1))
+        files.write_text(os.path.join(self.output.uri, TUNING_FILE), _tuning_json(tuned, self.config))
+        return size
+
+    def _load(self, model: types.Artifact) -> ModelHandle:
+        return model_handle.load(artifacts.model_path(model), self._custom_objects)
+
+    def _batches(self, handle: ModelHandle, split: str, shuffle: bool, seed: int) -> tf.data.Dataset:
+        config = self.config
+        return inputs.model_batches(
+            handle,
+            self._inputs,
+            self._module,
+            split,
+            config.label_key,
+            config.batch_size,
+            shuffle,
+            seed,
+            config.sample_weight_key,
+        )
+
+    def _plan_file(self, name: str) -> str:
+        return os.path.join(artifacts.single(self._inputs, "pruning_plan").uri, name)
+
+
+def _tuning_json(tuned: FineTunedModel, config: FineTuning) -> str:
+    values = {
         "config": config.model_dump(),
         "history": list(tuned.history),
         "rounds": [each.model_dump() for each in tuned.rounds],
         "notes": list(tuned.notes),
     }
-    return json.dumps(found, indent=1)
+    return json.dumps(values, indent=1)
 
 
-def _plan_file(input_dict: dict[str, list[types.Artifact]], name: str) -> str:
-    return os.path.join(artifacts.single(input_dict, "pruning_plan").uri, name)
-
-
-def _teachers(input_dict: dict[str, list[types.Artifact]]) -> list[types.Artifact]:
-    """The teachers: the one, or those of several by name."""
+def _teachers(input_dict: InputDict) -> list[types.Artifact]:
+    """Returns the teachers: the single one, or several in the order of their names."""
     keys = sorted(key for key in input_dict if key == TEACHER or key.startswith(f"{TEACHER}_"))
     return [artifacts.single(input_dict, key) for key in keys if input_dict[key]]
 
@@ -149,11 +175,11 @@ def _strategy(config: FineTuning, module: UserModule) -> Any:
 
 
 @contextlib.contextmanager
-def _whole(uri: str) -> Iterator[None]:
-    """Writes an artifact whole or not at all.
+def _removed_on_failure(uri: str) -> Iterator[None]:
+    """Removes an artifact that can't be written completely.
 
     Raises:
-      ModelError: where it can't be written.
+      ModelError: If it can't be written.
     """
     try:
         yield
@@ -162,7 +188,8 @@ def _whole(uri: str) -> Iterator[None]:
             tf.io.gfile.rmtree(uri)
         if isinstance(error, OSError | tf.errors.OpError):
             raise ModelError(
-                f"The fine-tuned model can't be written to {uri}: {str(error).rstrip(' .')}. Remedy: room on that file "
-                "system. The checkpoints are kept: the next attempt goes on where this one ended."
+                f"The fine-tuned model can't be written to {uri}: {str(error).rstrip(' .')}. Remedy: free space on "
+                "that file system. The checkpoints are kept: the next attempt resumes from them.",
+                code="model-not-written",
             ) from error
         raise
