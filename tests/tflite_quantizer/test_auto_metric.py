@@ -65,6 +65,13 @@ def test_the_output_error_is_relative_to_the_variance(float_cnn, int8_cnn, trial
         ({"metric": "accuracy"}, np.zeros((ROWS, 2)), DataError, "label-shape", r"\(300, 2\)"),
         ({"metric": "accuracy"}, None, DataError, "missing-labels", "'accuracy'"),
         ({"metric": "mean_squared_error"}, np.full((ROWS, 3), np.nan), ModelError, "metric-not-finite", "nan"),
+        (
+            {"metric": "sparse_categorical_crossentropy"},
+            np.full(ROWS, 7),  # there are three classes
+            ConfigError,
+            "metric-not-computable",
+            "'sparse_categorical_crossentropy'",
+        ),
     ],
 )
 def test_what_can_not_be_measured_is_refused(float_cnn, trial, settings, labels, error, code, match):

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tf_keras
 from ai_edge_litert import interpreter as litert
 from tfx_compression.errors import ModelError
+from tfx_compression.tflite import conversion
 from tfx_compression.tflite_quantizer import layer_errors
 from tfx_compression.tflite_quantizer.layer_quantizer import quantize_layers
 from tfx_compression.tflite_quantizer.precision_choice import choose_uniform
@@ -141,6 +142,14 @@ def test_a_float_layer_of_zeros_has_no_cosine():
     contents = with_hidden_weights(0.0, 0.5)
     hidden = layer_errors.compare(*contents, {"x": np.ones((2, 4), np.float32)})[0]
     assert (hidden.snr_db, hidden.max_error, hidden.cosine) == (-999.0, 2.0, None)
+
+
+def test_flex_operators_are_not_compared(tmp_path):
+    path = helpers.save_function(
+        lambda x: {"y": tf.linalg.inv(x)}, [tf.TensorSpec([1, 2, 2], tf.float32, "x")], tmp_path / "inverse"
+    )
+    content = conversion.to_tflite(path, conversion.ConversionOptions("float32", select_tf_ops=True))
+    assert layer_errors.compare(content, content, {"x": np.ones((1, 2, 2), np.float32)}) == ()
 
 
 def test_models_of_different_networks_are_refused():

@@ -106,7 +106,7 @@ class AutoPrecision(Config):
 
 
 class Normalization(Config):
-    """What an application does to an input before the model: `(value - mean) / std`, per channel or once for all."""
+    """Normalization of an input by the application: `(value - mean) / std`, per channel or once for all."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]

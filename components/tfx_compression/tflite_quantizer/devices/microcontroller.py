@@ -55,8 +55,9 @@ def find_problems(main: Sequence[Node], nodes: Sequence[Node], verdicts: Sequenc
       nodes: The operators of all graphs.
       verdicts: The verdicts of accelerators, which don't matter here.
     """
-    found = ((node, _missing_kernel(node)) for node in nodes)
-    return [f"{node}: {missing.reason}. Remedy: {missing.remedy}." for node, missing in found if missing]
+    return [
+        f"{node}: {missing.reason}. Remedy: {missing.remedy}." for node in nodes if (missing := _missing_kernel(node))
+    ]
 
 
 def runs_mode(mode: ModeSpec) -> bool:

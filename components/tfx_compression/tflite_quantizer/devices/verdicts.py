@@ -4,7 +4,7 @@ from tfx_compression.config import Config
 
 
 class OperatorVerdict(Config):
-    """Whether an accelerator takes an operator.
+    """The verdict on an operator: whether an accelerator takes it.
 
     Attributes:
       index: Place of the operator in the graph.
@@ -22,7 +22,7 @@ class OperatorVerdict(Config):
 
 
 class DelegateVerdict(Config):
-    """What one accelerator or runtime takes of a model.
+    """The verdict of an accelerator on a model: the operators that it takes.
 
     Attributes:
       name: Name of the accelerator, such as XNNPACK.
@@ -47,7 +47,7 @@ class DelegateVerdict(Config):
 
 
 class TargetVerdict(Config):
-    """Whether a model runs on a target.
+    """The verdict of a target on a model: whether it runs there.
 
     Attributes:
       target: Name of the target.
