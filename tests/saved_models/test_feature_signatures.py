@@ -269,6 +269,16 @@ def test_lists_of_other_elements_stay_as_they_are(tmp_path):
     np.testing.assert_array_equal(call(signature, {"x": x})["y"], x)
 
 
+def test_lists_stay_as_they_are_in_a_signature_that_answers_nothing(tmp_path):
+    def function(x):
+        rows = tf.TensorArray(tf.float32, 2, element_shape=[None, 3])
+        rows = tf.while_loop(lambda i, _: i < 2, lambda i, rows: (i + 1, rows.write(i, x)), (0, rows))[1]
+        return {"y": rows.stack() + tf.gather([1.0], tf.cast(tf.abs(x[0, 0]), tf.int32) + 5)}
+
+    path = helpers.save_function(function, [tf.TensorSpec([None, 3], tf.float32, "x")], tmp_path / "model")
+    assert element_shapes(feature_signature(path, batch_size=4)) == {(-1, 3)}
+
+
 def save_with_lookup(path, *others: str) -> str:
     """A `serving_default` that looks up a table, and signatures on tensors that return the same."""
     module = tf.Module()
@@ -283,6 +293,10 @@ def save_with_lookup(path, *others: str) -> str:
         "doubled": tf.function(lambda x: {"y": x * 4}, input_signature=[NUMBER]),
         "whole": tf.function(lambda x: {"y": tf.cast(x, tf.int64)}, input_signature=[NUMBER]),
         "wide": tf.function(lambda x: {"y": tf.tile(x, [1, 2])}, input_signature=[NUMBER]),
+        "examples": tf.function(
+            lambda rows: {"y": tf.io.parse_example(rows, {"x": FixedLen([1], tf.float32)})["x"]},
+            input_signature=[EXAMPLES],
+        ),
         "lookup": tf.function(lambda x: {"y": module.table.lookup(tf.strings.as_string(x))}, input_signature=[NUMBER]),
     }
     module.signatures_to_track = {"serving_default": serve, **{name: numbers[name] for name in others}}
@@ -291,7 +305,7 @@ def save_with_lookup(path, *others: str) -> str:
 
 
 def test_a_signature_that_tflite_can_not_have_is_replaced(tmp_path):
-    signature = feature_signature(save_with_lookup(tmp_path / "model", "plain", "whole", "wide", "lookup"))
+    signature = feature_signature(save_with_lookup(tmp_path / "model", "plain", "whole", "wide", "lookup", "examples"))
     (note,) = signature.notes
     assert "'plain' replaces 'serving_default'" in note and "LookupTableFindV2" in note
     np.testing.assert_array_equal(call(signature, {"x": np.ones([2, 1])})["y"], [[2], [2]])

@@ -17,9 +17,9 @@ def draw(spec, probe: str = "", words=(), free_size: int = 3) -> np.ndarray:
     return inputs.draw({"x": probe} if probe else {}, words, free_size)["x"].numpy()
 
 
-def draw_examples(feature, probe: str = "", free_size: int = 3) -> list[tf.train.Feature]:
+def draw_examples(feature, probe: str = "", free_size: int = 3, rows: int | None = None) -> list[tf.train.Feature]:
     """The feature `x` of each row that is drawn."""
-    inputs = SignatureInputs("'s' of m", {"examples": tf.TensorSpec([None], tf.string)}, {"x": feature})
+    inputs = SignatureInputs("'s' of m", {"examples": tf.TensorSpec([rows], tf.string)}, {"x": feature})
     rows = inputs.draw({"x": probe} if probe else {}, (), free_size)["examples"].numpy()
     return [tf.train.Example.FromString(row).features.feature["x"] for row in rows]
 
@@ -82,6 +82,7 @@ def test_every_second_row_lacks_an_optional_feature(feature, optional):
     assert PROBES["absent"].applies(feature) == optional
     present = [bool(value.WhichOneof("kind")) for value in draw_examples(feature, "absent")]
     assert present == [True, False] * (ROWS // 2)
+    assert not draw_examples(feature, "absent", rows=1)[0].WhichOneof("kind")
 
 
 @pytest.mark.parametrize(

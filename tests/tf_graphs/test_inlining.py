@@ -18,7 +18,10 @@ def fed_shapes(graph: tf.Graph) -> list[list[int | None]]:
 def looped():
     """A function with a variable in a loop, in a function that it calls."""
     variable = tf.Variable(np.eye(2, dtype=np.float32))
-    inner = tf.function(lambda y: tf.while_loop(lambda y: tf.norm(y) < 9, lambda y: y @ variable * 2, [y])[0])
+    inner = tf.function(
+        lambda y: tf.while_loop(lambda y: tf.norm(y) < 9, lambda y: y @ variable * 2, [y])[0],
+        experimental_attributes={"api_implements": "loop"},  # as Keras 2 marks recurrent layers
+    )
     function = tf.function(lambda x: {"y": inner(x)}, autograph=False)
     return function.get_concrete_function(tf.TensorSpec([None, 2], tf.float32)), variable
 

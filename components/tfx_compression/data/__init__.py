@@ -1,1 +1,1 @@
-"""Examples as data: reading TFRecords and tf.Examples."""
+"""TFRecord files and tf.Examples: reading, parsing and serializing."""

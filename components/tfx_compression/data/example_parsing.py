@@ -23,7 +23,7 @@ def find_parsers(operations: Iterable[tf.Operation]) -> list[tf.Operation]:
 def parsed_features(parsers: Iterable[tf.Operation]) -> dict[str, Feature]:
     """Returns the features that operations of the type PARSE_OP parse, as tf.io.parse_example takes them.
 
-    Ragged features have no partitions. Where the graph computes a default value, `default_value` is its tensor.
+    Ragged features have no partitions. If the graph computes a default value, `default_value` is its tensor.
     """
     features: dict[str, Feature] = {}
     for parser in parsers:
@@ -59,7 +59,13 @@ def tensor_names(features: FeatureTensors) -> set[str]:
 
 
 def required_features(features: FeatureTensors, ends: Iterable[tf.Tensor], stops: set[str]) -> FeatureTensors:
-    """Returns the features that tensors depend on, along ways on which no tensor called as in `stops` comes first."""
+    """Returns the features that tensors depend on, if the graph starts at certain tensors.
+
+    Args:
+      features: The features to choose from.
+      ends: The tensors that depend on features.
+      stops: Names of the tensors at which the graph starts.
+    """
     reached = walks.walk_back(ends, lambda tensor: tensor.name in stops).stops.keys()
     return {name: places for name, places in features.items() if tensor_names({name: places}) & reached}
 

@@ -1,1 +1,1 @@
-"""SavedModels of any origin: variables, signatures, and the surgery on their graphs."""
+"""SavedModels of any origin: their variables and kernels, their signatures, and rewritten copies of both."""

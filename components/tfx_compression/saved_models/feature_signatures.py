@@ -42,7 +42,8 @@ class FeatureSignature:
       outputs: Names of the outputs, in order.
       parses_examples: Whether the SavedModel's signature takes serialized tf.Examples.
       function: The function from the features, in order, to a dict of outputs.
-      raw_features: What is parsed from a tf.Example, or taken by the SavedModel's signature, to compute the features.
+      raw_features: Features that are parsed from a tf.Example, or arguments of the SavedModel's signature, from which
+        the features are computed.
       preprocess: Computes columns of the features, [rows, …], from columns of `raw_features`. It returns its argument
         unless Transform stays outside.
       example_features: Names of the features that are parsed from a tf.Example.
@@ -95,7 +96,7 @@ def feature_signature(
       path: Path of the SavedModel.
       name: Name of the signature.
       batch_size: Number of rows that the function takes at once. None for any number.
-      transform: `inside`: the features are what is parsed. `outside`: the features are what the Transform layer returns
+      transform: `inside` for the parsed features; `outside` for the features that the Transform layer returns
         (`tft_layer`, by TFX's convention, or the signature `transform_features`). The two parts are then proven to
         answer like the signature on drawn rows.
 
@@ -342,7 +343,7 @@ def _prove(graph: SignatureGraph, signature: FeatureSignature, network: Any) -> 
 
     Args:
       graph: The signature.
-      signature: The signature behind the cut, which reads what is before the cut.
+      signature: The cut signature, which can also compute its features.
       network: Its function for any number of rows.
 
     Raises:

@@ -110,7 +110,7 @@ PROBES: dict[str, Probe] = {
     "hundred": _integers(-1, 0, 1, 7, 100),
     "texts": Probe(_is_string, lambda draw: draw.cycle(_TEXTS)),
     "words": Probe(_is_string, lambda draw: draw.cycle([*draw.words, *_TEXTS])),
-    ABSENT: Probe(_may_be_absent, Draw.uniform),  # every second row lacks the feature
+    ABSENT: Probe(_may_be_absent, Draw.uniform),  # the last row and every second before it lack the feature
 }
 
 
@@ -159,22 +159,23 @@ class SignatureInputs:
           ModelError: If the number of an argument's dimensions isn't known.
         """
         probes = probes or {}
-        drawn = {
-            name: _values(self.place, spec, self.rows, free_size, index, probes.get(name, ""), words)
-            for index, (name, spec) in enumerate(self.probed.items())
-        }
-        if not self.features:
-            return {name: tf.constant(values, self.arguments[name].dtype) for name, values in drawn.items()}
-        absent = {name for name, probe in probes.items() if probe == ABSENT}
-        columns = {
-            name: [None if name in absent and row % 2 else value for row, value in enumerate(values)]
-            for name, values in drawn.items()
-        }
-        examples = tf.constant(example_parsing.serialize(columns))
+        seeds = {name: seed for seed, name in enumerate([*self.features, *self.arguments])}
+
+        def values(name: str, spec: Any) -> np.ndarray:
+            shape = _shape(spec, self.rows)
+            if shape.rank is None:
+                raise ModelError(f"The signature {self.place} takes {spec.name!r} in any shape.", code="any-shape")
+            sizes = tuple(free_size if size is None else size for size in shape)
+            return _values(spec.dtype, Draw(sizes, seeds[name], words), probes.get(name, ""))
+
+        columns: dict[str, list[Any]] = {}
+        for name, spec in self.features.items():
+            columns[name] = list(values(name, spec))
+            if probes.get(name) == ABSENT:
+                columns[name][self.rows - 1 :: -2] = [None] * ((self.rows + 1) // 2)
+        examples = example_parsing.serialize(columns) if columns else None
         return {
-            name: examples
-            if spec.dtype == tf.string
-            else tf.constant(_values(self.place, spec, self.rows, free_size, len(drawn), "", words), spec.dtype)
+            name: tf.constant(examples if examples and spec.dtype == tf.string else values(name, spec), spec.dtype)
             for name, spec in self.arguments.items()
         }
 
@@ -232,18 +233,11 @@ def _shape(spec: Any, rows: int) -> tf.TensorShape:
     return tf.TensorShape([rows, None]).concatenate(values)
 
 
-def _values(
-    place: str, spec: Any, rows: int, free_size: int, seed: int, probe: str, words: Sequence[bytes]
-) -> np.ndarray:
-    shape = _shape(spec, rows)
-    if shape.rank is None:
-        raise ModelError(f"The signature {place} takes {spec.name!r} in any shape.", code="any-shape")
-    draw = Draw(tuple(free_size if size is None else size for size in shape), seed, words)
+def _values(dtype: tf.DType, draw: Draw, probe: str) -> np.ndarray:
+    """Returns the values of a draw by a probe, or plain values if `probe` is empty."""
     values = PROBES[probe].values(draw) if probe else draw.uniform()
-    if spec.dtype == tf.string:
+    if dtype == tf.string:
         if values.dtype.kind == "f":
             values = np.round(values).astype(np.int64).astype(str).astype(bytes)
         return values.astype(object)
-    if not spec.dtype.is_floating:
-        values = np.round(values)
-    return values.astype(spec.dtype.as_numpy_dtype)
+    return (values if dtype.is_floating else np.round(values)).astype(dtype.as_numpy_dtype)

@@ -52,11 +52,11 @@ class SignatureGraph:
         return bool(self.inputs.features)
 
     def required(self, features: FeatureTensors, stops: set[str]) -> FeatureTensors:
-        """Returns the features that the outputs depend on, if the graph ends at the tensors called as in `stops`."""
+        """Returns the features that the outputs depend on, if the graph starts at the tensors named in `stops`."""
         return example_parsing.required_features(features, self.outputs.values(), stops)
 
     def operations(self, stops: set[str]) -> list[tf.Operation]:
-        """Returns the operations behind the outputs, back to the tensors called as in `stops`."""
+        """Returns the operations that the outputs depend on, if the graph starts at the tensors named in `stops`."""
         return walks.walk_back(self.outputs.values(), lambda tensor: tensor.name in stops).operations
 
 

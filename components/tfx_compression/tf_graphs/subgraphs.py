@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfx_compression.tf_graphs import rewriting
+from tfx_compression.tf_graphs import rewriting, walks
 from tfx_compression.tf_graphs.inlining import FrozenGraph
 
 Specs = dict[str, tf.TensorSpec]
@@ -47,7 +47,7 @@ def subgraph_function(
         replaced = {tensor.name: placeholders[name] for name in specs for tensor in fed[name]}
         imported = tf.graph_util.import_graph_def(definition, replaced, targets, name="")
         ends = [replaced.get(name, tensor) for name, tensor in zip(targets, imported, strict=True)]
-    required = tf.compat.v1.graph_util.extract_sub_graph(graph.as_graph_def(), [end.op.name for end in ends])
+    required = walks.required_nodes(graph.as_graph_def(), [end.op.name for end in ends])
     names = rewriting.shorten_names(required)
     tables = {name: handle for name, handle in frozen.captured.items() if name in names}
 
