@@ -71,9 +71,9 @@ def run_stock_evaluator(
     from tfx.types import artifact_utils, standard_artifacts
 
     def artifact(kind: Any, uri: Any, number: int = 0) -> Any:
-        made = kind()
-        made.uri, made.id = str(uri), number
-        return made
+        result = kind()
+        result.uri, result.id = str(uri), number
+        return result
 
     examples = artifact(standard_artifacts.Examples, folder)
     examples.split_names = artifact_utils.encode_split_names(["eval"])

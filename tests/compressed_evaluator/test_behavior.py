@@ -1,5 +1,6 @@
 """How candidates answer compared with the baseline: counted by hand, and independent of how rows are split."""
 
+import collections
 import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import tensorflow_model_analysis as tfma
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tfx_compression.compressed_evaluator import behavior
 from tfx_compression.compressed_evaluator.behavior import SECONDS, CollectStatistics, PassStatistics
 from tfx_compression.compressed_evaluator.records import AnswerChange, OutputComparison
 
@@ -264,7 +266,7 @@ def test_the_result_does_not_depend_on_how_rows_are_split_and_merged(seed, cuts,
     for task, (before, after, labels) in _kinds(np.random.default_rng(seed), rows).items():
         after[seed % rows, 0] = _NAN
         combine = CollectStatistics(["int8", "baseline"], "baseline")
-        whole = observe(
+        expected = observe(
             [extracts({"int8": after, "baseline": before}, labels, {"int8": 0.5})], ["int8", "baseline"], "baseline"
         )
         parts = [combine.create_accumulator()]
@@ -281,8 +283,8 @@ def test_the_result_does_not_depend_on_how_rows_are_split_and_merged(seed, cuts,
         merged = combine.extract_output(
             combine.merge_accumulators(pickle.loads(pickle.dumps(part)) for part in reversed(parts))
         )
-        assert merged.behavior("int8") == whole.behavior("int8"), task
-        assert (merged.rows, merged.not_finite) == (whole.rows, whole.not_finite)
+        assert merged.behavior("int8") == expected.behavior("int8"), task
+        assert (merged.rows, merged.not_finite) == (expected.rows, expected.not_finite)
         assert merged.seconds["int8"] == pytest.approx(0.5)
 
 
@@ -293,3 +295,19 @@ def test_a_batch_of_one_label_per_row_is_read_like_the_batches_with_several():
     parts = [extracts({"int8": after[[n]], "baseline": before[[n]]}, labels[[n]]) for n in (0, 1)]
     comparison = observe(parts, ["int8", "baseline"], "baseline").behavior("int8")[""]
     assert (comparison.agreement, comparison.changes) == (1.0, ())
+
+
+def test_rare_changes_are_dropped_when_there_are_very_many():
+    counts = behavior._AnswerCounts()
+    counts.add(behavior._AnswerCounts(changes=collections.Counter({(0, 0, 1): 5})))
+    many = collections.Counter({(label, 0, 1): 1 for label in range(1, 2 * behavior._MAX_COUNTED_CHANGES + 1)})
+    counts.add(behavior._AnswerCounts(changes=many))
+    assert len(counts.changes) == behavior._MAX_COUNTED_CHANGES
+    assert counts.changes[0, 0, 1] == 5
+
+
+def test_weights_of_each_output_are_those_of_the_first():
+    batch = extracts({"a": np.zeros([2, 1]), "b": np.zeros([2, 1])})
+    batch[tfma.EXAMPLE_WEIGHTS_KEY] = {"a": np.array([[1.0], [3.0]]), "b": np.array([[9.0], [9.0]])}
+    statistics = observe([batch], ["only"], None)
+    assert (statistics.weight, statistics.squares, statistics.effective_rows) == (4.0, 10.0, 1)

@@ -171,6 +171,10 @@ _AS_ARRAYS = {
             {"class": columns.classes(3, 1), "binary": columns.classes(2, 1)},
         ),
     ),
+    "a prediction key": (
+        'model_specs { label_key: "label" prediction_key: "score" } ' + metrics("AUC", "BinaryAccuracy"),
+        lambda columns: extracts({"score": columns.tenths(1), "other": columns.tenths(2)}, columns.classes(2, 1)),
+    ),
     "two models": (
         TWO_MODELS + metrics("AUC", "BinaryAccuracy", "BinaryCrossentropy", "ExampleCount"),
         lambda columns: extracts(
@@ -293,3 +297,14 @@ def test_weights_of_any_shape_are_counted(weights):
     steps = computations(WEIGHTED_MODEL + metrics("WeightedExampleCount"))
     batch = RowBatch(extracts(np.array([0.25, 0.75]), np.array([0, 1]), weights), steps)
     require_equal(by_batches(steps, RowSelection(batch, np.arange(2))), by_rows(steps, batch, np.arange(2)))
+
+
+def test_many_values_of_a_histogram_are_added_up_early():
+    buckets = combiners.HistogramBuckets()
+    numbers = np.arange(40_000) % 3
+    for _ in range(3):
+        buckets.add(numbers, np.ones([3, 40_000]))
+    assert buckets._pending < buckets._MAX_PENDING
+    unique, sums = buckets.sums()
+    assert unique.tolist() == [0, 1, 2]
+    assert sums.tolist() == [[3 * np.sum(numbers == number) for number in range(3)]] * 3

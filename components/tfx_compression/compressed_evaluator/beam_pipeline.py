@@ -79,14 +79,9 @@ def run_models(
       DataError: Rows lack a label or an example weight, or hold an invalid one.
       ModelError: A model can't be run on the rows.
     """
-    shared = [
-        tfma.types.EvalSharedModel(
-            model_path=model.path, model_name=name, model_type="tf_generic", is_baseline=model.is_baseline
-        )
-        for name, model in models.items()
-    ]
-    shared_models = shared if len(shared) > 1 else shared[0]
     statistics = os.path.join(output_path, _STATISTICS)
+    shared_models = _shared_models(models)
+    writers = tfma.default_writers(output_path, eval_shared_model=shared_models, eval_config=config)
     try:
         with make_pipeline() as pipeline:
             workers = pipeline.options.view_as(DirectOptions).direct_num_workers or os.cpu_count() or 1
@@ -105,7 +100,6 @@ def run_models(
                 evaluators = tfma.default_evaluators(eval_shared_model=shared_models, eval_config=config, schema=schema)
             else:
                 evaluators = [batch_evaluator.batch_evaluator(config, schema, extractors[-1].stage_name)]
-            writers = tfma.default_writers(output_path, eval_shared_model=shared_models, eval_config=config)
             (
                 pipeline
                 | "Files" >> beam.Create(list(files))
@@ -122,6 +116,17 @@ def run_models(
         result: PassStatistics = pickle.loads(file.read())
     tf.io.gfile.remove(statistics)
     return result
+
+
+def _shared_models(models: Mapping[str, PlannedModel]) -> Any:
+    """Returns TFMA's descriptions of the models: a list, or the only one."""
+    shared = [
+        tfma.types.EvalSharedModel(
+            model_path=model.path, model_name=name, model_type="tf_generic", is_baseline=model.is_baseline
+        )
+        for name, model in models.items()
+    ]
+    return shared if len(shared) > 1 else shared[0]
 
 
 def _batch_rows(models: Mapping[str, PlannedModel]) -> int:

@@ -107,30 +107,7 @@ class CompressedEvaluator(base_beam_component.BaseBeamComponent):
         """
         budget = budget or Budget()
         names = sorted(candidates)
-        bad = [name for name in names if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)]
-        if bad or not names:
-            raise ConfigError(
-                f"A candidate's name starts with a letter and has letters, digits and '_'; got {bad or 'no name'}. "
-                'Remedy: candidates={"int8": …}.',
-                field="candidates",
-                code="invalid-name" if bad else "no-candidates",
-            )
-        if baseline_model is None and not budget.allow_first:
-            raise ConfigError(
-                "CompressedEvaluator blesses nothing without a baseline_model. Remedy: baseline_model="
-                "trainer.outputs['model'], or Budget(allow_first=True) for the first release.",
-                field="baseline_model",
-                code="no-baseline",
-            )
-        models = names if baseline_model is None else [*names, BASELINE]
-        complete_config(models, eval_config, budget, has_baseline=baseline_model is not None)
-        if max_metric_drop is not None and not budget.max_metric_drop:
-            raise ConfigError(
-                "max_metric_drop overrides the drops of the budget, which has none. "
-                "Remedy: Budget(max_metric_drop={…}).",
-                field="max_metric_drop",
-                code="no-drops",
-            )
+        _check(names, baseline_model is not None, eval_config, budget, max_metric_drop is not None)
         super().__init__(
             _spec_for(names)(
                 **{f"candidate_{name}": candidates[name] for name in names},
@@ -149,6 +126,35 @@ class CompressedEvaluator(base_beam_component.BaseBeamComponent):
                 reference_kernels=int(reference_kernels),
                 code_version=declaration.code_version(__name__),
             )
+        )
+
+
+def _check(
+    names: list[str], has_baseline: bool, eval_config: tfma.EvalConfig, budget: Budget, overrides_drops: bool
+) -> None:
+    """Raises a ConfigError if the evaluation could not decide."""
+    bad = [name for name in names if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)]
+    if bad or not names:
+        raise ConfigError(
+            f"A candidate's name starts with a letter and has letters, digits and '_'; got {bad or 'no name'}. "
+            'Remedy: candidates={"int8": …}.',
+            field="candidates",
+            code="invalid-name" if bad else "no-candidates",
+        )
+    if not has_baseline and not budget.allow_first:
+        raise ConfigError(
+            "CompressedEvaluator blesses nothing without a baseline_model. Remedy: baseline_model="
+            "trainer.outputs['model'], or Budget(allow_first=True) for the first release.",
+            field="baseline_model",
+            code="no-baseline",
+        )
+    models = [*names, BASELINE] if has_baseline else names
+    complete_config(models, eval_config, budget, has_baseline=has_baseline)
+    if overrides_drops and not budget.max_metric_drop:
+        raise ConfigError(
+            "max_metric_drop overrides the drops of the budget, which has none. Remedy: Budget(max_metric_drop={…}).",
+            field="max_metric_drop",
+            code="no-drops",
         )
 
 

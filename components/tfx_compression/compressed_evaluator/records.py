@@ -177,8 +177,8 @@ class BaselineComparison(EvaluationRecord):
     Attributes:
       drops: Drop of each metric on the whole split.
       slice_drops: Drop of each metric by slice, including slices with too few rows for the budget to judge.
-      behavior: Comparison of each output of the model. The name is empty if there is one output. evaluation.json calls
-        it `behaviour`.
+      behavior: Comparison of each output of the model. The name is empty if there is one output. The key in
+        evaluation.json, which other programs read, is `behaviour`.
     """
 
     drops: dict[str, MetricDrop] = pydantic.Field(default_factory=dict)
