@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfx_compression.data import example_parsing
 from tfx_compression.data.example_parsing import FeatureTensors, tensor_names
 from tfx_compression.errors import DataError, ModelError
-from tfx_compression.saved_models import equivalence, probes, tflite_limits, transform_cut
+from tfx_compression.saved_models import equivalence, fixed_batch, probes, tflite_limits, transform_cut
 from tfx_compression.saved_models.saved_model import SIGNATURE
 from tfx_compression.saved_models.signature_graph import (
     SignatureGraph,
@@ -24,8 +24,7 @@ from tfx_compression.saved_models.signature_graph import (
     first_tensors,
     has_fixed_shape,
 )
-from tfx_compression.tf_graphs import rewriting
-from tfx_compression.tf_graphs.subgraphs import Columns, Specs, call_on_columns, subgraph_function
+from tfx_compression.tf_graphs.subgraphs import Columns, Specs, call_by_name, call_on_columns, subgraph_function
 
 Preprocess = Callable[[Columns], dict[str, np.ndarray]]
 ReadExamples = Callable[[Sequence[bytes]], dict[str, np.ndarray]]
@@ -224,10 +223,7 @@ def _feature_signature(cut: _Cut, batch_size: int | None) -> FeatureSignature:
     operations = graph.operations(tensor_names(cut.tensors))
     tflite_limits.refuse_tables(graph, operations)
     _refuse_other_arguments(graph, operations)
-    features = _with_batch_size(graph.place, cut.features, batch_size)
-    function = subgraph_function(graph.frozen, features, _fed(cut.tensors), graph.outputs)
-    if batch_size is not None and rewriting.has_lists_of_rows(graph.frozen.graph.as_graph_def()):
-        function = _with_list_rows(cut, function, features, batch_size)
+    features, function = fixed_batch.sized_function(graph, cut.features, _fed(cut.tensors), batch_size)
     return FeatureSignature(
         features=features,
         outputs=tuple(graph.outputs),
@@ -250,40 +246,6 @@ def _refuse_other_arguments(graph: SignatureGraph, operations: list[tf.Operation
             "Remedy: a signature that parses all of its features from tf.Examples, or takes all of them as tensors.",
             code="mixed-arguments",
         )
-
-
-def _with_batch_size(place: str, features: Specs, batch_size: int | None) -> Specs:
-    """Returns the features with a first dimension of `batch_size` rows."""
-    if batch_size is None:
-        return features
-    sized = {}
-    for name, spec in features.items():
-        if spec.shape.rank and spec.shape[0] not in (None, batch_size):
-            raise ModelError(
-                f"{place} takes {spec.shape[0]} rows of {name!r} at once, not batch_size={batch_size}. "
-                f"Remedy: batch_size={spec.shape[0]}, or a signature that takes any number.",
-                code="batch-size",
-            )
-        shape = [batch_size, *spec.shape[1:]] if spec.shape.rank else spec.shape
-        sized[name] = tf.TensorSpec(shape, spec.dtype, name=name)
-    return sized
-
-
-def _with_list_rows(cut: _Cut, function: Any, features: Specs, batch_size: int) -> Any:
-    """Returns the part behind a cut with `batch_size` rows in list elements, or `function` if that changes its answers.
-
-    Loops collect their results in such lists. TFLite must know the elements' shape, which a recurrent layer leaves open
-    in the number of rows.
-    """
-    tensors = _fed(cut.tensors)
-    sized = subgraph_function(cut.graph.frozen, features, tensors, cut.graph.outputs, list_rows=batch_size)
-    inputs = probes.SignatureInputs(cut.graph.place, features)
-    try:
-        references = equivalence.draw_references(functools.partial(_call_by_name, function), inputs)
-    except ModelError:
-        return function
-    difference = equivalence.difference(references, lambda feeds: equivalence.arrays(_call_by_name(sized, **feeds)))
-    return sized if difference is None else function
 
 
 def _example_reader(cut: _Cut) -> ReadExamples:
@@ -365,7 +327,7 @@ def _prove(graph: SignatureGraph, signature: FeatureSignature, network: Any) -> 
     try:
         words = probes.known_words(graph.path)
         references = equivalence.draw_references(
-            graph.signature, graph.inputs, words, functools.partial(_call_by_name, frozen)
+            graph.signature, graph.inputs, words, functools.partial(call_by_name, frozen)
         )
     except ModelError as error:
         raise ModelError(
@@ -377,11 +339,6 @@ def _prove(graph: SignatureGraph, signature: FeatureSignature, network: Any) -> 
             'Remedy: transform="inside".',
             code="not-equivalent",
         )
-
-
-def _call_by_name(function: Any, /, **feeds: tf.Tensor) -> Mapping[str, tf.Tensor]:
-    """Calls a function that takes tensors by position on tensors by name, in the same order."""
-    return function(*feeds.values())
 
 
 def _refuse(error: ModelError, columns: Columns) -> dict[str, np.ndarray]:

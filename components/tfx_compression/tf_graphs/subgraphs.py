@@ -66,3 +66,8 @@ def call_on_columns(function: Any, specs: Specs, columns: Columns) -> dict[str, 
     """Calls a function that takes tensors by position on columns by name, and returns its outputs as arrays."""
     feeds = [tf.constant(columns[name], spec.dtype) for name, spec in specs.items()]
     return {name: value.numpy() for name, value in function(*feeds).items()}
+
+
+def call_by_name(function: Any, /, **feeds: tf.Tensor) -> Mapping[str, tf.Tensor]:
+    """Calls a function that takes tensors by position on tensors by name, in the same order."""
+    return function(*feeds.values())
