@@ -69,8 +69,8 @@ def test_the_wheel_of_the_module_matters(inputs):
 
 
 def test_the_folder_is_next_to_the_outputs_or_below_the_given_uri():
-    output = artifact(standard_artifacts.Model, "/root/Pruner/pruned_model/7")
-    assert checkpoints.folder(output, "key", None) == "/root/Pruner/.checkpoints/key"
+    output = artifact(standard_artifacts.Model, "/pipeline/Pruner/pruned_model/7")
+    assert checkpoints.folder(output, "key", None) == "/pipeline/Pruner/.checkpoints/key"
     assert checkpoints.folder(output, "key", "gs://bucket/here") == "gs://bucket/here/key"
 
 
