@@ -132,8 +132,9 @@ def test_a_crash_at_any_step_leaves_the_store_whole(store, root, tmp_path, actio
     assert store.rollback("digits", "stable") == 1
 
 
-def _release_forever(root: Path) -> None:
+def _release_forever(root: Path, started: "multiprocessing.synchronize.Event") -> None:
     store = stores.open(str(root))
+    started.set()
     while True:
         model = os.urandom(1_000_000)
         store.promote("digits", store.publish("digits", model, {}), "stable")
@@ -141,10 +142,13 @@ def _release_forever(root: Path) -> None:
 
 def test_a_writer_killed_at_any_moment_leaves_whole_versions_only(root):
     moments = random.Random(0)
-    count = 0
-    for _ in range(15):
-        process = _processes.Process(target=_release_forever, args=(root,))
+    count = kills = 0
+    while kills < 15 or (count == 0 and kills < 100):  # A busy machine may publish nothing within 15 short lives.
+        started = _processes.Event()
+        process = _processes.Process(target=_release_forever, args=(root, started))
         process.start()
+        assert started.wait(timeout=60)
+        kills += 1
         time.sleep(moments.uniform(0.02, 0.15))
         process.kill()
         process.join()
