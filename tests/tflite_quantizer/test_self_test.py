@@ -102,5 +102,5 @@ def test_strings_have_no_self_test(tmp_path):
     content = converted_function(
         lambda x: {"y": tf.reshape(x, [-1])}, [tf.TensorSpec([2, 2], tf.string, "x")], tmp_path / "strings"
     )
-    with raises(ModelError, code="string-inputs", match="x"):
+    with raises(ModelError, code="string-input", match="x"):
         self_test.make(content)

@@ -151,7 +151,7 @@ def _read_rows(signatures: Signatures, config: Quantization, read: RowReader | N
         raise ModelError(
             f"Mode {config.mode!r} can't calibrate on the string features {', '.join(strings)}. Remedy: look them up "
             "before the model, or choose mode 'dynamic'.",
-            code="string-inputs",
+            code="string-input",
         )
     if read is None and calibrates:
         raise DataError(

@@ -39,7 +39,7 @@ def make(
         raise ModelError(
             f"There is no self-test for the string inputs {', '.join(strings)}. Remedy: look strings up before the "
             "model.",
-            code="string-inputs",
+            code="string-input",
         )
     if columns is None:
         real = random_rows(interpreter.inputs, rows)
