@@ -1003,7 +1003,7 @@ def evaluate(fields: Mapping[str, Any], path: str) -> dict[str, Any]:
         name: [[verdict.bound, verdict.measured, verdict.held] for verdict in each]
         for name, each in result.verdicts.items()
     }
-    return {"metrics": rounded(result.metrics, 9), "verdicts": rounded(verdicts, 9), "chosen": result.chosen}
+    return {"metrics": rounded(result.metrics, 9), "verdicts": rounded(verdicts, 6), "chosen": result.chosen}
 
 
 CASES: dict[str, Callable[[str], dict[str, Any]]] = {
