@@ -1,4 +1,4 @@
-"""The SparsityFineTuner as a pipeline's author declares it: teachers, overrides, and what is refused at once."""
+"""Declaration of SparsityFineTuner: teachers, overrides, and configurations that are refused."""
 
 import json
 from pathlib import Path
@@ -47,29 +47,29 @@ def test_each_teacher_is_an_input():
     assert "teacher_model" in tuner(teacher_model=channel(standard_artifacts.Model)).inputs
     several = tuner(teacher_model=teachers("large", "b_2"), config=DISTILLED).inputs
     assert {name for name in several if "teacher" in name} == {"teacher_model_large", "teacher_model_b_2"}
-    assert "teacher_model_large" not in tuner().inputs  # one's teachers are not another's
+    assert "teacher_model_large" not in tuner().inputs  # instances don't share inputs
 
 
 @pytest.mark.parametrize("name", ["", "2nd", "my-teacher", "größer"])
-def test_a_teachers_name_has_to_be_one_for_an_input(name):
+def test_invalid_names_of_teachers_are_refused(name):
     with raises(ConfigError, field="teacher_model", code="invalid-name"):
         tuner(teacher_model=teachers(name), config=DISTILLED)
 
 
 @pytest.mark.parametrize(("config", "field"), [(DISTILLED, "distillation"), (GUARDED, "guard")])
 @pytest.mark.parametrize("given", [None, {}])
-def test_what_needs_a_teacher_is_refused_without_one(config, field, given):
+def test_missing_teacher_is_refused(config, field, given):
     with raises(ConfigError, field=f"FineTuning.{field}", code="teacher-missing"):
         tuner(config=config, teacher_model=given)
     tuner(config=config, teacher_model=channel(standard_artifacts.Model))
 
 
-def test_a_guard_with_a_baseline_needs_no_teacher():
+def test_guard_with_a_baseline_needs_no_teacher():
     guard = tfc.AccuracyGuard(metric="accuracy", max_drop=0.1, baseline=0.9)
     tuner(config=tfc.FineTuning(mode="iterative", guard=guard))
 
 
-def test_what_is_overridden_is_a_scalar_of_its_own():
+def test_overrides_are_scalar_properties():
     properties = tuner(epochs=7, learning_rate=1, mode="gradual").exec_properties
     assert (properties["epochs"], properties["learning_rate"], properties["mode"]) == (7, 1.0, "gradual")
     assert isinstance(properties["learning_rate"], float)
@@ -78,7 +78,7 @@ def test_what_is_overridden_is_a_scalar_of_its_own():
 
 
 @pytest.mark.parametrize(("name", "value"), [("epochs", 7), ("learning_rate", 0.5), ("mode", "dynamic")])
-def test_a_runtime_parameter_overrides_too(name, value):
+def test_runtime_parameters_override(name, value):
     given = parameter(name, value)
     assert tuner(**{name: given}).exec_properties[name] is given
 
@@ -97,12 +97,12 @@ def test_a_runtime_parameter_overrides_too(name, value):
         ),
     ],
 )
-def test_a_bad_override_is_refused_when_the_pipeline_is_made(arguments, field, code):
+def test_invalid_overrides_are_refused(arguments, field, code):
     with raises(ConfigError, field=field, code=code):
         tuner(**arguments)
 
 
-def test_the_configuration_comes_back_from_its_exec_property_whole():
+def test_configuration_round_trips_through_its_exec_property():
     config = tfc.FineTuning(
         mode="iterative",
         epochs=2,
@@ -112,14 +112,15 @@ def test_the_configuration_comes_back_from_its_exec_property_whole():
         distillation=tfc.Distillation(features={"hidden": "dense"}),
         guard=tfc.AccuracyGuard(max_drop=0.1),
     )
-    made = tuner(config=config, teacher_model=channel(standard_artifacts.Model), epochs=5)
-    assert tfc.FineTuning.merged(made.exec_properties["config"], {}) == config
-    overrides = {name: made.exec_properties.get(name) for name in ("epochs", "learning_rate", "mode")}
-    assert tfc.FineTuning.merged(made.exec_properties["config"], overrides) == config.model_copy(update={"epochs": 5})
+    component = tuner(config=config, teacher_model=channel(standard_artifacts.Model), epochs=5)
+    assert tfc.FineTuning.merged(component.exec_properties["config"], {}) == config
+    overrides = {name: component.exec_properties.get(name) for name in ("epochs", "learning_rate", "mode")}
+    assert tfc.FineTuning.merged(component.exec_properties["config"], overrides) == config.model_copy(
+        update={"epochs": 5}
+    )
 
 
-def test_it_compiles_for_kubeflow_with_several_teachers(tmp_path, monkeypatch):
-    """An input for each teacher, the overrides as parameters of the run, and a place for checkpoints."""
+def test_pipeline_with_several_teachers_compiles_for_kubeflow(tmp_path, monkeypatch):
     monkeypatch.setenv("UNSUPPORTED_DO_NOT_PACKAGE_USER_MODULES", "1")
     importers = {
         name: tfx.dsl.Importer(source_uri=f"gs://bucket/{name}", artifact_type=kind).with_id(name)
@@ -132,7 +133,7 @@ def test_it_compiles_for_kubeflow_with_several_teachers(tmp_path, monkeypatch):
     }
     results = {name: importer.outputs["result"] for name, importer in importers.items()}
     pruner = tfc.Pruner(model=results["trained"])
-    made = tfc.SparsityFineTuner(
+    component = tfc.SparsityFineTuner(
         model=pruner.outputs["pruned_model"],
         pruning_plan=pruner.outputs["pruning_plan"],
         examples=results["examples"],
@@ -145,7 +146,7 @@ def test_it_compiles_for_kubeflow_with_several_teachers(tmp_path, monkeypatch):
         module_file="/pipeline/trainer.py",
     )
     pipeline = tfx.dsl.Pipeline(
-        pipeline_name="tuned", pipeline_root="gs://bucket/root", components=[*importers.values(), pruner, made]
+        pipeline_name="tuned", pipeline_root="gs://bucket/root", components=[*importers.values(), pruner, component]
     )
     config = tfx.orchestration.experimental.KubeflowV2DagRunnerConfig(default_image="registry/tfx:1")
     runner = tfx.orchestration.experimental.KubeflowV2DagRunner(
@@ -153,7 +154,9 @@ def test_it_compiles_for_kubeflow_with_several_teachers(tmp_path, monkeypatch):
     )
     runner.run(pipeline, parameter_values={"epochs": 3, "mode": "fixed"})
     spec = json.loads(Path(tmp_path, "spec.json").read_text())["pipelineSpec"]
-    found = spec["components"]["SparsityFineTuner"]["inputDefinitions"]
-    assert {"model", "pruning_plan", "teacher_model_dense", "teacher_model_larger"} <= set(found["artifacts"])
-    assert {"config", "epochs", "mode", "checkpoint_uri", "module_file", "code_version"} <= set(found["parameters"])
+    definitions = spec["components"]["SparsityFineTuner"]["inputDefinitions"]
+    assert {"model", "pruning_plan", "teacher_model_dense", "teacher_model_larger"} <= set(definitions["artifacts"])
+    assert {"config", "epochs", "mode", "checkpoint_uri", "module_file", "code_version"} <= set(
+        definitions["parameters"]
+    )
     assert set(spec["root"]["inputDefinitions"]["parameters"]) == {"epochs", "mode"}

@@ -191,6 +191,14 @@ def test_custom_loss_trains():
     assert np.mean((model(x) - y) ** 2) < 0.7 * before
 
 
+def test_errors_of_a_traced_loss_arrive_as_raised():
+    def loss(labels, predictions):
+        raise KeyError("no weight for these labels")
+
+    with pytest.raises(KeyError, match="^'no weight for these labels'$"):
+        fine_tune(pruned_dense(loss=loss, run_eagerly=False), nets.points(), FineTuning(epochs=1))
+
+
 @pytest.mark.parametrize("metric", ["accuracy", *(pytest.param(name, marks=slow) for name in ("acc", "AUC"))])
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_loss_and_metrics_by_name_compile_a_model(library, metric):

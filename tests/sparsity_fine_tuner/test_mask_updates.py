@@ -39,27 +39,27 @@ def test_schedule_equals_tfmots_polynomial_decay(plan):
     import tensorflow_model_optimization as tfmot
 
     power = 3.0 if plan.schedule == "cubic" else plan.power
-    theirs = tfmot.sparsity.keras.PolynomialDecay(
+    reference = tfmot.sparsity.keras.PolynomialDecay(
         plan.initial_sparsity, plan.sparsity, plan.begin_step, plan.end_step, power, plan.frequency
     )
     schedule = Schedule(plan, plan.end_step + 5)
     for step in range(plan.end_step + 6):
-        due, wanted = theirs(step)
+        due, expected = reference(step)
         reached = plan.initial_sparsity + (plan.sparsity - plan.initial_sparsity) * schedule.progress(step)
-        assert schedule.is_due(step) == bool(due) or step == plan.end_step  # where ours always moves
-        assert reached == pytest.approx(float(wanted), abs=1e-5)
+        assert schedule.is_due(step) == bool(due) or step == plan.end_step  # always due
+        assert reached == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_constant_schedule_equals_tfmots():
     import tensorflow_model_optimization as tfmot
 
-    theirs = tfmot.sparsity.keras.ConstantSparsity(0.7, begin_step=3, end_step=20, frequency=4)
+    reference = tfmot.sparsity.keras.ConstantSparsity(0.7, begin_step=3, end_step=20, frequency=4)
     schedule = Schedule(PruningPlan(schedule="constant", sparsity=0.7, begin_step=3, end_step=20, frequency=4), 30)
     assert [step for step in range(31) if schedule.is_due(step)] == [3, 7, 11, 15, 19, 20]
     for step in range(31):
-        due, wanted = theirs(step)
+        due, expected = reference(step)
         assert schedule.is_due(step) == bool(due) or step == 20
-        assert 0.7 * schedule.progress(step) == pytest.approx(float(wanted))
+        assert 0.7 * schedule.progress(step) == pytest.approx(float(expected))
 
 
 @pytest.mark.parametrize(("steps", "end"), [(100, 75), (10, 7), (2, 1)])
@@ -86,7 +86,7 @@ def test_schedule_that_begins_after_its_default_end_is_refused():
 def updates(draw):
     shape = draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
     size = shape[0] * shape[1]
-    numbers = st.lists(st.integers(0, 5), min_size=size, max_size=size)  # few, so that many tie
+    numbers = st.lists(st.integers(0, 5), min_size=size, max_size=size)  # few values, so that many tie
     weights, growth = (np.array(draw(numbers), np.float32).reshape(shape) for _ in range(2))
     active = np.array(draw(st.lists(st.booleans(), min_size=size, max_size=size))).reshape(shape)
     return weights, growth, active, draw(st.floats(0.0, 1.0))

@@ -14,7 +14,7 @@ LIBRARIES = pytest.mark.parametrize("library", [tf_keras, keras], ids=["Keras 2"
 
 
 def endings(library):
-    """Functions of the last layer's input, and the form of what they put out, without a loss."""
+    """Returns functions that end a model, with the form of its outputs if there is no loss."""
     layers = library.layers
     soft = library.activations.softmax if library is keras else tf.nn.softmax
     inner = library.Sequential([library.Input((5,)), layers.Dense(3), layers.Softmax()])
@@ -45,7 +45,7 @@ def test_form_by_last_layer(library, ending):
 @LIBRARIES
 def test_form_by_loss(library):
     losses = library.losses
-    found = {
+    cases_by_form = {
         "values": ["mse", losses.Huber(), lambda labels, predicted: predicted, "categorical_crossentropy"],
         "softmax logits": [losses.CategoricalCrossentropy(from_logits=True)],
         "sigmoid logits": [
@@ -53,7 +53,7 @@ def test_form_by_loss(library):
             losses.BinaryFocalCrossentropy(from_logits=True),
         ],
     }
-    for form, cases in found.items():
+    for form, cases in cases_by_form.items():
         for loss in cases:
             model = model_handle.wrap(net(library, "linear", loss))
             assert output_forms(Distillation(), model, model.network) == [form], loss

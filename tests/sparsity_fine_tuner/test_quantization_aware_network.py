@@ -68,7 +68,7 @@ def _nested():
 
 def _words():
     words = tf_keras.Input((6,), dtype="int32", name="words")
-    x = L.Bidirectional(L.GRU(4), name="both")(L.Embedding(20, 8, mask_zero=True, name="embedding")(words))
+    x = L.Bidirectional(L.SimpleRNN(4), name="both")(L.Embedding(20, 8, mask_zero=True, name="embedding")(words))
     return tf_keras.Model(words, L.Dense(2, name="y")(x))
 
 

@@ -1,12 +1,16 @@
-"""Students and teachers of both Keras libraries, and as SavedModels without layers."""
+"""Students and teachers of both Keras libraries or as SavedModels without layers, and their distillation losses."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
+from scipy import special, stats
 from tfx_compression import model_handle
 from tfx_compression.model_handle import ModelHandle
+from tfx_compression.sparsity_fine_tuner.config import Distillation
+from tfx_compression.sparsity_fine_tuner.distillation import DistillationLoss
 from tfx_compression.sparsity_fine_tuner.variables import unique
 
 from tests.support import helpers
@@ -63,3 +67,42 @@ def two_outputs(library: Any, form: str, names: Sequence[str] = ("p", "v"), seed
     model = library.Model(x, outputs if form == "dict" else [outputs[name] for name in names])
     model.compile("sgd", loss=loss or {names[0]: "categorical_crossentropy", names[1]: "mse"})
     return model
+
+
+# Losses.
+
+X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+STUDENT_LOSS = 0.75
+
+
+def outputs(model: Any, x: Any = X) -> np.ndarray:
+    """Returns the outputs of a model in 64 bits."""
+    return np.float64(tf.convert_to_tensor(model(x)))
+
+
+def distilled(
+    student: Any,
+    teachers: Sequence[Any],
+    x: Any = X,
+    layer_outputs: Any = None,
+    y_pred: Any = None,
+    student_loss: float = STUDENT_LOSS,
+    **config: Any,
+) -> float:
+    """Returns the distillation loss of a student."""
+    student, teachers = model_handle.wrap(student), [model_handle.wrap(each) for each in teachers]
+    distillation_loss = DistillationLoss(Distillation(**config), student, student.network, teachers)
+    y_pred = student.model(x) if y_pred is None else y_pred
+    return float(distillation_loss(tf.constant(student_loss), x, y_pred, layer_outputs or {}))
+
+
+def divergence(student: Any, teachers: Sequence[Any], temperature: float) -> float:
+    """Returns the mean KL divergence of softened distributions from logits."""
+    expected = np.mean([special.softmax(each / temperature, -1) for each in teachers], axis=0)
+    return np.mean(stats.entropy(expected, special.softmax(student / temperature, -1), axis=-1))
+
+
+def distilled_signature(student: Any, teachers: Sequence[Any], x: Any, y_pred: Any, **config: Any) -> float:
+    """Returns the distillation loss of a student without layers that returns probabilities."""
+    distillation_loss = DistillationLoss(Distillation(outputs="probabilities", **config), student, None, teachers)
+    return float(distillation_loss(tf.constant(STUDENT_LOSS), x, y_pred, {}))

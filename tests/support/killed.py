@@ -60,10 +60,10 @@ class Moments:
 
     def callback(self, library: Any) -> Any:
         hooks = ("on_epoch_begin", "on_train_batch_end", "on_test_batch_end", "on_epoch_end")
-        made = library.callbacks.Callback()
+        callback = library.callbacks.Callback()
         for hook in hooks:
-            setattr(made, hook, lambda number, logs=None, hook=hook: self.pass_by(hook))
-        return made
+            setattr(callback, hook, lambda number, logs=None, hook=hook: self.pass_by(hook))
+        return callback
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -164,13 +164,13 @@ class Scenario:
     def __init__(self, folder: str, moments: Moments, deterministic: bool = False):
         self.folder, self.moments, self.deterministic = folder, moments, deterministic
 
-    def tune(self, model: Any, data: Any, how: FineTuning, *rest: Any, library: Any = tf_keras, **more: Any) -> Any:
-        how = how.model_copy(update={"deterministic": self.deterministic})
+    def tune(self, model: Any, data: Any, tuning: FineTuning, *rest: Any, library: Any = tf_keras, **more: Any) -> Any:
+        tuning = tuning.model_copy(update={"deterministic": self.deterministic})
         with self.moments.watched():
             return fine_tune(
                 model,
                 data,
-                how,
+                tuning,
                 *rest,
                 validation_data=data(100),
                 callbacks=[self.moments.callback(library)],
@@ -181,14 +181,14 @@ class Scenario:
     def fixed(self) -> Any:
         """Trains with steps that don't divide the data, a learning rate that rises and falls, and early stopping."""
         model = prune(net(), PruningPlan(sparsity=0.5, protect=())).model
-        how = config(
+        tuning = config(
             epochs=4,
             steps_per_epoch=4,
             learning_rate_schedule="cosine",
             warmup_steps=3,
             early_stopping=EarlyStopping(patience=1, monitor="mae"),
         )
-        return self.tune(model, points, how)
+        return self.tune(model, points, tuning)
 
     def gradual(self) -> Any:
         plan = PruningPlan(sparsity=0.7, protect=(), schedule="cubic", frequency=2)
@@ -204,8 +204,8 @@ class Scenario:
 
     def distilled(self) -> Any:
         model = prune(net(), PruningPlan(sparsity=0.5, protect=())).model
-        how = config(distillation=Distillation(features={"hidden": "hidden"}))
-        return self.tune(model, points, how, net(seed=2))
+        tuning = config(distillation=Distillation(features={"hidden": "hidden"}))
+        return self.tune(model, points, tuning, net(seed=2))
 
     def half_precision(self) -> Any:
         """Trains with a scale of the loss, which is a state too."""
@@ -224,8 +224,8 @@ class Scenario:
 
     def rewound(self) -> Any:
         plan = PruningPlan(sparsity=0.7, protect=(), schedule="iterative", iterations=3)
-        how = config("iterative", epochs=1, rewind="start")
-        return self.tune(prune(net(), plan).model, points, how, plan=plan)
+        tuning = config("iterative", epochs=1, rewind="start")
+        return self.tune(prune(net(), plan).model, points, tuning, plan=plan)
 
     def filters(self) -> Any:
         """Runs rounds that remove channels."""
@@ -295,10 +295,10 @@ def main(folder: str, moment: str, *scenarios: str) -> None:
         result = Path(folder, f"{name}.npz")
         if result.exists():
             continue
-        made = Scenario(str(Path(folder, name)), moments, deterministic=True)
-        went, arrays = described(getattr(made, name)())
+        scenario = Scenario(str(Path(folder, name)), moments, deterministic=True)
+        history, arrays = described(getattr(scenario, name)())
         with open(f"{result}.part", "wb") as file:
-            np.savez(file, went=json.dumps(went), **arrays)
+            np.savez(file, went=json.dumps(history), **arrays)
         os.replace(f"{result}.part", result)
     Path(folder, "moments.json").write_text(json.dumps(moments.names))
 

@@ -1,4 +1,4 @@
-"""Fine-tunes from a generator, in a process of its own, and prints the growth of its memory in MB by rows as JSON."""
+"""Fine-tunes from a generator and prints the growth of the process's memory in MB as JSON, by number of rows."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ WIDTH = 512
 
 
 def resident() -> float:
-    """MB that the process holds."""
+    """Returns the MB that the process holds."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
 
@@ -35,14 +35,14 @@ def main(counts: list[str]) -> None:
     model = tf_keras.Sequential([tf_keras.Input((WIDTH,)), tf_keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     pruned = prune(model, PruningPlan(protect=(), sparsity=0.5))
-    model = pruned.model
-    fine_tune(model, data(2000), FineTuning(epochs=1, learning_rate=1e-3), masks=pruned.masks)
-    grown = {}
+    config = FineTuning(epochs=1, learning_rate=1e-3)
+    fine_tune(pruned, data(2000), config)
+    growth = {}
     for count in counts:
         before = resident()
-        fine_tune(model, data(int(count)), FineTuning(epochs=1, learning_rate=1e-3), masks=pruned.masks)
-        grown[count] = resident() - before
-    print(json.dumps(grown))  # noqa: T201
+        fine_tune(pruned, data(int(count)), config)
+        growth[count] = resident() - before
+    print(json.dumps(growth))  # noqa: T201
 
 
 if __name__ == "__main__":

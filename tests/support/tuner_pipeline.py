@@ -117,7 +117,8 @@ class Run:
 
     def sparsity_on_disk(self) -> float:
         """Returns the fraction of zeros in variables of rank 2 or more, as TensorFlow loads them."""
-        variables = tf.saved_model.load(self.path).signatures["serving_default"].variables
+        loaded = tf.saved_model.load(self.path)  # it keeps the variables alive
+        variables = loaded.signatures["serving_default"].variables
         values = [variable.numpy() for variable in variables if variable.shape.rank >= 2]
         return sum(np.sum(kernel == 0) for kernel in values) / sum(kernel.size for kernel in values)
 

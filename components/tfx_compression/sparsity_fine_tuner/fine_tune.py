@@ -25,8 +25,10 @@ from tfx_compression.sparsity_fine_tuner.training_data import Batches, finite_ev
 from tfx_compression.sparsity_fine_tuner.training_loop import TrainStep
 from tfx_compression.sparsity_fine_tuner.training_model import CompileFn, LossFn
 from tfx_compression.sparsity_fine_tuner.variables import non_finite
+from tfx_compression.tracing import unwrapped_errors
 
 
+@unwrapped_errors()
 def fine_tune(
     model: Any,
     data: tf.data.Dataset | Batches,
