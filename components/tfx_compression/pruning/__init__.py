@@ -1,1 +1,1 @@
-"""What is pruned and how: importance, allocation, masks, removal of channels. Pruner and SparsityFineTuner share it."""
+"""Methods of pruning, which Pruner and SparsityFineTuner share: importance, allocation, masks, removal of channels."""
