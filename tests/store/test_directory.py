@@ -195,6 +195,22 @@ _DAMAGE = {
 }
 
 
+@pytest.mark.parametrize(
+    "stored", [{"stable": 1, "_history": 3}, {"stable": 1, "_history": {"stable": 1}}, {"stable": "x"}, []]
+)
+def test_damaged_channels_are_an_error_that_names_their_file(store, root, tmp_path, stored):
+    publish(store, 1)
+    store.promote("digits", 1, "stable")
+    (root / "digits" / "channels.json").write_text(json.dumps(stored))
+    for operation in (
+        lambda: store.pull("digits", tmp_path / "digits.tflite"),
+        lambda: store.rollback("digits", "stable"),
+        lambda: store.promote("digits", 1, "canary"),
+    ):
+        with raises(StoreError, code="damaged", match="channels.json"):
+            operation()
+
+
 @pytest.mark.parametrize("damage", _DAMAGE.values(), ids=_DAMAGE.keys())
 def test_a_damaged_model_fails_verify_and_is_never_pulled(store, root, tmp_path, damage: Callable[[bytes], bytes]):
     publish(store, 2)

@@ -53,8 +53,8 @@ def fine_tune(
 
     Args:
       model: Result of `prune`, with its plan and masks; or a Keras 2 or Keras 3 model, the path of one or of a
-        SavedModel, or the result of `model_handle.load`. A model in memory is changed in place, unless channels are
-        removed or it becomes quantization-aware.
+        SavedModel, or the result of `model_handle.load`. A model in memory, that of a `PrunedModel` included, is
+        trained in place, unless this training removes channels or makes it quantization-aware.
       data: Batches of (features, labels) or (features, labels, weights), as Keras' `fit` takes them; or a function from
         the number of a pass to such batches, with the same rows in the same order whenever it is called.
       config: Configuration of the training.

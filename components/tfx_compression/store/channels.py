@@ -1,6 +1,6 @@
 """The channels of one model: the version that each points at, and the versions that it pointed at before."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tfx_compression.errors import StoreError
@@ -14,13 +14,19 @@ class Channels:
     Args:
       stored: Content of the model's `channels.json`: version by channel and, under `_history`, the list of versions of
         each channel, the current one last.
+      place: Path of the file, for the error.
+
+    Raises:
+      StoreError: The content has another form (code "damaged").
     """
 
     def __init__(self, stored: Mapping[str, Any]):
-        self._versions = {channel: version for channel, version in stored.items() if channel != _HISTORY}
-        self._history: dict[str, list[int]] = {
-            channel: list(versions) for channel, versions in stored.get(_HISTORY, {}).items()
-        }
+        versions = {channel: version for channel, version in stored.items() if channel != _HISTORY}
+        history = stored.get(_HISTORY, {})
+        if not _is_versions(versions.values()) or not _is_history(history):
+            raise ValueError(f"its channels are not versions with a history of versions: {dict(stored)!r}")
+        self._versions: dict[str, int] = versions
+        self._history: dict[str, list[int]] = {channel: list(former) for channel, former in history.items()}
 
     @property
     def versions(self) -> dict[str, int]:
@@ -55,5 +61,15 @@ class Channels:
                 code="no-previous-version",
             )
         history.pop()
-        self._versions[channel] = int(history[-1])
-        return int(history[-1])
+        self._versions[channel] = history[-1]
+        return history[-1]
+
+
+def _is_versions(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, int) for value in values)
+
+
+def _is_history(history: Any) -> bool:
+    return isinstance(history, Mapping) and all(
+        isinstance(former, list) and _is_versions(former) for former in history.values()
+    )

@@ -188,7 +188,11 @@ class DirectoryStore:
     def _channels(self, name: str) -> Channels:
         require_name(name)
         path = self.root / name / _CHANNELS
-        return Channels(_read_object(path) if path.exists() else {})
+        stored = _read_object(path) if path.exists() else {}
+        try:
+            return Channels(stored)
+        except ValueError as error:
+            raise StoreError(f"{path} is damaged: {error}.", code="damaged") from error
 
     @contextlib.contextmanager
     def _locked_channels(self, name: str) -> Iterator[Channels]:
