@@ -800,7 +800,7 @@ def serialized(values: Mapping[str, np.ndarray]) -> list[bytes]:
     return [
         tf.train.Example(
             features=tf.train.Features(feature={name: feature(column[row]) for name, column in values.items()})
-        ).SerializeToString()
+        ).SerializeToString(deterministic=True)  # The evaluator seeds its resampling from these bytes.
         for row in range(len(next(iter(values.values()))))
     ]
 

@@ -275,20 +275,7 @@ def test_a_missing_feature_has_the_signatures_default(tmp_path):
 
 def test_sparse_features_need_transform_outside(tmp_path):
     """A schema without shapes makes features sparse, as in TFX's taxi example."""
-    import tensorflow_transform as tft
-
-    graph = kinds.transform_graph(tmp_path / "graph", sparse=True)
-    model = kinds.two_features(tf_keras)
-    model.tft_layer = tft.TFTransformOutput(graph).transform_features_layer()
-    spec = {name: tf.io.VarLenFeature(tf.float32) for name in kinds.FEATURES} | {"word": tf.io.VarLenFeature(tf.string)}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
-    def serve(examples):
-        transformed = model.tft_layer(tf.io.parse_example(examples, spec))
-        return {"outputs": model([transformed[name] for name in kinds.FEATURES])}
-
-    path = str(tmp_path / "model")
-    model.save(path, save_format="tf", signatures={"serving_default": serve})
+    path = kinds.save_sparse_transform_model(tmp_path)
     with raises(ModelError, code="free-shape", match="a, b"):
         feature_signatures.feature_signature(path)
     signature = feature_signatures.feature_signature(path, transform="outside")

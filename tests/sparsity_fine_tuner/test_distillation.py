@@ -17,6 +17,7 @@ from tfx_compression.sparsity_fine_tuner.distillation import DistillationLoss
 from tfx_compression.sparsity_fine_tuner.variables import unique
 
 from tests.support.distillation_nets import (
+    LIBRARIES,
     STUDENT_LOSS,
     X,
     distilled,
@@ -28,8 +29,6 @@ from tests.support.distillation_nets import (
     teacher,
 )
 from tests.support.errors import raises
-
-LIBRARIES = pytest.mark.parametrize("library", [tf_keras, keras], ids=["Keras 2", "Keras 3"])
 
 
 def two_classes(logits):

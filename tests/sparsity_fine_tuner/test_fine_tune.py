@@ -1,6 +1,5 @@
 """fine_tune: which weights train, how models are compiled, and what is returned and saved."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -16,6 +15,7 @@ from tfx_compression.sparsity_fine_tuner.fine_tune import fine_tune
 from tests.support import helpers, kinds, nets
 from tests.support.errors import raises
 from tests.support.fine_tuning import (
+    LIBRARIES,
     class_batches,
     class_rows,
     classifier,
@@ -28,7 +28,6 @@ from tests.support.fine_tuning import (
 )
 
 slow = pytest.mark.slow
-LIBRARIES = [pytest.param(tf_keras, id="keras2"), pytest.param(keras, id="keras3")]
 KERNELS = ("hidden", "y")
 layers = tf_keras.layers
 

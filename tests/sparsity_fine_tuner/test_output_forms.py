@@ -8,9 +8,7 @@ from tfx_compression import model_handle
 from tfx_compression.sparsity_fine_tuner.config import Distillation
 from tfx_compression.sparsity_fine_tuner.output_forms import output_forms
 
-from tests.support.distillation_nets import net, signature, two_outputs
-
-LIBRARIES = pytest.mark.parametrize("library", [tf_keras, keras], ids=["Keras 2", "Keras 3"])
+from tests.support.distillation_nets import LIBRARIES, net, signature, two_outputs
 
 
 def endings(library):

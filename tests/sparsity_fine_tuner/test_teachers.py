@@ -12,6 +12,7 @@ from tfx_compression.sparsity_fine_tuner.variables import unique
 
 from tests.support import helpers, kinds
 from tests.support.distillation_nets import (
+    LIBRARIES,
     STUDENT_LOSS,
     X,
     distilled,
@@ -25,8 +26,6 @@ from tests.support.distillation_nets import (
     two_outputs,
 )
 from tests.support.errors import raises
-
-LIBRARIES = pytest.mark.parametrize("library", [tf_keras, keras], ids=["Keras 2", "Keras 3"])
 
 
 @LIBRARIES

@@ -1,6 +1,5 @@
 """Training data: class weights, weights of rows, and data that is empty or never ends."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,10 +10,9 @@ from tfx_compression.sparsity_fine_tuner.fine_tune import fine_tune
 
 from tests.support import nets
 from tests.support.errors import raises
-from tests.support.fine_tuning import class_batches, classifier, pruned_dense, require_same_training
+from tests.support.fine_tuning import LIBRARIES, class_batches, classifier, pruned_dense, require_same_training
 
 slow = pytest.mark.slow
-LIBRARIES = [pytest.param(tf_keras, id="keras2"), pytest.param(keras, id="keras3")]
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -17,6 +17,7 @@ from tfx_compression.sparsity_fine_tuner.training_loop import DivergedError
 from tests.support import helpers, nets
 from tests.support.errors import raises
 from tests.support.fine_tuning import (
+    LIBRARIES,
     class_batches,
     class_rows,
     evaluate,
@@ -29,7 +30,6 @@ from tests.support.fine_tuning import (
 )
 
 slow = pytest.mark.slow
-LIBRARIES = [pytest.param(tf_keras, id="keras2"), pytest.param(keras, id="keras3")]
 MSE = {"loss": "mse", "learning_rate": 0.02}
 layers = tf_keras.layers
 

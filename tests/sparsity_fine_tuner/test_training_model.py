@@ -1,6 +1,5 @@
 """Models that train: optimizers, and losses of SavedModels."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,6 +13,7 @@ from tfx_compression.sparsity_fine_tuner.fine_tune import fine_tune
 from tests.support import helpers, nets
 from tests.support.errors import raises
 from tests.support.fine_tuning import (
+    LIBRARIES,
     class_batches,
     class_rows,
     classifier,
@@ -23,7 +23,6 @@ from tests.support.fine_tuning import (
 )
 
 slow = pytest.mark.slow
-LIBRARIES = [pytest.param(tf_keras, id="keras2"), pytest.param(keras, id="keras3")]
 layers = tf_keras.layers
 
 

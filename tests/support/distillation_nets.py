@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 import tf_keras
 from scipy import special, stats
@@ -14,6 +16,8 @@ from tfx_compression.sparsity_fine_tuner.distillation import DistillationLoss
 from tfx_compression.sparsity_fine_tuner.variables import unique
 
 from tests.support import helpers
+
+LIBRARIES = pytest.mark.parametrize("library", [tf_keras, keras], ids=["Keras 2", "Keras 3"])
 
 
 def net(

@@ -5,7 +5,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 import tf_keras
 from tfx_compression.pruning.plan import PruningPlan
@@ -14,6 +16,8 @@ from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.sparsity_fine_tuner.fine_tune import fine_tune
 
 from tests.support import helpers, nets
+
+LIBRARIES = [pytest.param(tf_keras, id="keras2"), pytest.param(keras, id="keras3")]
 
 
 @contextlib.contextmanager

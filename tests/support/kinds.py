@@ -152,3 +152,19 @@ def zero_half(handle: ModelHandle) -> None:
     for kernel in handle.kernels.values():
         size = np.abs(kernel.values)
         kernel.variable.assign(kernel.values * (size > np.quantile(size, 0.5)))
+
+
+def save_sparse_transform_model(folder: Any) -> str:
+    """Writes a SavedModel that transforms sparse features, as in TFX's taxi example; returns its path."""
+    model = two_features(tf_keras)
+    model.tft_layer = tft.TFTransformOutput(transform_graph(folder / "graph", sparse=True)).transform_features_layer()
+    spec = {name: tf.io.VarLenFeature(tf.float32) for name in FEATURES} | {"word": tf.io.VarLenFeature(tf.string)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+    def serve(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        transformed = model.tft_layer(tf.io.parse_example(examples, spec))
+        return {"outputs": model([transformed[name] for name in FEATURES])}
+
+    path = str(folder / "model")
+    model.save(path, save_format="tf", signatures={"serving_default": serve})
+    return path

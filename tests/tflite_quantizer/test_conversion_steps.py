@@ -272,20 +272,7 @@ def test_images_of_any_size_are_calibrated_on_rows_of_one_size(tmp_path):
 
 def test_a_transform_layer_outside_takes_sparse_features(tmp_path):
     """A schema without shapes makes features sparse, as in TFX's taxi example."""
-    import tensorflow_transform as tft
-
-    transform = kinds.transform_graph(tmp_path / "graph", sparse=True)
-    model = kinds.two_features(tf_keras)
-    model.tft_layer = tft.TFTransformOutput(transform).transform_features_layer()
-    spec = {name: tf.io.VarLenFeature(tf.float32) for name in kinds.FEATURES} | {"word": tf.io.VarLenFeature(tf.string)}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
-    def serve(examples):
-        transformed = model.tft_layer(tf.io.parse_example(examples, spec))
-        return {"outputs": model([transformed[name] for name in kinds.FEATURES])}
-
-    path = str(tmp_path / "model")
-    model.save(path, save_format="tf", signatures={"serving_default": serve})
+    path = kinds.save_sparse_transform_model(tmp_path)
     examples = helpers.serialized({name: normal(6, 1, seed=index) for index, name in enumerate(kinds.FEATURES)})
     config = tfc.Quantization(mode="int8", transform="outside", io="float32", calibration={"rows": 6})
     columns = {}

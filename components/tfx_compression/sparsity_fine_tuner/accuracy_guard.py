@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from tfx_compression.errors import ConfigError
-from tfx_compression.keras_models.metric_names import smaller_is_better
+from tfx_compression.keras_models.metric_names import metric_drop
 from tfx_compression.sparsity_fine_tuner.config import AccuracyGuard
 from tfx_compression.sparsity_fine_tuner.session import Session
 
@@ -41,8 +41,7 @@ class Guard:
 
     def drop(self, metrics: Mapping[str, float]) -> float:
         """Returns how much worse than the baseline a model with these metrics is, in the metric's unit."""
-        value = self._metric(metrics)
-        return value - self._baseline if smaller_is_better(self.config.metric) else self._baseline - value
+        return metric_drop(self.config.metric, self._baseline, self._metric(metrics))
 
     def accepts(self, drop: float) -> bool:
         """Returns whether a drop is within the limit."""
