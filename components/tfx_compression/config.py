@@ -60,21 +60,37 @@ def _compiles(pattern: str) -> str:
 
 
 Pattern = Annotated[str, pydantic.AfterValidator(_compiles)]  # A regular expression.
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]  # NumPy and TensorFlow take these.
+Name = Annotated[str, pydantic.StringConstraints(min_length=1)]  # Of a feature, a split or the like.
 
 
 def _explained(config: type[Config], error: pydantic.ValidationError) -> ConfigError:
     """Returns a pydantic error as a sentence per bad field, with the field and error type of the first.
 
-    A validator that raises a ConfigError with its own field or code passes them on.
+    A validator that raises a ConfigError with its own field or code passes them on. The field of a nested
+    configuration follows its place in this one.
     """
     problems = error.errors()
-    cause = problems[0].get("ctx", {}).get("error")
-    field, code = getattr(cause, "field", None), getattr(cause, "code", None)
+    field = ".".join([config.__name__, *map(str, problems[0]["loc"])])
+    cause = _cause(problems[0])
+    if cause is not None and cause.field:
+        field = f"{field}.{cause.field.partition('.')[2]}" if _is_nested(config, cause) else cause.field
     return ConfigError(
         "; ".join(_sentence(config, problem) for problem in problems),
-        field=field or ".".join([config.__name__, *map(str, problems[0]["loc"])]),
-        code=code or problems[0]["type"],
+        field=field,
+        code=(cause.code if cause is not None else None) or problems[0]["type"],
     )
+
+
+def _cause(problem: Any) -> ConfigError | None:
+    """Returns the ConfigError that a validator or a nested configuration raised."""
+    error = problem.get("ctx", {}).get("error")
+    return error if isinstance(error, ConfigError) else None
+
+
+def _is_nested(config: type[Config], cause: ConfigError) -> bool:
+    """Returns whether the error is one of a configuration in this one, whose message names the value already."""
+    return cause.field is not None and not cause.field.startswith(f"{config.__name__}.")
 
 
 def _sentence(config: type[Config], problem: Any) -> str:
@@ -84,5 +100,9 @@ def _sentence(config: type[Config], problem: Any) -> str:
         known = ", ".join(sorted(config.model_fields))
         return f"{config.__name__} has no field {place!r}; its fields are: {known}"
     message = problem["msg"].removeprefix("Value error, ")
-    subject = f"{config.__name__}.{place} = {problem['input']!r}" if place else config.__name__
-    return f"{subject}: {message}"
+    if problem["type"] == "missing":
+        return f"{config.__name__}.{place} is missing"
+    subject = f"{config.__name__}.{place}" if place else config.__name__
+    cause = _cause(problem)
+    complete = not place or (cause is not None and _is_nested(config, cause))
+    return f"{subject}: {message}" if complete else f"{subject} = {problem['input']!r}: {message}"

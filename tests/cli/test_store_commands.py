@@ -66,6 +66,7 @@ def test_verify_confirms_an_intact_model(run, root):
 
 def test_brackets_in_a_path_are_printed_unchanged(run, tmp_path):
     odd = tmp_path / "a [bold] name"
+    odd.mkdir()
     assert run("store", "list", odd) == (0, f"No models in {odd}.\n", "")
 
 
@@ -92,6 +93,7 @@ def test_a_damaged_model_fails_verify_and_pull(run, root, tmp_path):
         (["rollback", "ROOT", "faces", "stable"], ["'faces'", "ROOT", "digits, letters"]),
         (["pull", "ROOT", "letters", "ROOT/x"], ["letters", "ROOT", "'stable'"]),
         (["pull", "ROOT", "digits", "ROOT/x", "--version", "9"], ["version 9 of 'digits'", "ROOT"]),
+        (["list", "ROOT/nope"], ["There is no store", "ROOT/nope"]),
         (["list", "s3://bucket/store"], ["s3://bucket/store", "'s3'"]),
     ],
     ids=lambda value: " ".join(value) if " " not in "".join(value) else "",

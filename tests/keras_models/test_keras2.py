@@ -135,11 +135,13 @@ def test_compile_arguments_survive_saving_and_the_optimizers_state_does_not(tmp_
     assert set(results) == {"loss", "mae"}
 
 
+@pytest.mark.slow
 def test_a_model_that_was_not_compiled_stays_so(tmp_path):
     keras2.save(helpers.small_dense(), str(tmp_path / "model"))
     assert keras2.compile_arguments(keras2.load(str(tmp_path / "model"))) == {}
 
 
+@pytest.mark.slow
 def test_a_model_with_a_user_loss_can_be_saved_again(tmp_path):
     compiled_and_trained(loss=squared_error).save(tmp_path / "trained", save_format="tf")
     loaded = keras2.load(str(tmp_path / "trained"), {"squared_error": squared_error})

@@ -172,6 +172,7 @@ def test_the_parameters_of_a_layer_that_is_called_twice_count_once():
     assert size.parameters == 3 * 3 * 3 + 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", [tf_keras, keras])
 def test_macs_of_recurrent_layers_and_attention_count_every_step(library):
     layer = library.layers

@@ -77,6 +77,7 @@ def test_a_reshape_that_splits_an_axis_hides_the_axes():
     assert use == VariableUse("MatMul")
 
 
+@pytest.mark.slow
 def test_uses_in_calls_branches_and_loops_are_found():
     @tf.function
     def inner(x, w):

@@ -115,6 +115,7 @@ def test_a_keras_file_and_the_saved_model_written_with_it_are_one_model(tmp_path
     np.testing.assert_array_equal(again.kernels["hidden"].values, handle.kernels["hidden"].values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("technique", ["weight", "neuron"])
 def test_an_adapted_normalization_may_be_a_constant_in_the_saved_model(tmp_path, technique):
     numbers = np.random.default_rng(0).normal(3, 2, (50, 4)).astype(np.float32)

@@ -163,6 +163,7 @@ def test_a_keras_file_loads_in_the_keras_that_wrote_it_and_saves_again(tmp_path,
     assert (again.kind, again.measure().sparsity) == (handle.kind, handle.measure().sparsity)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["tf.saved_model.save", "model.export", "keras 3 export", "tf.Module", "subclassed"])
 def test_a_saved_model_without_layers_has_variables_and_saves_again(tmp_path, how):
     x, _ = helpers.points(7)

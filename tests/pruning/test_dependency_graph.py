@@ -152,6 +152,7 @@ UNSUPPORTED = {
 }
 
 
+@pytest.mark.slow
 @both_keras
 @pytest.mark.parametrize("case", UNSUPPORTED)
 def test_channels_that_an_unsupported_layer_touches_are_left_alone(case, K):

@@ -52,6 +52,7 @@ def linear(library, units=2):
     return model
 
 
+@pytest.mark.slow
 @BOTH
 def test_fisher_of_a_linear_model_equals_the_analytic_value(library):
     (x, y), model = rows((3,), 2), linear(library)
@@ -303,6 +304,7 @@ def test_a_subclassed_model_has_gradients_but_no_activations(library):
             scores(model, data, criterion)
 
 
+@pytest.mark.slow
 def test_every_criterion_scores_the_small_cnn():
     model = helpers.small_cnn()
     model.compile(loss="sparse_categorical_crossentropy")

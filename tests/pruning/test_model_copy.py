@@ -41,6 +41,7 @@ def train(model, x):
     model.fit(x, np.zeros((len(x), 1), np.float32), verbose=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", BOTH)
 def test_a_functional_model_with_nested_and_repeated_layers(library):
     layers = library.layers
@@ -196,6 +197,7 @@ def unchanged(handle):
         np.testing.assert_array_equal(weight.numpy(), values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_handle", [True, False])
 def test_a_loaded_keras_2_model_keeps_its_signatures(tmp_path, by_handle):
     path = helpers.save_with_examples_signature(helpers.small_dense(), tmp_path / "trained", "x", (4,))

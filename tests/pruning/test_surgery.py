@@ -42,6 +42,7 @@ def _halved(dependencies: DependencyGraph) -> dict[str, np.ndarray]:
     return {name: np.arange(group.size) % 2 == 0 for name, group in groups if not group.blocked}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "K", [pytest.param(tf_keras, marks=many_graphs, id="keras2"), pytest.param(keras, id="keras3")]
 )

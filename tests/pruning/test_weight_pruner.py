@@ -169,6 +169,7 @@ def test_a_rule_that_matches_no_layer_is_rejected_with_the_layers(pattern):
         np.testing.assert_array_equal(weight, values)
 
 
+@pytest.mark.slow
 def test_a_saved_model_is_pruned_by_its_path_and_answers_examples_when_saved(tmp_path):
     trained = helpers.save_with_examples_signature(helpers.small_dense(), tmp_path / "trained", "x", (4,))
     compressed = prune(trained, everywhere(sparsity=0.75))

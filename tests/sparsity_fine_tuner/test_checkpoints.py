@@ -102,6 +102,7 @@ class EnterAt(tf_keras.callbacks.Callback):
             self._stack.enter_context(self._context)
 
 
+@pytest.mark.slow
 def test_training_resumes_after_a_full_disk(tmp_path, eagerly):
     def tuned(folder: str, *callbacks: Any) -> Any:
         data = helpers.batches(*helpers.points(64))

@@ -64,6 +64,17 @@ def test_missing_teacher_is_refused(config, field, given):
     tuner(config=config, teacher_model=channel(standard_artifacts.Model))
 
 
+@pytest.mark.parametrize("field", ["optimizer", "loss", "metrics"])
+def test_names_unknown_to_keras_are_refused_unless_a_module_may_register_them(field, tmp_path):
+    config = tfc.FineTuning(**{field: ("nonesuch",) if field == "metrics" else "nonesuch"})
+    with raises(ConfigError, field=f"FineTuning.{field}", code="unknown-name"):
+        tuner(config=config)
+    module = tmp_path / "module.py"
+    module.write_text("")
+    tuner(config=config, module_file=str(module))
+    tuner(config=tfc.FineTuning(optimizer="adam", loss="dice", metrics=("mae", "acc")))  # Only Keras 3 has `dice`.
+
+
 def test_guard_with_a_baseline_needs_no_teacher():
     guard = tfc.AccuracyGuard(metric="accuracy", max_drop=0.1, baseline=0.9)
     tuner(config=tfc.FineTuning(mode="iterative", guard=guard))

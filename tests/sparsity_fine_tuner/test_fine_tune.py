@@ -36,6 +36,7 @@ def zeros_of(model: tf_keras.Model) -> dict[str, np.ndarray]:
     return {name: model.get_layer(name).kernel.numpy() == 0 for name in KERNELS}
 
 
+@pytest.mark.slow
 def test_pruned_weights_stay_zero_and_the_others_train():
     """Each step runs as a graph here; `test_training_loop` has other optimizers."""
     model = pruned_dense(tf_keras.optimizers.AdamW(weight_decay=0.1), run_eagerly=False)
@@ -165,6 +166,7 @@ def test_uncompiled_model_is_refused(compile_fn):
         fine_tune(helpers.small_dense(), nets.points(), FineTuning(), compile_fn=compile_fn)
 
 
+@pytest.mark.slow
 def test_compile_fn_compiles_and_the_configuration_sets_the_learning_rate():
     model = prune(helpers.small_dense(), PruningPlan(protect=(), sparsity=0.5)).model
     pruned, compiled = zeros_of(model), []
@@ -354,6 +356,7 @@ def test_model_of_several_inputs_and_outputs_learns_from_dicts(library):
         assert not nets.kernels(pruned.model)[name][~mask].any()
 
 
+@pytest.mark.slow
 def test_options_work_together(tmp_path):
     """Trains with a teacher, class weights, a learning rate decay, evaluation, checkpoints, logs and early stopping."""
     teacher = classifier(tf_keras, seed=9)

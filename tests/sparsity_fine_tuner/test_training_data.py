@@ -15,6 +15,7 @@ from tests.support.fine_tuning import LIBRARIES, class_batches, classifier, prun
 slow = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_class_weights_equal_keras_fit(library):
     weights = {0: 0.2, 1: 3.0, 2: 1.0}

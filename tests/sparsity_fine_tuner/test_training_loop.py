@@ -120,6 +120,7 @@ def require_masks(recorder, masks):
     assert all((recorder.kernels[0][name] != recorder.kernels[-1][name]).any() for name in nets.KERNELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", *(pytest.param(each, marks=slow) for each in ("sgd", "adamw"))])
 def test_masks_of_a_saved_model_hold_after_each_step(optimizer, tmp_path):
     pruned = nets.pruned(nets.dense("saved_model", tmp_path), sparsity=0.6)

@@ -35,9 +35,13 @@ def test_each_model_has_its_own_numbers(store):
     assert store.names() == ["digits", "letters"]
 
 
-def test_an_empty_store_has_no_names_versions_or_channels(store, root):
-    assert (store.names(), store.versions("digits"), store.channels("digits")) == ([], [], {})
+def test_a_store_without_releases_has_no_names_versions_or_channels(store, root):
+    with raises(StoreError, code="no-store", match=str(root)):
+        store.names()
+    assert (store.versions("digits"), store.channels("digits")) == ([], {})
     assert not root.exists()
+    root.mkdir()
+    assert store.names() == []
 
 
 def test_the_manifest_has_the_digest_and_sizes_of_the_model(store):

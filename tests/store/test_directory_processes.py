@@ -140,6 +140,7 @@ def _release_forever(root: Path, started: "multiprocessing.synchronize.Event") -
         store.promote("digits", store.publish("digits", model, {}), "stable")
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_whole_versions_only(root):
     moments = random.Random(0)
     count = kills = 0

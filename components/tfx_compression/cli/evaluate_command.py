@@ -109,6 +109,10 @@ def _budget(option: str | None) -> "Budget":
     if not text.lstrip().startswith("{"):
         try:
             text = Path(text).read_text(encoding="utf-8")
+        except OSError as error:
+            message = f"--budget {text} is neither JSON nor a file that can be read: {error.strerror}."
+            raise ConfigError(message, field="budget", code="unreadable-file") from error
         except UnicodeDecodeError as error:
-            raise ConfigError(f"{text} is not a JSON file: {error}", field="budget", code="json_invalid") from error
+            message = f"--budget {text} is not a JSON file: {error}"
+            raise ConfigError(message, field="budget", code="json_invalid") from error
     return Budget.merged(text, {})

@@ -1,10 +1,10 @@
-"""Batches of rows for TFMA's metrics: which rows are in a slice, and which in a sample for confidence intervals."""
+"""Batches of rows for TFMA's metrics, and the rows of each slice."""
 
 import dataclasses
 import functools
 import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -119,43 +119,3 @@ class SliceBatches(beam.DoFn):
             group = tuple((name, tuple(np.ravel(value).tolist())) for name, value in values.items())
             groups.setdefault(group, (values, []))[1].append(row)
         return [(values, np.asarray(index)) for values, index in groups.values()]
-
-
-@dataclasses.dataclass(frozen=True)
-class Resampling:
-    """How rows are sampled for confidence intervals, as TFMA does it.
-
-    The jackknife leaves out one of 20 random parts at a time. The bootstrap draws each row as often as a Poisson
-    distribution of mean 1 says, 20 times.
-
-    Attributes:
-      method: The method; None samples nothing.
-      count: Number of parts or draws.
-    """
-
-    method: Literal["jackknife", "bootstrap"] | None = None
-    count: int = 0
-
-    @property
-    def accumulators(self) -> int:
-        """Number of accumulators of a slice."""
-        return {None: 1, "jackknife": self.count, "bootstrap": self.count + 1}[self.method]
-
-    def split(self, rows: RowSelection) -> list[tuple[int, RowSelection]]:
-        """Returns the rows that each accumulator gets, by its number. The bootstrap's first one gets all rows."""
-        if self.method is None:
-            return [(0, rows)]
-        batch = rows.batch
-        if self.method == "jackknife":
-            if "parts" not in batch.cache:
-                # Starting at a random part spreads the rows of small batches over all parts.
-                first = batch.generator.integers(self.count)
-                batch.cache["parts"] = batch.generator.permutation((first + np.arange(batch.size)) % self.count)
-            part = batch.cache["parts"][rows.index]
-            selected = [(number, rows.index[part == number]) for number in range(self.count)]
-        else:
-            if "counts" not in batch.cache:
-                batch.cache["counts"] = batch.generator.poisson(1, [self.count, batch.size])
-            drawn = [np.repeat(rows.index, counts[rows.index]) for counts in batch.cache["counts"]]
-            selected = list(enumerate([rows.index, *drawn]))
-        return [(number, RowSelection(batch, index)) for number, index in selected if len(index)]

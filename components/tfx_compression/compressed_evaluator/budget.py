@@ -6,7 +6,7 @@ from typing import Annotated
 import pydantic
 from pydantic import Field
 
-from tfx_compression.compressed_evaluator.limits import (
+from tfx_compression.compressed_evaluator.limit_kinds import (
     Bound,
     Limit,
     MetricDropLimit,
@@ -125,7 +125,7 @@ class Budget(Config):
     ] = Field(default=None, ge=0, le=1)
     """Fraction of zeros in all kernels."""
 
-    allowed_ops: Annotated[tuple[str, ...] | None, OperatorLimit()] = None
+    allowed_ops: Annotated[tuple[str, ...] | None, OperatorLimit()] = Field(default=None, min_length=1)
     """TFLite operators that the device supports, as `tfx-compression inspect` names them."""
 
     objective: ObjectiveName = "smallest"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from tfx_compression.compressed_evaluator.budget import Budget
 from tfx_compression.compressed_evaluator.evaluation import Evaluation
-from tfx_compression.compressed_evaluator.limits import LimitContext, requirement_verdicts
+from tfx_compression.compressed_evaluator.limit_kinds import LimitContext, requirement_verdicts
 from tfx_compression.compressed_evaluator.objectives import OBJECTIVES, Costs, choose, costs_of, pareto_front
 from tfx_compression.compressed_evaluator.records import BaselineComparison, LimitVerdict, ModelMeasurements
 

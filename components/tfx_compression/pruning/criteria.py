@@ -75,6 +75,21 @@ class Criterion:
         """Whether it requires `Statistics` of the model: data, or what follows a layer."""
         return self.requires_data or self.requires == "scale"
 
+    def require_weights(self) -> CriterionFn:
+        """Returns the function that scores single weights.
+
+        Raises:
+          ConfigError: It only scores channels (code "criterion-of-channels").
+        """
+        if self.weights is None:
+            raise ConfigError(
+                f"Criterion {self.name!r} scores channels, not single weights. "
+                "Remedy: technique 'filter' or 'neuron', or another criterion.",
+                field="PruningPlan.criterion",
+                code="criterion-of-channels",
+            )
+        return self.weights
+
 
 def register(
     name: str,

@@ -133,14 +133,7 @@ def _axes_of(kernel: Kernel, plan: PruningPlan, axes: ChannelAxes) -> tuple[int,
 def _function_of(criterion: Criterion, plan: PruningPlan) -> CriterionFn:
     if plan.structured:
         return criterion.channels or _summed(criterion.weights)
-    if criterion.weights is None:
-        raise ConfigError(
-            f"PruningPlan.criterion = {criterion.name!r} scores channels, not single weights. "
-            "Remedy: technique='filter' or 'neuron', or another criterion.",
-            field="PruningPlan.criterion",
-            code="criterion-of-channels",
-        )
-    return criterion.weights
+    return criterion.require_weights()
 
 
 def _summed(weights: Any) -> CriterionFn:

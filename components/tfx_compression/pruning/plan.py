@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from tfx_compression.config import Config, Pattern
+from tfx_compression.config import Config, Name, Pattern, Seed
 from tfx_compression.errors import ConfigError
 
 UNSTRUCTURED = "unstructured"
@@ -90,10 +90,10 @@ class PruningPlan(Config):
     frequency: int = Field(default=100, ge=1)
     sample_rows: int = Field(default=1024, ge=1)
     batch_size: int = Field(default=32, ge=1)
-    label_key: str | None = None
+    label_key: Name | None = None
     sensitivity_levels: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
     sensitivity_metric: str = "loss"
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -123,6 +123,15 @@ class PruningPlan(Config):
         if allocation not in ALLOCATIONS:
             raise ConfigError(f"not one of {', '.join(ALLOCATIONS)}", code="unknown-allocation")
         return allocation
+
+    @field_validator("criterion")
+    @classmethod
+    def _criterion_scores_the_technique(cls, criterion: str, info: ValidationInfo) -> str:
+        from tfx_compression.pruning import criteria  # imports NumPy
+
+        if info.data.get("technique") == "weight" and criterion in criteria.NAMES:
+            criteria.lookup(criterion).require_weights()
+        return criterion
 
     @field_validator("sensitivity_levels")
     @classmethod

@@ -3,7 +3,6 @@
 from typing import Any
 
 import tensorflow as tf
-import tf_keras
 
 from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.keras_models.library import keras_library
@@ -75,13 +74,20 @@ def require_distributable(handle: ModelHandle) -> None:
         )
 
 
-def require_keras_names(config: FineTuning, handle: ModelHandle) -> None:
-    """Raises ConfigError for losses and metrics that Keras doesn't know, and for metrics without a loss."""
-    library = keras_library(handle.model) if handle.kind != "saved_model" else tf_keras
-    metrics = [name for name in config.metrics if name not in _RESOLVED_BY_KERAS]
-    fields = (("loss", [config.loss] if config.loss else [], library.losses), ("metrics", metrics, library.metrics))
+def require_keras_names(config: FineTuning, library: Any) -> None:
+    """Raises ConfigError for an optimizer, a loss or a metric that the Keras library doesn't know.
+
+    Args:
+      config: The configuration.
+      library: `tf_keras` or `keras`.
+    """
+    fields = (
+        ("optimizer", [config.optimizer], library.optimizers),
+        ("loss", [config.loss], library.losses),
+        ("metrics", [name for name in config.metrics if name not in _RESOLVED_BY_KERAS], library.metrics),
+    )
     for field, names, module in fields:
-        for name in names:
+        for name in filter(None, names):
             try:
                 value = module.get(name)
             except ValueError:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+import tf_keras
 from tfx import types
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.orchestration import data_types
@@ -10,7 +11,8 @@ from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
 from tfx_compression.errors import ConfigError
-from tfx_compression.sparsity_fine_tuner import executor
+from tfx_compression.keras_models.library import import_keras3
+from tfx_compression.sparsity_fine_tuner import checks, executor
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.tfx_support import artifacts, declaration
 
@@ -117,7 +119,8 @@ class SparsityFineTuner(base_component.BaseComponent):
 
         Raises:
           ConfigError: If an override is no value of the configuration, a teacher's name is invalid, or the
-            configuration needs a teacher and there is none.
+            configuration needs a teacher and there is none, or no Keras has an optimizer, loss or metric of its names
+            and no module file could register it.
         """
         config = config or FineTuning()
         properties = declaration.config_properties(
@@ -125,6 +128,8 @@ class SparsityFineTuner(base_component.BaseComponent):
         )
         teachers = _teachers(teacher_model)
         _require_teacher(config, bool(teachers))
+        if module_file is None:
+            _require_keras_names(config)
         super().__init__(
             _spec_class(list(teachers))(
                 model=model,
@@ -171,6 +176,14 @@ def _require_teacher(config: FineTuning, given: bool) -> None:
             field=f"FineTuning.{field}",
             code="teacher-missing",
         )
+
+
+def _require_keras_names(config: FineTuning) -> None:
+    """Raises ConfigError unless Keras 2 or Keras 3 knows all names; which of them the model has is not known yet."""
+    try:
+        checks.require_keras_names(config, tf_keras)
+    except ConfigError:
+        checks.require_keras_names(config, import_keras3())
 
 
 def _spec_class(teachers: list[str]) -> type[SparsityFineTunerSpec]:

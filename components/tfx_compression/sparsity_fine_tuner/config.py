@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field, model_validator
 
-from tfx_compression.config import Config
+from tfx_compression.config import Config, Name, Seed
 from tfx_compression.errors import ConfigError
 from tfx_compression.sparsity_fine_tuner.modes import MODES
 
@@ -137,8 +137,8 @@ class FineTuning(Config):
     warmup_steps: int = Field(default=0, ge=0)
     loss: str | None = None
     metrics: tuple[str, ...] = ()
-    label_key: str | None = None
-    sample_weight_key: str | None = None
+    label_key: Name | None = None
+    sample_weight_key: Name | None = None
     class_weights: dict[int, float] = {}
     early_stopping: EarlyStopping | None = None
     mixed_precision: Literal["mixed_bfloat16", "mixed_float16"] | None = None
@@ -152,7 +152,7 @@ class FineTuning(Config):
     checkpoint_steps: int = Field(default=500, ge=1)
     log_steps: int = Field(default=10, ge=1)
     deterministic: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _fits_together(self) -> "FineTuning":
@@ -167,7 +167,7 @@ class FineTuning(Config):
         if self.guard is not None and self.guard.minimum_step > self.guard.step:
             raise ConfigError(
                 f"guard.minimum_step={self.guard.minimum_step} is above guard.step={self.guard.step}",
-                field="AccuracyGuard.minimum_step",
+                field="FineTuning.guard.minimum_step",
                 code="minimum-above-step",
             )
         if self.mixed_precision is not None and not MODES[self.mode].mixed_precision:

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tf_keras
 
 from tfx_compression.errors import ConfigError, ModelError
+from tfx_compression.keras_models.library import keras_library
 from tfx_compression.model_handle import ModelHandle, wrap
 from tfx_compression.model_handle.compressed import Masks, Summary, require_masked_zeros
 from tfx_compression.pruning.plan import PruningPlan
@@ -150,7 +151,7 @@ def _json_values(config: FineTuning, plan: PruningPlan | None) -> dict[str, Any]
 
 def _compile(handle: ModelHandle, config: FineTuning, compile_fn: CompileFn | None) -> None:
     """Compiles a Keras model as the user specifies. Networks made from it are compiled like it."""
-    checks.require_keras_names(config, handle)
+    checks.require_keras_names(config, tf_keras if handle.kind == "saved_model" else keras_library(handle.model))
     if handle.kind == "saved_model":
         return
     if compile_fn is not None:

@@ -38,7 +38,7 @@ def from_network(handle: ModelHandle, network: Any, config: FineTuning, feature_
 
     Raises:
       ModelError: If there is no loss.
-      ConfigError: If there is no such layer or optimizer.
+      ConfigError: If there is no such layer.
     """
     _require_added_loss_kept(handle.model, network is handle.network)
     model = _training_model_class(keras_library(network).Model)(*graph.io_structures(network), name=network.name)
@@ -146,14 +146,7 @@ def _optimizer(model: Any, config: FineTuning, default: str = "") -> Any:
     """Returns the configuration's optimizer, or the model's without its state, at the configuration's learning rate."""
     library = keras_library(model)
     name = config.optimizer or default
-    try:
-        template = library.optimizers.get(name) if name else model.optimizer
-    except ValueError as error:
-        raise ConfigError(
-            f"FineTuning.optimizer = {name!r} is not in Keras. Remedy: adam, sgd, rmsprop, adamw, …",
-            field="FineTuning.optimizer",
-            code="unknown-name",
-        ) from error
+    template = library.optimizers.get(name) if name else model.optimizer
     optimizer = keras2.fresh_optimizer(template, config.learning_rate)
     previous = getattr(model, "optimizer", None)
     scaled = config.mixed_precision == "mixed_float16" or (previous is not None and _scales_loss(previous))

@@ -94,9 +94,11 @@ class DirectoryStore:
         """Returns the names of the models.
 
         Raises:
-          StoreError: The root is not a directory (code "not-a-directory").
+          StoreError: The root does not exist (code "no-store") or is not a directory (code "not-a-directory").
         """
-        if self.root.exists() and not self.root.is_dir():
+        if not self.root.exists():
+            raise StoreError(f"There is no store in {self.uri}. The first release makes one.", code="no-store")
+        if not self.root.is_dir():
             raise StoreError(f"The store {self.uri} is not a directory.", code="not-a-directory")
         candidates = (path.parent.name for path in self.root.glob("*/versions"))
         return sorted(name for name in candidates if is_name(name) and self.versions(name))

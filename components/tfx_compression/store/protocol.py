@@ -34,7 +34,11 @@ class StoreBackend(Protocol):
         """
 
     def names(self) -> list[str]:
-        """Returns the names of the models, sorted."""
+        """Returns the names of the models, sorted.
+
+        Raises:
+          StoreError: There is no store (code "no-store").
+        """
 
     def versions(self, name: str) -> list[int]:
         """Returns the versions of a model in ascending order, an empty list if there is no such model."""

@@ -3,7 +3,7 @@
 from pydantic import Field, field_validator
 
 from tfx_compression.config import Config
-from tfx_compression.store import names
+from tfx_compression.store import backends, names
 
 
 class StoreTarget(Config):
@@ -18,6 +18,12 @@ class StoreTarget(Config):
     uri: str = Field(min_length=1)
     name: str
     channel: str = "stable"
+
+    @field_validator("uri")
+    @classmethod
+    def _has_backend(cls, uri: str) -> str:
+        backends.open(uri)
+        return uri
 
     @field_validator("name", "channel")
     @classmethod

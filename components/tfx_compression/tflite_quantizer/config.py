@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tfx_compression.config import Config, Pattern
+from tfx_compression.config import Config, Name, Pattern, Seed
 from tfx_compression.errors import ConfigError
 from tfx_compression.tflite.modes import MODES, PRECISIONS, BlockSize, Io, ModeSpec
 from tfx_compression.tflite_quantizer.devices.targets import TARGETS
@@ -43,13 +43,13 @@ class Calibration(Config):
       max_outside: Share of its input values outside the ranges above which the record has a warning.
     """
 
-    split: str = "train"
+    split: Name = "train"
     rows: int = Field(default=200, ge=1)
-    seed: int = 0
-    stratify_by: str | None = None
+    seed: Seed = 0
+    stratify_by: Name | None = None
     ranges: Literal["min_max", "percentile", "mse"] = "min_max"
     percentile: float = Field(default=99.99, gt=50.0, le=100.0)
-    check_split: str | None = "eval"
+    check_split: Name | None = "eval"
     max_outside: float = Field(default=0.01, ge=0.0, le=1.0)
 
 
@@ -96,10 +96,10 @@ class AutoPrecision(Config):
 
     metric: str = "accuracy"
     max_drop: float = Field(default=0.01, ge=0.0)
-    split: str = "eval"
+    split: Name = "eval"
     rows: int = Field(default=2000, ge=1)
-    label_key: str | None = None
-    output: str | None = None
+    label_key: Name | None = None
+    output: Name | None = None
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = tuple(
         name for name, spec in PRECISIONS.items() if spec.searched
     )
@@ -224,7 +224,13 @@ class Quantization(Config):
     def _check_mode(self) -> "Quantization":
         mode = self.mode_spec
         if bool(self.rules) != (mode.layers == "rules"):
-            raise self._inapplicable("rules", _modes(lambda spec: spec.layers == "rules"), "needed there")
+            if not self.rules:
+                raise ConfigError(
+                    f"mode {self.mode!r} needs rules. Remedy: rules=(PrecisionRule(layers=…, precision=…),)",
+                    field="Quantization.rules",
+                    code="rules-missing",
+                )
+            raise self._inapplicable("rules", _modes(lambda spec: spec.layers == "rules"))
         if self.io == "uint8" and "uint8" not in mode.io:
             raise self._inapplicable("io", _modes(lambda spec: "uint8" in spec.io))
         if self.io == "uint8" and self.searches:
@@ -305,12 +311,12 @@ class Quantization(Config):
             )
         return self
 
-    def _inapplicable(self, field: str, supported: str, remark: str = "") -> ConfigError:
+    def _inapplicable(self, field: str, supported: str) -> ConfigError:
         value: Any = self
         for name in field.split("."):
             value = getattr(value, name)
         return ConfigError(
-            f"{field}={value!r} applies to mode {supported}{f' ({remark})' if remark else ''}, not to {self.mode!r}",
+            f"{field}={value!r} applies to mode {supported}, not to {self.mode!r}",
             field=f"Quantization.{field}",
             code="inapplicable-field",
         )

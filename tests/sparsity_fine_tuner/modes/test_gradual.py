@@ -71,6 +71,7 @@ def masks_of_keras_2() -> Mapping[str, np.ndarray]:
     return gradual("keras2", None)[0].masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", nets.EVERY_KIND)
 def test_every_kind_of_model_follows_the_schedule_and_gets_the_same_masks(kind, tmp_path):
     tuned, recorder = gradual(kind, tmp_path)
@@ -94,6 +95,7 @@ def test_end_step_is_due_whatever_the_frequency():
     assert nets.sparsity(recorder.kernels[13]["hidden"]) == pytest.approx(0.8, abs=0.01)
 
 
+@pytest.mark.slow
 def test_pruned_weights_may_come_back_at_an_update():
     """As in tfmot, the optimizer moves pruned weights in the step before an update."""
     _, recorder = gradual("keras2", None, epochs=8, schedule="constant", sparsity=0.5, frequency=2)

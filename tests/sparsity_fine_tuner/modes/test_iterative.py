@@ -32,6 +32,7 @@ def iterative(kind="keras2", folder=None, rounds=3, **plan):
     return pruned, tuned, recorder.kernels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", nets.EVERY_KIND)
 def test_each_round_removes_the_same_fraction_of_the_rest(kind, tmp_path):
     pruned, tuned, kernels = iterative(kind, tmp_path)
@@ -57,6 +58,7 @@ def require_nothing_revived(kernels):
             assert not after[name][before[name] == 0].any()
 
 
+@pytest.mark.slow
 def test_each_round_prunes_the_least_weights_of_the_previous_round():
     _, _, kernels = iterative(rounds=2, sparsity=0.75)
     for name in nets.KERNELS:
@@ -179,6 +181,7 @@ class Guarded:
         return [each.accepted for each in self.tuned.rounds]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["loss", pytest.param("accuracy", marks=slow)])  # smaller and larger is better
 def test_rejected_rounds_halve_the_step(monkeypatch, metric):
     guarded = Guarded(
@@ -225,6 +228,7 @@ def test_rejected_first_round_starts_again_from_the_teacher(monkeypatch):
         np.testing.assert_array_equal(weight, values)
 
 
+@pytest.mark.slow
 def test_result_is_the_teacher_if_every_round_is_rejected(monkeypatch):
     guarded = Guarded(monkeypatch, lambda achieved: 0.5, max_drop=0.1, step=0.2, minimum_step=0.1)
     assert guarded.steps == [0.3, 0.15]
@@ -271,6 +275,7 @@ def shrunk(model, rounds, teacher=None, guard=None, **plan):
     return pruned, tuned
 
 
+@pytest.mark.slow
 def test_channels_shrink_in_each_round():
     pruned, tuned = shrunk(wide(), 2)
     assert units(pruned.model) == {"first": 32, "second": 24, "y": 2}

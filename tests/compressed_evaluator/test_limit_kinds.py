@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tfx_compression.compressed_evaluator import report
 from tfx_compression.compressed_evaluator.budget import Budget
-from tfx_compression.compressed_evaluator.limits import Bound, NumberLimit
+from tfx_compression.compressed_evaluator.limit_kinds import Bound, NumberLimit
 from tfx_compression.compressed_evaluator.records import BaselineComparison, LimitVerdict, MetricDrop
 
 from tests.support.evaluations import (
