@@ -59,14 +59,6 @@ SCORES = os.path.join(FOLDER, "scores.npz")
 # What is run. Every configuration is here, as keyword arguments.
 
 
-def _spelled(config: Any, *names: str) -> str:
-    """Returns the first of these names that a configuration has as a field."""
-    return next(name for name in names if name in config.model_fields)
-
-
-EQUALIZE = _spelled(tfc.Quantization, "equalize", "equalise")
-NORMALIZATION = _spelled(tfc.Metadata, "normalization", "normalisation")
-
 ANY_CHANNEL = {"protect": ()}
 FILTER = {"technique": "filter"}
 NEURON = {"technique": "neuron"}
@@ -365,8 +357,8 @@ CONVERSIONS: dict[str, Converting] = {
     ),
     "ranges/mse": Converting("cnn", {"mode": "int8", "calibration": {"rows": 24, "ranges": "mse"}}, outlier=100.0),
     "ranges/mse-int4": Converting("cnn", {"mode": "int4", "calibration": {"rows": 24, "ranges": "mse"}}, outlier=100.0),
-    "equalized/int8": Converting("depthwise", {"mode": "int8", EQUALIZE: True}),
-    "equalized/int4": Converting("depthwise", {"mode": "int4", EQUALIZE: True}),
+    "equalized/int8": Converting("depthwise", {"mode": "int8", "equalize": True}),
+    "equalized/int4": Converting("depthwise", {"mode": "int4", "equalize": True}),
     "sparse/float32": Converting("pruned", {"mode": "float32", "sparse": True}, "keras2"),
     "sparse/int8": Converting("pruned", {"mode": "int8", "sparse": True}, "keras2"),
     "batch/int8": Converting("residual", {"mode": "int8", "batch_size": 2}),
@@ -409,7 +401,7 @@ CONVERSIONS: dict[str, Converting] = {
                 "name": "mlp",
                 "version": "1",
                 "labels": {"probabilities": ("a", "b", "c")},
-                NORMALIZATION: {"x": {"mean": (0.5,), "std": (2.0,)}},
+                "normalization": {"x": {"mean": (0.5,), "std": (2.0,)}},
             },
         },
     ),
@@ -660,30 +652,30 @@ def net(name: str, library: Any = tf_keras, seed: int = 0) -> Any:
 def module(name: str, path: str) -> str:
     """Writes a SavedModel that is no Keras model, and returns its path."""
     random = _random(name)
-    made = tf.Module()
+    built = tf.Module()
     conv = name == "module_conv"
     shapes = {"first": (3, 3, 2, 8) if conv else (32, 24), "scale": (1, 8 if conv else 24), "second": (8, 3)}
     if not conv:
         shapes["second"] = (3, 24)
     for weight, shape in shapes.items():
-        setattr(made, weight, tf.Variable(_weights(random, weight, shape), name=weight))
+        setattr(built, weight, tf.Variable(_weights(random, weight, shape), name=weight))
     (feature,) = FEATURES[name]
     spec = tf.TensorSpec([None, *FEATURES[name][feature]], tf.float32, name=feature)
 
     def hidden(x: tf.Tensor) -> tf.Tensor:
         if conv:
-            return tf.reduce_mean(tf.nn.relu(tf.nn.conv2d(x, made.first, 1, "SAME")), [1, 2]) * made.scale
-        return tf.nn.relu(x @ made.first) * made.scale
+            return tf.reduce_mean(tf.nn.relu(tf.nn.conv2d(x, built.first, 1, "SAME")), [1, 2]) * built.scale
+        return tf.nn.relu(x @ built.first) * built.scale
 
     def probabilities(x: tf.Tensor) -> dict[str, tf.Tensor]:
         seen = hidden(x)
         if name == "module_exotic":
             seen += tf.linalg.inv(tf.eye(24) * 2.0 + seen[0, 0])[0]  # TFLite has no inverse
-        return {"probabilities": tf.nn.softmax(tf.matmul(seen, made.second, transpose_b=not conv))}
+        return {"probabilities": tf.nn.softmax(tf.matmul(seen, built.second, transpose_b=not conv))}
 
-    made.serve = tf.function(probabilities, input_signature=[spec])
-    made.inside = tf.function(lambda x: {"seen": hidden(x)}, input_signature=[spec])
-    tf.saved_model.save(made, path, signatures={"serving_default": made.serve, "hidden": made.inside})
+    built.serve = tf.function(probabilities, input_signature=[spec])
+    built.inside = tf.function(lambda x: {"seen": hidden(x)}, input_signature=[spec])
+    tf.saved_model.save(built, path, signatures={"serving_default": built.serve, "hidden": built.inside})
     return path
 
 
@@ -815,11 +807,11 @@ def loss_fn(targets: Any, outputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
 
 def digest(value: Any) -> str:
     """Returns the sha256 of bytes, of arrays with their shapes and types, or of what JSON can hold."""
-    made = hashlib.sha256()
+    hasher = hashlib.sha256()
     for piece in _pieces(value):
-        made.update(len(piece).to_bytes(8, "little"))
-        made.update(piece)
-    return made.hexdigest()
+        hasher.update(len(piece).to_bytes(8, "little"))
+        hasher.update(piece)
+    return hasher.hexdigest()
 
 
 def _pieces(value: Any) -> Iterator[bytes]:
@@ -948,8 +940,7 @@ def fine_tune(case: Tuning, path: str) -> dict[str, Any]:
     parts = model_parts(result, case.net, case.kind, case.saves, f"{path}/result")
     parts["history"] = rounded([dict(epoch) for epoch in result.history], 6)
     if result.rounds:
-        sparsity = _spelled(result.rounds[0], "achieved_sparsity", "reached")
-        parts["rounds"] = rounded([[getattr(each, sparsity), each.drop, each.accepted] for each in result.rounds], 6)
+        parts["rounds"] = rounded([[each.achieved_sparsity, each.drop, each.accepted] for each in result.rounds], 6)
     return parts
 
 
@@ -964,22 +955,22 @@ def quantize(case: Converting, path: str) -> dict[str, Any]:
 @functools.cache
 def candidates() -> dict[str, str]:
     """Returns the paths of the models that are evaluated, and of the examples."""
-    found = {"baseline": examples_model("cnn", f"{FOLDER}/evaluated")}
+    paths = {"baseline": examples_model("cnn", f"{FOLDER}/evaluated")}
     for name, fields in CANDIDATES.items():
-        found[name] = f"{FOLDER}/{name}.tflite"
+        paths[name] = f"{FOLDER}/{name}.tflite"
         config = tfc.Quantization(**{**CONVERTED, **fields})
-        Path(found[name]).write_bytes(tfc.quantize(found["baseline"], config, rows_by_name("cnn")))
-    found["examples"] = f"{FOLDER}/examples.tfrecord"
+        Path(paths[name]).write_bytes(tfc.quantize(paths["baseline"], config, rows_by_name("cnn")))
+    paths["examples"] = f"{FOLDER}/examples.tfrecord"
     columns = {**features("cnn", 200, seed=2), "label": labels(200), "side": labels(200, seed=3)}
-    with tf.io.TFRecordWriter(found["examples"]) as writer:
+    with tf.io.TFRecordWriter(paths["examples"]) as writer:
         for row in serialized(columns):
             writer.write(row)
-    return found
+    return paths
 
 
 def evaluate(fields: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Runs a case of `tfc.evaluate`, with slices where the budget limits those."""
-    found = candidates()
+    paths = candidates()
     config = None
     if "max_slice_metric_drop" in fields:
         metrics = [
@@ -991,10 +982,10 @@ def evaluate(fields: Mapping[str, Any], path: str) -> dict[str, Any]:
             slicing_specs=[config_pb2.SlicingSpec(), config_pb2.SlicingSpec(feature_keys=["side"])],
         )
     result = tfc.evaluate(
-        {name: found[name] for name in CANDIDATES},
-        found["examples"],
+        {name: paths[name] for name in CANDIDATES},
+        paths["examples"],
         "label",
-        baseline=found["baseline"],
+        baseline=paths["baseline"],
         eval_config=config,
         budget=tfc.Budget(**fields),
         reference_kernels=config is not None,
@@ -1022,18 +1013,18 @@ def run(name: str) -> dict[str, str]:
         library.utils.set_random_seed(0)
     with tempfile.TemporaryDirectory(dir=FOLDER) as path, contextlib.redirect_stdout(sys.stderr):
         try:
-            found = {f"{name}/{part}": digest(value) for part, value in CASES[name](path).items()}
+            actual = {f"{name}/{part}": digest(value) for part, value in CASES[name](path).items()}
         except Exception as error:  # noqa: BLE001
-            found = {name: f"error: {type(error).__name__}"}
+            actual = {name: f"error: {type(error).__name__}"}
             print(f"{name}: {type(error).__name__}: {error}")
         print(f"{name}: {time.perf_counter() - started:.1f} s", flush=True)
-    return found
+    return actual
 
 
-def differences(found: Mapping[str, str], before: Mapping[str, str], names: list[str]) -> list[str]:
+def differences(actual: Mapping[str, str], before: Mapping[str, str], names: list[str]) -> list[str]:
     """Returns what differs from an earlier output, among the cases that were run."""
     known = {key for key in before if any(key == name or key.startswith(f"{name}/") for name in names)}
-    return [key for key in sorted(known | set(found)) if found.get(key) != before.get(key)]
+    return [key for key in sorted(known | set(actual)) if actual.get(key) != before.get(key)]
 
 
 def main() -> int:
@@ -1045,13 +1036,13 @@ def main() -> int:
     options = parser.parse_args()
     before = json.loads(Path(options.against).read_text()) if options.against else None
     names = [name for name in CASES if options.only in name]
-    found: dict[str, str] = {}
+    actual: dict[str, str] = {}
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
         for digests in pool.map(run, names):
-            found |= digests
-    print(json.dumps(found, indent=1))
-    changed = [] if before is None else differences(found, before, names)
+            actual |= digests
+    print(json.dumps(actual, indent=1))
+    changed = [] if before is None else differences(actual, before, names)
     for key in changed:
         print(f"differs: {key}", file=sys.stderr)
     return 1 if changed else 0

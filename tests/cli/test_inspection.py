@@ -3,8 +3,10 @@
 import keras
 import pytest
 from tfx_compression.cli.inspection import describe
+from tfx_compression.errors import ModelError
 
 from tests.support import helpers, kinds
+from tests.support.errors import raises
 
 
 @pytest.mark.parametrize("kind", ["keras2", "keras3", "saved_model"])
@@ -28,6 +30,13 @@ def test_the_kernels_of_a_custom_class_are_those_its_graph_uses(tmp_path):
     description = describe(kinds.module(tmp_path / "model"))
     assert [layer["name"] for layer in description["layers"]] == ["first", "second"]
     assert any("scale" in note for note in description["notes"])
+
+
+def test_a_file_that_is_no_model_is_named(tmp_path):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"TFL")
+    with raises(ModelError, match=str(path)):
+        describe(str(path))
 
 
 def test_keras_3_and_keras_2_coexist_in_one_process():

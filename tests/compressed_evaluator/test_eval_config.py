@@ -60,8 +60,10 @@ def test_confidence_intervals_are_computed_if_drops_are_limited_with_confidence(
     jackknife = complete(_LABEL + _ACCURACY, Budget(**limits))
     assert jackknife.options.compute_confidence_intervals.value
     assert jackknife.options.confidence_intervals.method == _INTERVALS.JACKKNIFE
-    own = "options { compute_confidence_intervals { value: true } confidence_intervals { method: POISSON_BOOTSTRAP } }"
-    bootstrap = complete(_LABEL + _ACCURACY + own, Budget(**limits))
+    options = (
+        "options { compute_confidence_intervals { value: true } confidence_intervals { method: POISSON_BOOTSTRAP } }"
+    )
+    bootstrap = complete(_LABEL + _ACCURACY + options, Budget(**limits))
     assert bootstrap.options.confidence_intervals.method == _INTERVALS.POISSON_BOOTSTRAP
 
 

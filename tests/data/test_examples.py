@@ -100,19 +100,19 @@ def batches(files, inputs=("image",), shuffle=False, **options):
 
 def test_labeled_batches_hold_the_rows_in_order_in_the_schemas_shapes(image_files):
     files, images, labels = image_files
-    found = batches(files)
-    assert [len(label) for _, label in found] == [6, 6, 6, 2]
-    assert all(list(features) == ["image"] for features, _ in found)
-    np.testing.assert_array_equal(np.concatenate([features["image"] for features, _ in found]), images)
-    np.testing.assert_array_equal(np.concatenate([label for _, label in found]), labels)
+    actual = batches(files)
+    assert [len(label) for _, label in actual] == [6, 6, 6, 2]
+    assert all(list(features) == ["image"] for features, _ in actual)
+    np.testing.assert_array_equal(np.concatenate([features["image"] for features, _ in actual]), images)
+    np.testing.assert_array_equal(np.concatenate([label for _, label in actual]), labels)
 
 
 def test_without_inputs_the_features_are_the_serialized_examples(image_files):
     files, _, labels = image_files
-    found = batches(files, inputs=None)
-    rows = [row for serialized, _ in found for row in serialized]
+    actual = batches(files, inputs=None)
+    rows = [row for serialized, _ in actual for row in serialized]
     assert rows == list(examples.records(files).as_numpy_iterator())
-    np.testing.assert_array_equal(np.concatenate([label for _, label in found]), labels)
+    np.testing.assert_array_equal(np.concatenate([label for _, label in actual]), labels)
 
 
 @pytest.mark.parametrize("inputs", [["image"], None], ids=["parsed", "serialized"])

@@ -35,8 +35,8 @@ def test_each_kind_of_layer_sums_over_its_input_axes(library):
     y = layers.LSTM(3, name="lstm")(layers.Embedding(10, 4, name="embedding")(words))
     y = layers.Dense(6, name="dense")(y)
     z = layers.EinsumDense("ab,cbd->acd", (2, 3), name="einsum")(y)
-    found = kernels.find_kernels(library.Model([image, words], [x, z]))
-    assert {name: (kernel.kind, kernel.input_axes, kernel.output_axes) for name, kernel in found.items()} == {
+    actual = kernels.find_kernels(library.Model([image, words], [x, z]))
+    assert {name: (kernel.kind, kernel.input_axes, kernel.output_axes) for name, kernel in actual.items()} == {
         "conv": ("convolution", (0, 1, 2), (3,)),
         "depthwise": ("depthwise", (0, 1), (2, 3)),
         "separable/depthwise_kernel": ("depthwise", (0, 1), (2, 3)),
@@ -48,7 +48,7 @@ def test_each_kind_of_layer_sums_over_its_input_axes(library):
         "dense": ("dense", (0,), (1,)),
         "einsum": ("einsum", (1,), (0, 2)),
     }
-    assert {name for name, kernel in found.items() if not kernel.prunable} == {
+    assert {name for name, kernel in actual.items() if not kernel.prunable} == {
         "depthwise",
         "separable/depthwise_kernel",
     }

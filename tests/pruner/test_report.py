@@ -99,12 +99,12 @@ def test_the_statement_compares_the_achieved_with_the_requested_sparsity(plan, r
 
 
 def test_the_figures_of_the_model_before_and_after():
-    found = page()
+    shown = page()
     assert (
         "parameters 4,656 → 1,464 (3.18×) multiply-accumulates 44,000 → 14,000 (3.14×) "
-        "bytes, gzipped 14.0 kB → 4.4 kB (3.18×)" in found.text
+        "bytes, gzipped 14.0 kB → 4.4 kB (3.18×)" in shown.text
     )
-    assert found.tables["Whole model"] == [
+    assert shown.tables["Whole model"] == [
         ["", "before", "after", "change"],
         ["parameters", "4,656", "1,464", "-69 %"],
         ["multiply-accumulates", "44,000", "14,000", "-68 %"],
@@ -119,23 +119,23 @@ def test_zeros_and_removed_weights_are_counted_separately():
     after = size(
         layer("conv", 4000, zeros=2000, sparsity=0.5), sparsity=0.5, nonzero_macs=before.macs // 2, bytes_gzip=6000
     )
-    found = page(
+    shown = page(
         plan=PruningPlan(), summary=Summary(before=before, after=after), step_sparsity=0.5, achieved_sparsity=0.5
     )
-    assert "parameters 4,000, the same" in found.text
-    assert "zeros in kernels 0.0 % → 50.0 %" in found.text
-    lines = {line[0]: line[1:] for line in found.tables["Whole model"]}
+    assert "parameters 4,000, the same" in shown.text
+    assert "zeros in kernels 0.0 % → 50.0 %" in shown.text
+    lines = {line[0]: line[1:] for line in shown.tables["Whole model"]}
     assert lines["parameters"] == ["4,000", "4,000", "same"]
     assert lines["multiply-accumulates of nonzero weights"] == ["40,000", "20,000", "-50 %"]
-    assert found.tables["1 layer with weights, before → after"][1] == [
+    assert shown.tables["1 layer with weights, before → after"][1] == [
         *("conv Conv2D", "4,000", "40,000", "0 → 2,000", "0.0 % → 50.0 %"),
     ]
 
 
 def test_notes_come_first_and_many_are_folded():
     notes = tuple(f"Group {number} is blocked." for number in range(9))
-    found = page(notes=notes)
-    before, _ = found.text.split("Whole model")
+    shown = page(notes=notes)
+    before, _ = shown.text.split("Whole model")
     assert all(note in before for note in notes)
     assert "Group 5 is blocked. 3 more notes Group 6 is blocked." in before
     assert "Notes" not in page().text
@@ -181,9 +181,9 @@ def test_vega_draws_few_and_many_groups_in_the_colors_of_the_page(count):
 
 
 def test_a_record_without_groups_has_no_plot():
-    found = page(groups=())
-    assert found.specs() == []
-    assert "Kept fraction" not in found.text
+    shown = page(groups=())
+    assert shown.specs() == []
+    assert "Kept fraction" not in shown.text
 
 
 # Layers and channels
@@ -202,8 +202,8 @@ def test_layers_are_matched_by_name():
 
 
 def test_kept_channels_are_listed_in_runs():
-    found = page(channels={"conv": (0, 3, 4, 5, 9, 10), "dense": (7,)})
-    assert "of 2 layers conv 6 kept: 0, 3–5, 9–10 dense 1 kept: 7" in found.text
+    shown = page(channels={"conv": (0, 3, 4, 5, 9, 10), "dense": (7,)})
+    assert "of 2 layers conv 6 kept: 0, 3–5, 9–10 dense 1 kept: 7" in shown.text
     assert "Channels" not in page().text
 
 
@@ -216,30 +216,30 @@ def curve(name: str, *damage: float) -> SensitivityCurve:
 
 def test_curves_are_plotted_and_tabulated_with_the_most_sensitive_group_first():
     curves = (curve("calm", 1.0, 1.5), curve("wild", 2.0, math.inf), curve("better", 0.5, 0.25))
-    found = page(sensitivity=curves, metric="top_k_loss")
-    assert "Sensitivity: top k loss" in found.text
-    assert found.tables["As a table"] == [
+    shown = page(sensitivity=curves, metric="top_k_loss")
+    assert "Sensitivity: top k loss" in shown.text
+    assert shown.tables["As a table"] == [
         ["group", "0 %", "25 %", "50 %"],
         ["wild", "1.0000", "2.0000", "inf"],
         ["better", "1.0000", "0.5000", "0.2500"],
         ["calm", "1.0000", "1.0000", "1.5000"],
     ]
-    points = {(point["group"], point["level"]): point["value"] for point in values(found.specs()[1])}
+    points = {(point["group"], point["level"]): point["value"] for point in values(shown.specs()[1])}
     assert points["wild", 0.25] == 2.0
     assert ("wild", 0.5) not in points  # not finite, so not drawn
-    assert found.specs()[1]["encoding"]["color"]["scale"]["domain"] == ["wild", "better", "calm"]
+    assert shown.specs()[1]["encoding"]["color"]["scale"]["domain"] == ["wild", "better", "calm"]
 
 
 def test_many_curves_have_small_plots_and_at_most_sixty_are_drawn():
     import vl_convert
 
     curves = tuple(curve(f"net/conv{number}", 1.0, 1 + number / 100) for number in range(70))
-    found = page(sensitivity=curves, metric="loss")
-    spec = found.specs()[1]
+    shown = page(sensitivity=curves, metric="loss")
+    spec = shown.specs()[1]
     drawn = {point["group"] for point in values(spec)}
     assert drawn == {f"net/conv{number}" for number in range(10, 70)}
-    assert "10 more groups are in the table." in found.text
-    assert len(found.tables["As a table"]) == 71
+    assert "10 more groups are in the table." in shown.text
+    assert len(shown.tables["As a table"]) == 71
     assert "net/conv69" in vl_convert.vegalite_to_svg(spec)
 
 
@@ -262,9 +262,11 @@ def test_fields_of_the_plan_with_default_values_are_folded():
 
 
 def test_the_json_in_the_report_is_the_record():
-    found = record(notes=("a&b <c>",), channels={"conv": (0, 2)}, sensitivity=(curve("conv", 2.0, 3.0),), metric="loss")
-    (copied,) = Page(report.render(found)).pre
-    assert PruningRecord.model_validate_json(copied) == found
+    expected = record(
+        notes=("a&b <c>",), channels={"conv": (0, 2)}, sensitivity=(curve("conv", 2.0, 3.0),), metric="loss"
+    )
+    (copied,) = Page(report.render(expected)).pre
+    assert PruningRecord.model_validate_json(copied) == expected
 
 
 # Sizes and safety
@@ -273,9 +275,9 @@ def test_the_json_in_the_report_is_the_record():
 @pytest.mark.parametrize("kind", ["keras2", "keras3", "saved_model"])
 def test_a_model_of_one_layer_of_any_kind(kind):
     tiny = size(layer("dense", 2, macs=None))
-    found = page(kind=kind, summary=Summary(before=tiny, after=tiny), groups=(), plan=PruningPlan())
-    assert "1 layer with weights" in found.text
-    assert "multiply-accumulates" not in {line[0] for line in found.tables["Whole model"]}
+    shown = page(kind=kind, summary=Summary(before=tiny, after=tiny), groups=(), plan=PruningPlan())
+    assert "1 layer with weights" in shown.text
+    assert "multiply-accumulates" not in {line[0] for line in shown.tables["Whole model"]}
 
 
 def test_the_tables_of_a_large_model_are_folded_but_complete():
@@ -291,18 +293,18 @@ def test_the_tables_of_a_large_model_are_folded_but_complete():
             summary=summary, groups=groups, sensitivity=curves, metric="loss", channels=dict.fromkeys(names, (0, 1, 5))
         )
     )
-    found = Page(source)
-    assert len(found.tables["300 layers with weights, before → after"]) == count + 1
-    assert len(found.tables["300 groups"]) == count + 1
+    shown = Page(source)
+    assert len(shown.tables["300 layers with weights, before → after"]) == count + 1
+    assert len(shown.tables["300 groups"]) == count + 1
     assert not re.search(r"<details[^>]*\bopen\b", source)
     assert re.search(r"<details[^>]*\bopen\b", report.render(record()))
 
 
 def test_the_report_needs_no_network():
     source = report.render(record(sensitivity=(curve("conv", 2.0, 3.0),), metric="loss"))
-    found = Page(source)
-    assert not found.attributes & {"src", "href", "srcset"}
-    assert not set(found.tags) & {"link", "img", "iframe", "object", "base"}
+    shown = Page(source)
+    assert not shown.attributes & {"src", "href", "srcset"}
+    assert not set(shown.tags) & {"link", "img", "iframe", "object", "base"}
     assert not re.search(r"@import|url\(", "".join(re.findall(r"<style>(.*?)</style>", source, re.DOTALL)))
 
 
@@ -310,7 +312,7 @@ def test_names_are_escaped():
     name = "</script><img src=x onerror=alert(1)><!--"
     wild = size(layer(name, 10, type=name))
     group = _TRUNK.model_copy(update={"name": name, "layers": (name, name), "protected": name})
-    found = Page(
+    shown = Page(
         report.render(
             record(
                 kind=name,
@@ -325,7 +327,7 @@ def test_names_are_escaped():
             title=name,
         )
     )
-    assert "img" not in found.tags
-    assert found.tags.count("script") == 4  # the bundle, our own, two plots
-    assert [point["group"] for point in values(found.specs()[0])] == [name, f"{name}2"]
-    assert PruningRecord.model_validate_json(found.pre[0]).notes == (name,)
+    assert "img" not in shown.tags
+    assert shown.tags.count("script") == 4  # the bundle, our own, two plots
+    assert [point["group"] for point in values(shown.specs()[0])] == [name, f"{name}2"]
+    assert PruningRecord.model_validate_json(shown.pre[0]).notes == (name,)

@@ -36,18 +36,18 @@ def test_uniform_is_the_same_everywhere_and_not_searched():
 
 def test_rules_fix_the_sparsity_of_their_groups():
     for allocation in ("uniform", "global", "erdos_renyi", "lamp"):
-        found = allocate(random_groups([10, 100, 7]), allocation, 0.5, {"p1": 0.2})
-        assert found["p1"] == 0.2
-        assert list(found) == ["p0", "p1", "p2"]
+        actual = allocate(random_groups([10, 100, 7]), allocation, 0.5, {"p1": 0.2})
+        assert actual["p1"] == 0.2
+        assert list(actual) == ["p0", "p1", "p2"]
 
 
 def test_uniform_reaches_a_target_that_is_not_a_count():
     def macs(sparsities):  # of two consecutive layers
         return 1 - (1 - sparsities["a"]) * (1 - sparsities["b"])
 
-    found = allocate([group("a", np.ones(64)), group("b", np.ones(64))], "uniform", 0.5, achieved=macs)
-    assert found["a"] == found["b"] == pytest.approx(1 - 0.5**0.5)
-    assert macs(found) >= 0.5 - 1e-9
+    actual = allocate([group("a", np.ones(64)), group("b", np.ones(64))], "uniform", 0.5, achieved=macs)
+    assert actual["a"] == actual["b"] == pytest.approx(1 - 0.5**0.5)
+    assert macs(actual) >= 0.5 - 1e-9
 
 
 sizes = st.lists(st.integers(3, 40), min_size=1, max_size=5)
@@ -57,7 +57,7 @@ sizes = st.lists(st.integers(3, 40), min_size=1, max_size=5)
 @given(sizes, st.integers(0, 99), st.integers(0, 600).map(lambda thousandths: thousandths / 1000))
 def test_global_prunes_the_least_important_elements(lengths, seed, sparsity):
     groups = random_groups(lengths, seed)
-    found = allocate(groups, "global", sparsity)
+    actual = allocate(groups, "global", sparsity)
     scores = np.concatenate([one.scores for one in groups])
     owners = np.repeat(np.arange(len(groups)), lengths)
     removed = next(  # the fewest that are enough, where each group keeps one
@@ -68,7 +68,7 @@ def test_global_prunes_the_least_important_elements(lengths, seed, sparsity):
         ]
         if counts.sum() >= sparsity * len(scores) - 1e-6
     )
-    assert [one.scores.size - one.kept(found[one.name]) for one in groups] == list(removed)
+    assert [one.scores.size - one.kept(actual[one.name]) for one in groups] == list(removed)
 
 
 def test_global_counts_are_exact_among_equal_scores():
@@ -101,8 +101,8 @@ def test_erdos_renyi_densities_equal_the_published_loop(shapes, sparsity):
     expected = erdos_renyi_by_hand(raw, sizes, 1 - sparsity)
     if min(density * size for density, size in zip(expected, sizes, strict=True)) < 1:
         return  # one weight is kept
-    found = allocate(groups, "erdos_renyi", sparsity, achieved=exact)
-    np.testing.assert_allclose([1 - found[str(i)] for i in range(len(sizes))], expected, atol=1e-6)
+    actual = allocate(groups, "erdos_renyi", sparsity, achieved=exact)
+    np.testing.assert_allclose([1 - actual[str(i)] for i in range(len(sizes))], expected, atol=1e-6)
 
 
 def test_erdos_renyi_of_two_layers_by_hand():
@@ -168,8 +168,8 @@ def test_an_unreachable_sparsity_is_rejected_with_the_highest(allocation):
     macs = lambda sparsities: 0.5 * sum(1 - one.kept(sparsities[one.name]) / 16 for one in groups)  # noqa: E731
     with raises(ConfigError, field="PruningPlan.sparsity", code="unreachable-sparsity", match=r"0\.9 .*macs.* 0\.75\."):
         allocate(groups, allocation, 0.9, achieved=macs, target="macs")
-    found = allocate(groups, allocation, 0.75, achieved=macs, target="macs")
-    assert macs(found) == 0.75
+    actual = allocate(groups, allocation, 0.75, achieved=macs, target="macs")
+    assert macs(actual) == 0.75
 
 
 def test_rules_for_all_groups_are_rejected_if_they_prune_too_little():
@@ -191,12 +191,12 @@ def test_the_sparsity_is_hardly_exceeded(lengths, seed, sparsity, allocation):
     count = lambda sparsities: 1 - sum(kept(groups, sparsities).values()) / total  # noqa: E731
     if sparsity * total > total - len(lengths):
         return
-    found = count(allocate(groups, allocation, sparsity, achieved=count))
-    assert found >= sparsity - 1e-6
+    actual = count(allocate(groups, allocation, sparsity, achieved=count))
+    assert actual >= sparsity - 1e-6
     if allocation in ("global", "lamp"):
-        assert found < sparsity + 1 / total
+        assert actual < sparsity + 1 / total
     else:
-        assert found <= sparsity + len(lengths) / total
+        assert actual <= sparsity + len(lengths) / total
 
 
 @pytest.mark.slow
@@ -204,8 +204,8 @@ def test_25_million_weights_take_seconds():
     groups = random_groups([2_500_000] * 10)
     started = time.monotonic()
     for allocation in ("global", "lamp"):
-        found = allocate(groups, allocation, 0.8)
-        assert sum(kept(groups, found).values()) == pytest.approx(5_000_000, abs=10)
+        actual = allocate(groups, allocation, 0.8)
+        assert sum(kept(groups, actual).values()) == pytest.approx(5_000_000, abs=10)
     assert time.monotonic() - started < 30
 
 

@@ -32,18 +32,18 @@ def test_geometric_median_equals_brute_force(filters, size, seed):
 
 
 def test_geometric_median_ranks_equal_filters_lowest():
-    found = scores(kernel([[1, 1, 1, 5], [2, 2, 2, -5]], "dense"), "geometric_median")
-    assert found[0] == found[1] == found[2] < found[3]
+    actual = scores(kernel([[1, 1, 1, 5], [2, 2, 2, -5]], "dense"), "geometric_median")
+    assert actual[0] == actual[1] == actual[2] < actual[3]
 
 
 def test_random_scores_depend_on_the_seed_and_the_name():
     one, other = random_kernel(8, 4), random_kernel(8, 4, name="other")
     for technique, shape in (("weight", (8, 4)), ("filter", (4,))):
-        found = scores(one, "random", technique, seed=3)
-        assert found.shape == shape
-        np.testing.assert_array_equal(found, scores(one, "random", technique, seed=3))
-        assert (found != scores(one, "random", technique, seed=4)).any()
-        assert (found != scores(other, "random", technique, seed=3)).any()
+        actual = scores(one, "random", technique, seed=3)
+        assert actual.shape == shape
+        np.testing.assert_array_equal(actual, scores(one, "random", technique, seed=3))
+        assert (actual != scores(one, "random", technique, seed=4)).any()
+        assert (actual != scores(other, "random", technique, seed=3)).any()
 
 
 def test_bn_scale_is_the_magnitude_of_the_scale():
@@ -68,8 +68,8 @@ def test_gates_are_preferred_to_the_gradients_of_weights():
 
 def test_taylor_of_channels_squares_the_joint_change_of_each_batch():
     statistics = FakeStatistics([[[1, 2], [-1, 1]], [[0, 1], [3, 0]]])
-    found = scores(kernel([[1, 2], [3, -4]], "dense"), "taylor", statistics=statistics)
-    np.testing.assert_allclose(found, [((1 - 3) ** 2 + 9**2) / 2, ((4 - 4) ** 2 + 2**2) / 2])
+    actual = scores(kernel([[1, 2], [3, -4]], "dense"), "taylor", statistics=statistics)
+    np.testing.assert_allclose(actual, [((1 - 3) ** 2 + 9**2) / 2, ((4 - 4) ** 2 + 2**2) / 2])
 
 
 def test_fisher_is_half_the_mean_of_squares():

@@ -34,9 +34,9 @@ def test_channels_of_each_kind_of_kernel(shape, kind, outputs, axes, channels):
     one = random_kernel(*shape, kind=kind, outputs=outputs)
     chosen = axes or (outputs if kind != "embedding" else (1,))
     expected = np.abs(one.values).sum(axis=tuple(i for i in range(len(shape)) if i not in chosen)).ravel()
-    found = scores(one, "l1", axes={"k": axes} if axes else None)
-    assert found.shape == (channels,)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    actual = scores(one, "l1", axes={"k": axes} if axes else None)
+    assert actual.shape == (channels,)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_kernels_without_statistics_are_left_out():
@@ -66,8 +66,8 @@ def test_gradients_that_are_not_finite_are_rejected():
 
 def test_normalized_scores_have_mean_one_and_the_same_order():
     values = np.random.default_rng(0).random(100).astype(np.float32) * 1e-6
-    found = importance.normalize(values)
-    assert found.mean() == pytest.approx(1)
-    assert (np.argsort(found) == np.argsort(values)).all()
+    actual = importance.normalize(values)
+    assert actual.mean() == pytest.approx(1)
+    assert (np.argsort(actual) == np.argsort(values)).all()
     np.testing.assert_array_equal(importance.normalize(np.zeros(3, np.float32)), 0)
     np.testing.assert_allclose(importance.normalize(np.array([-1, 3], np.float32)), [-0.5, 1.5])

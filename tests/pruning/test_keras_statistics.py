@@ -112,8 +112,8 @@ def test_taylor_predicts_the_loss_without_a_channel(library):
         kernel.variable.assign(without)
         changes.append(loss() - base)
         kernel.variable.assign(values)
-    found = scores(model, data_of(x, y), "taylor", batch_size=ROWS)["conv"]
-    np.testing.assert_allclose(np.sqrt(found), np.abs(changes), atol=0.1 * np.abs(changes).max())
+    actual = scores(model, data_of(x, y), "taylor", batch_size=ROWS)["conv"]
+    np.testing.assert_allclose(np.sqrt(actual), np.abs(changes), atol=0.1 * np.abs(changes).max())
 
 
 @BOTH
@@ -136,8 +136,8 @@ def test_taylor_predicts_the_loss_without_a_normalized_channel(library):
         changes.append(loss() - base)
         for weight, values in zip((normalization.gamma, normalization.beta), before, strict=True):
             weight.assign(values)
-    found = scores(model, data_of(x, y), "taylor", batch_size=ROWS)["conv"]
-    np.testing.assert_allclose(np.sqrt(found), np.abs(changes), atol=0.1 * np.abs(changes).max())
+    actual = scores(model, data_of(x, y), "taylor", batch_size=ROWS)["conv"]
+    np.testing.assert_allclose(np.sqrt(actual), np.abs(changes), atol=0.1 * np.abs(changes).max())
 
 
 @BOTH
@@ -152,10 +152,10 @@ def test_activations_are_the_inputs_of_the_next_layer(library):
     model.compile(loss="mse")
     model.get_layer("normalization").gamma.assign([0.5, -1.0, 2.0])
     values = library.Model(image, activation)(x).numpy().reshape(-1, 3)
-    found = scores(model, data_of(x, y), "activation_mean")
-    np.testing.assert_allclose(found["conv"], values.mean(axis=0), rtol=1e-4)
+    actual = scores(model, data_of(x, y), "activation_mean")
+    np.testing.assert_allclose(actual["conv"], values.mean(axis=0), rtol=1e-4)
     np.testing.assert_allclose(scores(model, data_of(x, y), "apoz")["conv"], (values > 0).mean(axis=0), rtol=1e-4)
-    assert set(found) == {"conv", "left", "right", "y"}
+    assert set(actual) == {"conv", "left", "right", "y"}
     scales = scores(model, None, "bn_scale")
     np.testing.assert_array_equal(scales.pop("conv"), [0.5, 1.0, 2.0])
     assert scales == {}
@@ -183,8 +183,8 @@ def test_layers_inside_a_nested_model_have_activations(library):
     model = library.Model(entry, layers.Dense(1, name="y")(middle))
     model.compile(loss="mse")
     expected = library.Model(entry, middle)(x).numpy()
-    found = scores(model, data_of(x, y), "activation_mean")
-    np.testing.assert_allclose(found["block/inner"], expected.mean(axis=0), rtol=1e-4)
+    actual = scores(model, data_of(x, y), "activation_mean")
+    np.testing.assert_allclose(actual["block/inner"], expected.mean(axis=0), rtol=1e-4)
 
 
 @BOTH
@@ -209,8 +209,8 @@ def test_the_units_of_a_recurrent_layer_are_repeated_for_each_gate(library):
     model = library.Sequential([layers.Input((5, 3)), layers.LSTM(4, name="lstm"), layers.Dense(1, name="y")])
     model.compile(loss="mse")
     expected = np.abs(model.get_layer("lstm")(x).numpy()).mean(axis=0)
-    found = scores(model, data_of(x, y), "activation_mean")
-    np.testing.assert_allclose(found["lstm/lstm_cell/kernel"], np.tile(expected, 4), rtol=1e-4)
+    actual = scores(model, data_of(x, y), "activation_mean")
+    np.testing.assert_allclose(actual["lstm/lstm_cell/kernel"], np.tile(expected, 4), rtol=1e-4)
 
 
 @BOTH
@@ -220,9 +220,9 @@ def test_the_activations_of_a_separable_convolution_are_its_filters(library):
         [layers.Input((5, 5, 3)), layers.SeparableConv2D(4, 3, name="s"), layers.Flatten(), layers.Dense(1, name="y")]
     )
     model.compile(loss="mse")
-    found = scores(model, data_of(x, y), "apoz")
-    assert found["s/pointwise_kernel"].shape == (4,)
-    assert "s/depthwise_kernel" not in found
+    actual = scores(model, data_of(x, y), "apoz")
+    assert actual["s/pointwise_kernel"].shape == (4,)
+    assert "s/depthwise_kernel" not in actual
 
 
 @BOTH
@@ -233,9 +233,9 @@ def test_an_embedding_has_gradients(library):
     )
     model.compile(loss="mse")
     x = np.random.default_rng(0).integers(0, 8, (ROWS, 2))
-    found = scores(model, data_of(x, np.ones((ROWS, 1), np.float32)), "taylor", "weight")["e"]
-    assert found.shape == (9, 3)
-    assert (found[8] == 0).all() and (found[:8] > 0).any()
+    actual = scores(model, data_of(x, np.ones((ROWS, 1), np.float32)), "taylor", "weight")["e"]
+    assert actual.shape == (9, 3)
+    assert (actual[8] == 0).all() and (actual[:8] > 0).any()
 
 
 @BOTH
@@ -310,9 +310,9 @@ def test_every_criterion_scores_the_small_cnn():
     model.compile(loss="sparse_categorical_crossentropy")
     x, y = helpers.images(20)
     for criterion in criteria.NAMES[:-1]:
-        found = scores(model, helpers.batches(x / helpers.LARGEST, y), criterion)
-        assert found["conv"].shape == (8,)
-        assert (found["conv"] >= 0).all()
+        actual = scores(model, helpers.batches(x / helpers.LARGEST, y), criterion)
+        assert actual["conv"].shape == (8,)
+        assert (actual["conv"] >= 0).all()
 
 
 def test_a_diverged_model_is_rejected():

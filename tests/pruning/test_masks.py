@@ -213,9 +213,9 @@ def test_two_of_four_in_every_kind_of_layer():
     attended = layers.MultiHeadAttention(2, 4)(sequence, sequence)
     outputs = layers.GRU(8)(layers.Conv1DTranspose(8, 3)(layers.Conv1D(8, 3)(attended)))
     volume = tf_keras.Input((4, 4, 4, 4))
-    found = find_kernels(tf_keras.Model([sequence, volume], [outputs, layers.Conv3D(8, 2)(volume)]))
-    assert {kernel.kind for kernel in found.values()} == {"einsum", "dense", "recurrent", "convolution", "transposed"}
-    for one in found.values():
+    actual = find_kernels(tf_keras.Model([sequence, volume], [outputs, layers.Conv3D(8, 2)(volume)]))
+    assert {kernel.kind for kernel in actual.values()} == {"einsum", "dense", "recurrent", "convolution", "transposed"}
+    for one in actual.values():
         kept = masked(one, 0.5, TWO_OF_FOUR)
         assert kept.mean() == 0.5
         assert masks.check_pattern(one, kept, TWO_OF_FOUR)

@@ -116,9 +116,9 @@ def test_several_inputs_and_outputs_keep_their_structures_in_keras_3():
     outputs = {"y": keras.layers.Dense(1, name="y")(joined), "z": keras.layers.Dense(2, name="z")(joined)}
     model = keras.Model({"a": a, "b": b}, outputs)
     rows = {"a": np.ones((2, 2), np.float32), "b": np.ones((2, 3), np.float32)}
-    expected, found = model(rows), copied(model)(rows)
-    assert set(found) == {"y", "z"}
-    for name, value in found.items():
+    expected, actual = model(rows), copied(model)(rows)
+    assert set(actual) == {"y", "z"}
+    for name, value in actual.items():
         np.testing.assert_array_equal(value, expected[name])
 
 

@@ -203,13 +203,13 @@ class Sequences:
         layer = kind(units, return_sequences=True, return_state=returned, go_backwards=self.pick([True, False]))
         usable = [state for state in self.states if state.shape[-1] == units]
         if usable and kind is not self.layers.LSTM and self.pick([True, False]):
-            made = layer(x, initial_state=self.pick(usable))
+            result = layer(x, initial_state=self.pick(usable))
         else:
-            made = layer(x)
+            result = layer(x)
         if not returned:
-            return made
-        self.states += made[1:]
-        return made[0]
+            return result
+        self.states += result[1:]
+        return result[0]
 
     def both_ways(self, x: Any, _: Any) -> Any:
         inner = self.pick([self.layers.LSTM, self.layers.GRU])(self.pick([2, 3]), return_sequences=True)

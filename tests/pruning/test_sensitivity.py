@@ -131,15 +131,15 @@ def test_the_solution_equals_exhaustive_search(losses, weights, sparsity):
         for picked in itertools.product(*table)
         if sum(gain for _, gain in picked) >= sparsity - 1e-9
     )
-    found = solve(curves, saving, sparsity, achieved, higher_is_better=False)
-    assert achieved(found) >= sparsity - 1e-9
-    assert sum(loss_at(one, found[one.name]) for one in curves) == pytest.approx(best, abs=1e-4)
+    actual = solve(curves, saving, sparsity, achieved, higher_is_better=False)
+    assert achieved(actual) >= sparsity - 1e-9
+    assert sum(loss_at(one, actual[one.name]) for one in curves) == pytest.approx(best, abs=1e-4)
 
 
 def test_the_least_sensitive_group_is_pruned():
     saving, achieved = shares({"hard": 10, "soft": 10})
-    found = solve([curve("hard", [1, 2, 3]), curve("soft", [0, 0, 0.1])], saving, 0.37, achieved, False)
-    assert found == {"hard": 0.0, "soft": 0.75}
+    actual = solve([curve("hard", [1, 2, 3]), curve("soft", [0, 0, 0.1])], saving, 0.37, achieved, False)
+    assert actual == {"hard": 0.0, "soft": 0.75}
 
 
 def test_the_direction_of_the_metric_matters():
@@ -154,8 +154,8 @@ def test_savings_of_neighbors_that_do_not_add_up_still_reach_the_target():
     # A chain of three layers; the weights of each are its inputs times its outputs.
     achieved = lambda s: 1 - (kept(s, "a") + kept(s, "a") * kept(s, "b") + kept(s, "b") * kept(s, "c")) / 3  # noqa: E731
     curves = [curve(name, [0.1, 0.3, 1.0]) for name in "abc"]
-    found = solve(curves, lambda name, level: achieved({name: level}), 0.6, achieved, False)
-    assert 0.6 <= achieved(found) < 0.63
+    actual = solve(curves, lambda name, level: achieved({name: level}), 0.6, achieved, False)
+    assert 0.6 <= achieved(actual) < 0.63
 
 
 def test_an_unreachable_sparsity_is_rejected_with_the_highest():
@@ -174,5 +174,5 @@ def test_thirty_groups_are_solved_in_seconds():
     generator = np.random.default_rng(0)
     curves = [curve(str(i), np.sort(generator.random(3)).tolist()) for i in range(30)]
     saving, achieved = shares({str(i): int(generator.integers(1, 100_000)) for i in range(30)})
-    found = solve(curves, saving, 0.5, achieved, False)
-    assert 0.5 <= achieved(found) < 0.502
+    actual = solve(curves, saving, 0.5, achieved, False)
+    assert 0.5 <= achieved(actual) < 0.502

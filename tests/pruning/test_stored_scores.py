@@ -21,12 +21,12 @@ def stored(tmp_path, technique, kernels, names=None, **arrays):
 
 def test_stored_scores_are_used_unchanged(tmp_path):
     a, b = np.arange(6.0).reshape(2, 3), -np.ones((4, 2))
-    found = stored(tmp_path, "weight", KERNELS, a=a, b=b)
-    np.testing.assert_array_equal(found["a"], a)
-    np.testing.assert_array_equal(found["b"], b)
-    found = stored(tmp_path, "filter", KERNELS, a=a, b=np.array([3.0, 4.0]))
-    np.testing.assert_array_equal(found["a"], [3, 5, 7])
-    np.testing.assert_array_equal(found["b"], [3, 4])
+    actual = stored(tmp_path, "weight", KERNELS, a=a, b=b)
+    np.testing.assert_array_equal(actual["a"], a)
+    np.testing.assert_array_equal(actual["b"], b)
+    actual = stored(tmp_path, "filter", KERNELS, a=a, b=np.array([3.0, 4.0]))
+    np.testing.assert_array_equal(actual["a"], [3, 5, 7])
+    np.testing.assert_array_equal(actual["b"], [3, 4])
 
 
 def test_stored_scores_of_protected_kernels_are_ignored(tmp_path):

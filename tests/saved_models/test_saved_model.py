@@ -47,10 +47,10 @@ def test_the_graph_has_the_kernels_that_the_layers_have(tmp_path):
     x = layers.LSTM(5, name="lstm")(layers.MultiHeadAttention(2, 4, name="attention")(x, x))
     model = keras.Model(image, layers.Dense(3, name="out")(x))
     model.export(str(tmp_path / "model"), verbose=False)
-    found = saved_model.load(str(tmp_path / "model")).kernels
-    by_values = {kernel.values.tobytes(): kernel for kernel in found.values()}
+    actual = saved_model.load(str(tmp_path / "model")).kernels
+    by_values = {kernel.values.tobytes(): kernel for kernel in actual.values()}
     expected = kernels.find_kernels(model)
-    assert len(found) == len(expected)
+    assert len(actual) == len(expected)
     for kernel in expected.values():
         same = by_values[kernel.values.tobytes()]
         assert (same.input_axes, same.output_axes) == (kernel.input_axes, kernel.output_axes)

@@ -518,8 +518,8 @@ def nested_model_of_several(K: Any) -> Any:
     inside = {"zebra": K.Input((6, 6, 4), name="zebra"), "apple": K.Input((6, 6, 3), name="apple")}
     outputs = {"z": _conv(K, 5, "on_zebra")(inside["zebra"]), "a": _conv(K, 6, "on_apple")(inside["apple"])}
     nested = K.Model(inside, outputs, name="nested")
-    made = nested({"zebra": _conv(K, 4, "first")(image), "apple": _conv(K, 3, "second")(image)})
-    return _classified(K, image, K.layers.Concatenate()([_conv(K, 2, "third")(made["z"]), made["a"]]))
+    result = nested({"zebra": _conv(K, 4, "first")(image), "apple": _conv(K, 3, "second")(image)})
+    return _classified(K, image, K.layers.Concatenate()([_conv(K, 2, "third")(result["z"]), result["a"]]))
 
 
 @_graph

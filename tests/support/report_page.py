@@ -30,7 +30,7 @@ class Page(html.parser.HTMLParser):
     def specs(self) -> list[dict[str, Any]]:
         """What the plots draw."""
         shown = (re.fullmatch(r'show\("\w+", (.*)\);', script, re.DOTALL) for script in self.scripts)
-        return [json.loads(found[1]) for found in shown if found]
+        return [json.loads(actual[1]) for actual in shown if actual]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)

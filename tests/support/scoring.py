@@ -25,8 +25,8 @@ def scores(
 ) -> np.ndarray:
     """Returns the scores of one kernel by a criterion."""
     plan = PruningPlan(criterion=criterion, technique=technique, **plan)
-    found = importance.score({one.name: one}, [one.name], plan, criteria.lookup(criterion), statistics, axes)
-    return found[one.name]
+    actual = importance.score({one.name: one}, [one.name], plan, criteria.lookup(criterion), statistics, axes)
+    return actual[one.name]
 
 
 class FakeStatistics:

@@ -5,6 +5,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfx_compression import files, model_handle
+from tfx_compression.errors import ModelError
 from tfx_compression.model_handle import model_files
 from tfx_compression.tflite.contents import read_contents
 
@@ -23,7 +24,10 @@ def describe(path: str) -> dict[str, Any]:
     description: dict[str, Any] = {"kind": model_files.model_format(path), "bytes": size.raw, "bytes_gzip": size.gzip}
     if description["kind"] == "tflite":
         with tf.io.gfile.GFile(path, "rb") as file:
-            contents = read_contents(file.read())
+            try:
+                contents = read_contents(file.read())
+            except ModelError as error:
+                raise ModelError(f"{path}: {error}", field=error.field, code=error.code) from error
         description |= {"sparsity": contents.sparsity, "ops": contents.ops, "float_ops": contents.float_ops}
         kernels = contents.weights
     else:

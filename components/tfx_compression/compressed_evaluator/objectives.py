@@ -146,7 +146,7 @@ def pareto_front(costs: Mapping[str, Costs]) -> tuple[str, ...]:
         name
         for name, ours in trade_offs.items()
         if not any(
-            other != ours and all(theirs <= own for theirs, own in zip(other, ours, strict=True))
+            other != ours and all(theirs <= mine for theirs, mine in zip(other, ours, strict=True))
             for other in trade_offs.values()
         )
     )

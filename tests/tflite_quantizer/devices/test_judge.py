@@ -81,13 +81,13 @@ def delegated(content: bytes) -> list[int]:
 
 def predicted(content: bytes) -> list[int]:
     """Returns the same tensors according to the verdict."""
-    (found,) = judge(content, "cpu").delegates
+    (actual,) = judge(content, "cpu").delegates
     model = flatbuffer.parse(content)
     segment, number = {}, 0
-    for before, verdict in zip([None, *found.ops], found.ops, strict=False):
+    for before, verdict in zip([None, *actual.ops], actual.ops, strict=False):
         number += verdict.mapped and not (before is not None and before.mapped)
         segment[verdict.index] = number if verdict.mapped else 0
-    assert number == found.segments
+    assert number == actual.segments
     operators = flatbuffer.operators(model)
     leaving = {int(tensor) for tensor in model.subgraphs[0].outputs}
     constants = {
@@ -151,43 +151,43 @@ def test_xnnpack_runs_the_operators_of_the_verdict(net, mode):
 
 @pytest.fixture(scope="module")
 def models():
-    found = {mode: converted(mobile_net, PICTURE, mode) for mode in ("float32", "float16", *IO)}
-    found["free"] = converted(mobile_net, (None, *PICTURE[1:]), "int8")
-    found["dynamic"] = converted(*NETS["wide"], "dynamic")
-    found["cut"] = converted(cut_in_the_middle, PICTURE, "int8")
-    return found
+    actual = {mode: converted(mobile_net, PICTURE, mode) for mode in ("float32", "float16", *IO)}
+    actual["free"] = converted(mobile_net, (None, *PICTURE[1:]), "int8")
+    actual["dynamic"] = converted(*NETS["wide"], "dynamic")
+    actual["cut"] = converted(cut_in_the_middle, PICTURE, "int8")
+    return actual
 
 
 @pytest.mark.slow
 def test_the_edge_tpu_runs_a_static_int8_mobile_net(models):
     verdict = judge(models["int8"], "edge_tpu")
-    (found,) = verdict.delegates
+    (actual,) = verdict.delegates
     assert verdict.runs
     assert not verdict.problems
-    assert found.mapped == len(found.ops) == len(flatbuffer.operators(flatbuffer.parse(models["int8"])))
-    assert found.segments == 1
-    assert not found.cut
+    assert actual.mapped == len(actual.ops) == len(flatbuffer.operators(flatbuffer.parse(models["int8"])))
+    assert actual.segments == 1
+    assert not actual.cut
 
 
 @pytest.mark.slow
 def test_float_conversions_at_the_ends_do_not_cut_the_graph(models):
     verdict = judge(models["int8 with float io"], "edge_tpu")
-    (found,) = verdict.delegates
+    (actual,) = verdict.delegates
     assert verdict.runs
-    assert not found.cut
-    assert [op.op for op in found.ops if not op.mapped] == ["QUANTIZE", "DEQUANTIZE"]
-    assert found.segments == 1
+    assert not actual.cut
+    assert [op.op for op in actual.ops if not op.mapped] == ["QUANTIZE", "DEQUANTIZE"]
+    assert actual.segments == 1
 
 
 @pytest.mark.slow
 def test_the_edge_tpu_maps_nothing_after_an_unsupported_operator(models):
     verdict = judge(models["cut"], "edge_tpu")
-    (found,) = verdict.delegates
+    (actual,) = verdict.delegates
     assert verdict.runs
-    assert [(op.op, op.mapped) for op in found.ops] == [("CONV_2D", True), ("LEAKY_RELU", False), ("CONV_2D", False)]
-    assert "not an operator of the Edge TPU" in found.ops[1].reason
-    assert found.ops[2].reason.startswith("after the cut at operator 1, LEAKY_RELU of ")
-    assert found.cut.startswith("operator 1, LEAKY_RELU of ")
+    assert [(op.op, op.mapped) for op in actual.ops] == [("CONV_2D", True), ("LEAKY_RELU", False), ("CONV_2D", False)]
+    assert "not an operator of the Edge TPU" in actual.ops[1].reason
+    assert actual.ops[2].reason.startswith("after the cut at operator 1, LEAKY_RELU of ")
+    assert actual.cut.startswith("operator 1, LEAKY_RELU of ")
 
 
 @pytest.mark.slow
@@ -227,8 +227,8 @@ def test_core_ml_runs_floats_and_halves_but_no_integers(models):
 @pytest.mark.slow
 def test_android_delegates_run_floats_and_int8_but_not_int16(models):
     for mode in ("float32", "int8"):
-        for found in judge(models[mode], "android_nnapi_gpu").delegates:
-            assert found.mapped == len(found.ops), found
+        for actual in judge(models[mode], "android_nnapi_gpu").delegates:
+            assert actual.mapped == len(actual.ops), actual
     graphics, neural = judge(models["int16x8"], "android_nnapi_gpu").delegates
     assert graphics.mapped == neural.mapped == 0
     graphics, neural = judge(models["dynamic"], "android_nnapi_gpu").delegates
