@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 import pydantic
 
-from tfx_compression.errors import ConfigError
+from tfx_compression.errors import CompressionError, ConfigError
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
@@ -73,7 +73,7 @@ def _explained(config: type[Config], error: pydantic.ValidationError) -> ConfigE
     problems = error.errors()
     field = ".".join([config.__name__, *map(str, problems[0]["loc"])])
     cause = _cause(problems[0])
-    if cause is not None and cause.field:
+    if cause is not None and cause.field and "." in cause.field:
         field = f"{field}.{cause.field.partition('.')[2]}" if _is_nested(config, cause) else cause.field
     return ConfigError(
         "; ".join(_sentence(config, problem) for problem in problems),
@@ -82,15 +82,15 @@ def _explained(config: type[Config], error: pydantic.ValidationError) -> ConfigE
     )
 
 
-def _cause(problem: Any) -> ConfigError | None:
-    """Returns the ConfigError that a validator or a nested configuration raised."""
+def _cause(problem: Any) -> CompressionError | None:
+    """Returns the error that a validator or a nested configuration raised."""
     error = problem.get("ctx", {}).get("error")
-    return error if isinstance(error, ConfigError) else None
+    return error if isinstance(error, CompressionError) else None
 
 
-def _is_nested(config: type[Config], cause: ConfigError) -> bool:
+def _is_nested(config: type[Config], cause: CompressionError) -> bool:
     """Returns whether the error is one of a configuration in this one, whose message names the value already."""
-    return cause.field is not None and not cause.field.startswith(f"{config.__name__}.")
+    return cause.field is not None and "." in cause.field and not cause.field.startswith(f"{config.__name__}.")
 
 
 def _sentence(config: type[Config], problem: Any) -> str:

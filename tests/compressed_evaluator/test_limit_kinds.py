@@ -193,7 +193,7 @@ def test_a_new_limit_is_one_field_of_the_budget():
         (Budget(max_metric_drop={"accuracy": 0.5}, **_PLAIN), {"compared": dropped(0.25)}, 0.25),
         (Budget(max_metric_drop={"accuracy": 0.125}, **_PLAIN), {"compared": dropped(0.25)}, -0.125),
         (Budget(max_metric_drop={"accuracy": 0.125}, **_PLAIN), {"compared": dropped(-0.25)}, 0.375),
-        (Budget(allowed_ops=()), {}, -2),
+        (Budget(allowed_ops=("ADD",)), {}, -2),
     ],
 )
 def test_the_margin_is_the_distance_of_the_measured_value_from_the_bound(budget, changes, margin):

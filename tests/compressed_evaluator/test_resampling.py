@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tensorflow_model_analysis.evaluators import jackknife
 from tensorflow_model_analysis.metrics import metric_types
 from tfx_compression.compressed_evaluator.batches import RowBatch, RowSelection
@@ -23,6 +25,55 @@ from tests.support.extracts import (
 )
 
 # Samples
+
+
+@given(st.integers(1, 300), st.integers(2, 20))
+@settings(max_examples=30, deadline=None)
+def test_the_parts_of_the_jackknife_are_a_balanced_partition(rows, count):
+    batch = RowBatch(extracts(np.zeros(rows), np.zeros(rows)))
+    parts = Resampling("jackknife", count).split(RowSelection(batch, np.arange(rows)))
+    assert sorted(np.concatenate([part.index for _, part in parts]).tolist()) == list(range(rows))
+    sizes = [len(part.index) for _, part in parts]
+    assert set(sizes) <= {rows // count, rows // count + 1}
+    assert len(parts) == len({number for number, _ in parts}) == min(rows, count)
+
+
+def test_small_batches_are_spread_over_all_parts():
+    sizes = np.zeros(20)
+    for number in range(400):
+        batch = RowBatch(extracts(np.zeros(2), np.zeros(2), name=str(number)))
+        for part, rows in Resampling("jackknife", 20).split(RowSelection(batch, np.arange(2))):
+            sizes[part] += len(rows.index)
+    assert sizes.sum() == 800
+    assert sizes.min() > 15 and sizes.max() < 75  # 40 each, by chance
+
+
+@pytest.mark.parametrize("method", ["jackknife", "bootstrap"])
+def test_a_row_is_in_the_same_samples_for_every_slice_and_on_every_worker(method):
+    resampling = Resampling(method, 20)
+    columns = extracts(np.zeros(200), np.zeros(200))
+    batch = RowBatch(columns)
+    samples = dict(resampling.split(RowSelection(batch, np.arange(200))))
+    for each in (batch, RowBatch(columns)):
+        odd = dict(resampling.split(RowSelection(each, np.arange(1, 200, 2))))
+        for number, part in odd.items():
+            assert part.index.tolist() == [row for row in samples[number].index if row % 2]
+
+
+def test_the_bootstrap_draws_each_row_as_often_as_a_poisson_distribution_of_mean_one():
+    rows = 1000
+    batch = RowBatch(extracts(np.zeros(rows), np.zeros(rows)))
+    drawn = dict(Resampling("bootstrap", 20).split(RowSelection(batch, np.arange(rows))))
+    assert drawn.pop(0).index.tolist() == list(range(rows))
+    counts = np.stack([np.bincount(part.index, minlength=rows) for part in drawn.values()])
+    assert counts.shape == (20, rows)
+    for times in range(4):
+        assert np.mean(counts == times) == pytest.approx(math.exp(-1) / math.factorial(times), abs=0.02)
+    assert np.abs(np.corrcoef(counts) - np.eye(20)).max() < 0.15
+
+
+# Metrics of samples
+
 
 _SAMPLED = TWO_MODELS + metrics(
     "AUC", "BinaryAccuracy", "BinaryCrossentropy", "ExampleCount", extra="example_weights { weighted: true }"

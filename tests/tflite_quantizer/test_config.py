@@ -15,7 +15,7 @@ TWO = ("serving_default", "other")
     [
         ({"mode": "int3"}, "Quantization.mode", "unknown-mode", "int8, int16x8"),
         ({"target": "toaster"}, "Quantization.target", "unknown-target", "edge_tpu"),
-        ({"mode": "mixed"}, "Quantization.rules", "inapplicable-field", "mixed"),
+        ({"mode": "mixed"}, "Quantization.rules", "rules-missing", "mixed"),
         ({"mode": "int8", "rules": [RULE]}, "Quantization.rules", "inapplicable-field", "'int8'"),
         ({"mode": "int16x8", "io": "uint8"}, "Quantization.io", "inapplicable-field", "int8, int4, mixed, auto"),
         ({"mode": "float32", "io": "uint8"}, "Quantization.io", "inapplicable-field", "'float32'"),
@@ -25,10 +25,10 @@ TWO = ("serving_default", "other")
             "incompatible-precision",
             "int16x8",
         ),
-        ({"mode": "auto", "auto": {"precisions": ()}}, "AutoPrecision.precisions", "too_short", None),
+        ({"mode": "auto", "auto": {"precisions": ()}}, "Quantization.auto.precisions", "too_short", None),
         (
             {"mode": "auto", "auto": {"precisions": ("int3",)}},
-            "AutoPrecision.precisions.0",
+            "Quantization.auto.precisions.0",
             "unknown-precision",
             "int3",
         ),
@@ -41,7 +41,7 @@ TWO = ("serving_default", "other")
         ({"signatures": ("serving_default", "serving_default")}, "Quantization.signatures", "not-unique", None),
         (
             {"mode": "mixed", "rules": [{"layers": ".", "precision": "int8", "block_size": 32}]},
-            "PrecisionRule.block_size",
+            "Quantization.rules.0.block_size",
             "inapplicable-field",
             "int4_dynamic",
         ),
@@ -80,13 +80,13 @@ TWO = ("serving_default", "other")
         ({"signatures": TWO, "equalize": True}, "Quantization.signatures", "several-signatures", None),
         (
             {"metadata": {"normalization": {"image": {"mean": [0, 0], "std": [1]}}}},
-            "Normalization.std",
+            "Quantization.metadata.normalization.image.std",
             "length-mismatch",
             None,
         ),
         (
             {"metadata": {"normalization": {"image": {"mean": [0], "std": [0]}}}},
-            "Normalization.std",
+            "Quantization.metadata.normalization.image.std",
             "not-positive",
             None,
         ),

@@ -3,7 +3,7 @@
 import pytest
 import tfx_compression as tfc
 from tfx.types import standard_artifacts
-from tfx_compression.errors import StoreError
+from tfx_compression.errors import ConfigError
 
 from tests.support.artifacts import channel
 from tests.support.errors import raises
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow  # imports TFX
 
 
 def test_a_store_of_an_unknown_scheme_is_refused():
-    with raises(StoreError, code="unknown-scheme", match="ftp"):
+    with raises(ConfigError, field="StoreTarget.uri", code="unknown-scheme", match="ftp"):
         tfc.TFLiteStorePusher(
             model=channel(standard_artifacts.Model), target=tfc.StoreTarget(uri="ftp://host/models", name="digits")
         )
