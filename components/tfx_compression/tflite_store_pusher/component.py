@@ -6,7 +6,6 @@ from tfx.types import standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
 from tfx_compression.store import StoreTarget
-from tfx_compression.store import open as open_store
 from tfx_compression.tflite_store_pusher import executor
 from tfx_compression.tfx_support import declaration
 
@@ -51,11 +50,7 @@ class TFLiteStorePusher(base_component.BaseComponent):
           model: Channel of a Model artifact with a TFLite model.
           target: Store, name of the model in it, and channel.
           model_blessing: Channel of the model's blessing. Without one every model is pushed.
-
-        Raises:
-          StoreError: No backend has the scheme of the store's URI.
         """
-        open_store(target.uri)
         super().__init__(
             TFLiteStorePusherSpec(
                 model=model,
