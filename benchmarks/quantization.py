@@ -32,7 +32,7 @@ import typer
 
 CACHE = Path(__file__).parents[1] / ".cache" / "benchmarks" / "quantization"
 PARTS = {"a": "modes", "b": "hard", "c": "auto", "d": "converter", "e": "calibration", "f": "ranges"}
-PACKAGES = ("tensorflow", "tf-keras", "ai-edge-litert", "ai-edge-quantizer", "tfx-compression")
+PACKAGES = ("tensorflow", "tf-keras", "ai-edge-litert", "litert-quantizer", "tfx-compression")
 
 TRAINED_ON = 55_000  # Rows of the training split; the others are held out.
 BATCH = 128

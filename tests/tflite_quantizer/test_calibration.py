@@ -49,9 +49,9 @@ def tensor_values(content: bytes, columns) -> dict[str, np.ndarray]:
 
 
 def test_min_max_is_what_tensorflow_and_the_quantizer_record(float_cnn, images, activations):
-    import numpy.typing  # noqa: F401 - ai_edge_quantizer 0.10 doesn't import it
-    from ai_edge_quantizer import calibrator, recipe, recipe_manager
-    from ai_edge_quantizer.utils import qsv_utils
+    import numpy.typing  # noqa: F401 - litert_quantizer 0.11 doesn't import it
+    from litert_quantizer import calibrator, recipe, recipe_manager
+    from litert_quantizer.utils import qsv_utils
 
     ranges = measure_ranges(float_cnn, {"image": images}, Calibration())
     assert set(ranges.tensors) == set(activations)

@@ -169,7 +169,7 @@ def best_ternary_scale(rows):
 
 
 def test_large_kernels_are_inside_the_flatbuffer():
-    """ai-edge-quantizer puts 256 kB and more after it."""
+    """litert-quantizer puts 256 kB and more after it."""
     x = tf_keras.Input((700,), name="x")
     large = net(tf_keras.Model(x, tf_keras.layers.Dense(600, name="y")(x)), normal(4, 700))
     content = large.quantized("int8_weight_only")

@@ -1,4 +1,4 @@
-"""Recipes of ai-edge-quantizer: supported precisions, and models that the quantizer refuses."""
+"""Recipes of litert-quantizer: supported precisions, and models that the quantizer refuses."""
 
 import pytest
 from tfx_compression.errors import ModelError

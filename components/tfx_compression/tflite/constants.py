@@ -41,6 +41,23 @@ def stored_values(data: bytes, tensor: Any) -> np.ndarray:
     return signed[: math.prod(shape)].reshape(shape)
 
 
+def packed_values(values: np.ndarray, tensor: Any) -> bytes:
+    """Returns values as a dense constant stores them: the inverse of `stored_values`.
+
+    Args:
+      values: Values within the limits of the tensor's type.
+      tensor: Tensor of a parsed flatbuffer.
+    """
+    if tensor.type in _DTYPES:
+        return values.astype(_DTYPES[tensor.type]).tobytes()
+    bits = SUB_BYTE_BITS[tensor.type]
+    count = 8 // bits
+    fields = np.zeros(-(-values.size // count) * count, np.uint8)
+    fields[: values.size] = values.ravel().astype(np.uint8) & (2**bits - 1)
+    shifted = fields.reshape(-1, count) << np.arange(0, 8, bits, dtype=np.uint8)
+    return np.bitwise_or.reduce(shifted, axis=1).astype(np.uint8).tobytes()
+
+
 def affine_parameters(model: Any, graph: Any, tensor: Any) -> tuple[np.ndarray, np.ndarray]:
     """Returns zero point and scale of a constant, shaped to broadcast against it; 0 and 1 if it is not quantized."""
     quantization = tensor.quantization

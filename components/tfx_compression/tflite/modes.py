@@ -100,7 +100,7 @@ class ModeSpec:
       name: Name in `Quantization.mode`.
       label: Title in reports.
       precision: Name of the precision of every layer that supports it; None where layers differ.
-      engine: `converter` is TensorFlow's converter, on the SavedModel; `recipe` is ai-edge-quantizer, on the float
+      engine: `converter` is TensorFlow's converter, on the SavedModel; `recipe` is litert-quantizer, on the float
         TFLite model, operator by operator.
       layers: What chooses each layer's precision: `uniform` is the mode's own, `rules` the user's rules, `search` a
         search on data.

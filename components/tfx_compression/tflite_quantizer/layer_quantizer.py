@@ -7,11 +7,12 @@ import numpy as np
 from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite.modes import PRECISIONS, Io, weightless_precision
-from tfx_compression.tflite_quantizer.ai_edge import qtyping
+from tfx_compression.tflite_quantizer.litert import qtyping
 from tfx_compression.tflite_quantizer.precision_choice import require_supported
 from tfx_compression.tflite_quantizer.precision_graph import PrecisionGraph
 from tfx_compression.tflite_quantizer.recipe import PrecisionChoice, Recipe, supports
 from tfx_compression.tflite_quantizer.ternary import clip_for_two_bits
+from tfx_compression.tflite_quantizer.zero_channels import raise_scales, restore_weights
 
 _ANY = -1  # bits of model inputs and of constants, which adapt to the operators around them
 
@@ -69,7 +70,10 @@ def quantize_layers(
     ternary = [graph.kernels[index] for index in chosen if PRECISIONS[choices[index].precision].weight_bits == 2]
     if ternary:
         content = clip_for_two_bits(content, ternary, per_channel)
-    return recipe.apply(content, _tensor_ranges(graph, calibrated, ranges or {}))
+    # The scale of a tensor of zeros would be so small that the next layer's bias saturates.
+    ranges = {name: ends if any(ends) else (0.0, 1.0) for name, ends in (ranges or {}).items()}
+    content, raised = raise_scales(content, graph, choices, ranges, per_channel)
+    return restore_weights(recipe.apply(content, _tensor_ranges(graph, calibrated, ranges)), raised)
 
 
 def place_integer_activations(

@@ -7,7 +7,7 @@ from ai_edge_litert import schema_py_generated as schema
 from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite.modes import PRECISIONS
 from tfx_compression.tflite_quantizer import recipe
-from tfx_compression.tflite_quantizer.ai_edge import tfl_flatbuffer_utils
+from tfx_compression.tflite_quantizer.litert import tfl_flatbuffer_utils
 from tfx_compression.tflite_quantizer.recipe import PrecisionChoice
 
 _FLOAT32 = schema.TensorType.FLOAT32

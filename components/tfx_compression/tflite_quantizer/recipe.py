@@ -1,4 +1,4 @@
-"""Recipes of ai-edge-quantizer: what its policy supports, and the flatbuffer that a recipe makes.
+"""Recipes of litert-quantizer: what its policy supports, and the flatbuffer that a recipe makes.
 
 Weights of 4 bits and less run on LiteRT only. TensorFlow 2.16's interpreter computes some of them wrong, silently.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from tfx_compression.errors import ModelError
 from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite.modes import PRECISIONS
-from tfx_compression.tflite_quantizer.ai_edge import algorithm_manager, qtyping, quantizer
+from tfx_compression.tflite_quantizer.litert import algorithm_manager, qtyping, quantizer
 
 
 class PrecisionChoice(NamedTuple):
@@ -42,6 +42,12 @@ def supports(kind: str | None, choice: PrecisionChoice, per_channel: bool) -> bo
     return True
 
 
+def has_channel_scales(kind: Any, choice: PrecisionChoice, per_channel: bool) -> bool:
+    """Returns whether a kernel gets a scale per channel, where `per_channel` is asked for."""
+    # The dynamic depthwise kernel reads a scale per channel, whether they are there or not.
+    return per_channel or (kind == qtyping.TFLOperationName.DEPTHWISE_CONV_2D and PRECISIONS[choice.precision].dynamic)
+
+
 class Recipe:
     """The configuration of each operator that is quantized."""
 
@@ -61,8 +67,7 @@ class Recipe:
           per_channel: Whether its weights have a scale per channel.
           unsigned: Whether its activations are unsigned.
         """
-        if kind == qtyping.TFLOperationName.DEPTHWISE_CONV_2D and PRECISIONS[choice.precision].dynamic:
-            per_channel = True  # The kernel reads a scale per channel, whether they are there or not.
+        per_channel = has_channel_scales(kind, choice, per_channel)
         algorithm, config = _operator_config(choice, per_channel, unsigned)
         self._entries.append((rf"\A{re.escape(scope)}\Z", kind, config, algorithm))
 
@@ -83,7 +88,7 @@ class Recipe:
             result = engine.quantize(ranges or None, enable_progress_bar=False, enable_progress_report=False)
         except (ValueError, RuntimeError) as error:
             raise ModelError(
-                f"ai-edge-quantizer can't quantize the model as chosen: {error}. Remedy: another precision for the "
+                f"litert-quantizer can't quantize the model as chosen: {error}. Remedy: another precision for the "
                 "layers that it names, or mode 'int8' or 'dynamic'.",
                 code="refused-by-quantizer",
             ) from error

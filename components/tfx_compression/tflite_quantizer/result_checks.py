@@ -33,7 +33,7 @@ from tfx_compression.tflite_quantizer.rows import Columns
 from tfx_compression.version import __version__
 
 _ERROR_ROWS = 32  # that layers are compared on
-_PACKAGES = ("tensorflow", "ai-edge-quantizer", "ai-edge-litert")
+_PACKAGES = ("tensorflow", "litert-quantizer", "ai-edge-litert")
 
 
 def check(content: bytes, converted: Conversion, folder: str) -> QuantizationRecord:
