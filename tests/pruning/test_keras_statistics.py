@@ -204,6 +204,30 @@ def test_the_activations_of_all_calls_of_a_shared_layer_are_joined(library):
 
 
 @BOTH
+def test_the_gates_of_a_recurrent_layer_are_those_of_its_kernel_and_all_rows_of_its_bias(library):
+    (x, y), layers = rows((4, 3), 1), library.layers
+    model = library.Sequential([layers.Input((4, 3)), layers.GRU(2, name="gru"), layers.Dense(1, name="y")])
+    model.compile(loss="mse")
+    cell = model.get_layer("gru").cell
+    cell.bias.assign(np.random.default_rng(1).normal(size=(2, 6)))
+    kernel, bias = cell.kernel.numpy(), cell.bias.numpy()
+
+    def loss(column, factor):
+        scale = np.where(np.arange(6) == column, factor, 1.0)
+        cell.kernel.assign(kernel * scale)
+        cell.bias.assign(bias * scale)
+        return float(np.square(np.asarray(model(x)) - y).mean())
+
+    expected = [(loss(column, 1.01) - loss(column, 0.99)) / 0.02 for column in range(6)]
+    loss(0, 1.0)
+    name = "gru/gru_cell/kernel"
+    measured = statistics(model, data_of(x, y), batch_size=ROWS)
+    (batch,) = measured.batches()
+    np.testing.assert_allclose(measured.gates(batch, [name])[name], expected, rtol=0.02, atol=1e-4)
+    assert scores(model, data_of(x, y), "taylor", "neuron")[name].shape == (6,)
+
+
+@BOTH
 def test_the_units_of_a_recurrent_layer_are_repeated_for_each_gate(library):
     (x, y), layers = rows((5, 3), 1), library.layers
     model = library.Sequential([layers.Input((5, 3)), layers.LSTM(4, name="lstm"), layers.Dense(1, name="y")])

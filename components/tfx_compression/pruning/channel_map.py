@@ -62,6 +62,25 @@ class WeightAxis:
 
 
 @dataclasses.dataclass(frozen=True)
+class ConsumingAxis:
+    """The input axis of a kernel, which the channels of a tensor index.
+
+    Attributes:
+      layer: Layer that multiplies the tensor by the kernel, and adds a bias.
+      variable: The kernel.
+      axis: Axis of the kernel.
+      ids: Channel id of each index along the last axis of the tensor.
+      place: Position of the tensor among the inputs of the called layer; None for the state of a recurrent layer.
+    """
+
+    layer: Any
+    variable: Any
+    axis: int
+    ids: ChannelIds
+    place: int | None
+
+
+@dataclasses.dataclass(frozen=True)
 class ProducingAxis:
     """An axis of a kernel that produces channels: each of its slices holds a channel's own weights.
 
@@ -89,9 +108,11 @@ class ChannelRegistry:
       coupled_calls: Channel ids that a layer gets at all of its calls, by the layer's id and a key.
       weight_axes: Weight axes that channels index, by the variable's id and the axis.
       producers: Axes that produce channels.
+      consumers: Input axes of kernels, by the variable's id and the axis.
       scales: Scales of normalizations.
       config_edits: Functions that return a field of a layer's configuration for the kept channels, by the layer's id.
       block_reasons: Reason why a channel is not removed, by channel id.
+      inexact: Reason why the removal of a channel changes more than its own values, by channel id.
     """
 
     def __init__(self) -> None:
@@ -100,9 +121,11 @@ class ChannelRegistry:
         self.coupled_calls: dict[tuple[int, str], ChannelIds] = {}
         self.weight_axes: dict[tuple[int, int], WeightAxis] = {}
         self.producers: list[ProducingAxis] = []
+        self.consumers: dict[tuple[int, int], ConsumingAxis] = {}
         self.scales: list[WeightAxis] = []
         self.config_edits: dict[int, dict[str, Callable[[KeepFn], Any]]] = {}
         self.block_reasons: dict[int, str] = {}
+        self.inexact: dict[int, str] = {}
 
     @property
     def size(self) -> int:
@@ -161,6 +184,30 @@ class ChannelRegistry:
         if known.ids is not ids:
             self.couple(known.ids, ids)
 
+    def consume(
+        self,
+        layer: Any,
+        variable: Any,
+        axis: int,
+        ids: ChannelIds,
+        place: int | None = 0,
+        along: ChannelIds | None = None,
+    ) -> None:
+        """Registers the input axis of a kernel; see `ConsumingAxis`.
+
+        Args:
+          layer: The layer.
+          variable: The kernel.
+          axis: Axis of the kernel.
+          ids: Channel id of each index of the axis.
+          place: Position of the tensor among the inputs.
+          along: Channel id of each index along the last axis of the tensor, if they differ from those of the axis.
+        """
+        axis %= len(variable.shape)
+        along = ids if along is None else along
+        self.consumers.setdefault((id(variable), axis), ConsumingAxis(layer, variable, axis, along, place))
+        self.index(variable, axis, ids)
+
     def produce(
         self, layer: Any, kind: str, variable: Any, axis: int, ids: ChannelIds, outputs: ChannelIds | None
     ) -> None:
@@ -189,6 +236,12 @@ class ChannelRegistry:
         for channel in np.unique(ids):
             if channel != FIXED:
                 self.block_reasons.setdefault(int(channel), reason)
+
+    def note_inexact(self, ids: ChannelIds, reason: str) -> None:
+        """Records why removing channels changes more than their own values; the first reason is reported."""
+        for channel in np.unique(ids):
+            if channel != FIXED:
+                self.inexact.setdefault(int(channel), reason)
 
     def last_axis(self, tensor: ChannelMap) -> ChannelIds:
         """Returns the ids along the last axis, after coupling them over all positions, which the layer treats alike.

@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfx_compression.errors import ModelError
 from tfx_compression.keras_models import graph, model_size
 from tfx_compression.keras_models.model_size import ModelSize
 from tfx_compression.model_handle import ModelHandle, copy_compilation
-from tfx_compression.pruning import importance, surgery
+from tfx_compression.pruning import importance, surgery, unit_constants
 from tfx_compression.pruning.dependency_graph import ChannelGroup, DependencyGraph
 from tfx_compression.pruning.model_pruner import AppliedPruning, Kept, ModelPruner, assigned
 from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.pruning_group import PruningGroup
+from tfx_compression.pruning.sample import Sample
 from tfx_compression.pruning.statistics import Statistics
 
 _KINDS = {"filter": ("filter",), "neuron": ("neuron", "head")}  # kinds of channel groups that a technique prunes
@@ -27,6 +29,7 @@ class ChannelPruner(ModelPruner):
     Args:
       handle: The model, which is left as it is.
       plan: The plan.
+      data: Batches of (features, labels) on which removed units are averaged; None for none.
 
     Raises:
       ModelError: The model has no graph of layers, or an unsupported layer while the plan is strict.
@@ -35,7 +38,7 @@ class ChannelPruner(ModelPruner):
 
     rounding_reason = "each layer keeps a whole number of channels, a multiple of round_to, and at least one"
 
-    def __init__(self, handle: ModelHandle, plan: PruningPlan):
+    def __init__(self, handle: ModelHandle, plan: PruningPlan, data: tf.data.Dataset | None = None):
         if handle.network is None:
             model = f"{handle.path} is a SavedModel" if handle.path else f"{handle.model.name!r} is"
             raise ModelError(
@@ -58,6 +61,7 @@ class ChannelPruner(ModelPruner):
         super().__init__(handle, plan, layers, {**protected, **locked})
         self._note_blocked(locked)
         self.apply_rules(locked)
+        self._data = data
         self._estimate = _SizeEstimate(self.dependencies, handle, self.size)
 
     def score(self, statistics: Statistics | None) -> None:
@@ -85,10 +89,14 @@ class ChannelPruner(ModelPruner):
 
     def apply(self, kept: Kept) -> AppliedPruning:
         """Builds a new network without the removed units, compiled as the model is."""
-        network = surgery.remove(self.dependencies, kept)
+        folding = unit_constants.fold(self.dependencies, kept, self._sample())
+        network = surgery.remove(self.dependencies, kept, folding.values)
         copy_compilation(self.handle.model, network)
+        self.notes += folding.notes
         channels = surgery.channels_left(self.dependencies, kept)
-        return AppliedPruning(network, model_size.measure(network), channels=channels)
+        inexact = {name: group.inexact for name, group in self.dependencies.groups.items() if group.inexact}
+        inexact = {name: reason for name, reason in (folding.inexact | inexact).items() if name in kept}
+        return AppliedPruning(network, model_size.measure(network), channels=channels, inexact=inexact)
 
     def elements(self, name: str) -> int:
         """See the base class."""
@@ -99,17 +107,14 @@ class ChannelPruner(ModelPruner):
         return self._estimate.saved(self.plan.target, self.select(sparsity))
 
     def ablated(self, name: str, sparsity: float) -> contextlib.AbstractContextManager[None]:
-        """See the base class. Removed units are zero wherever they are produced or used, which equals removal."""
+        """See the base class. Removed units have weights of zero, which equals removal with folded constants."""
         keep = self.dependencies.keep_fn(self.select({name: sparsity}))
-        values: dict[int, tuple[Any, np.ndarray]] = {}
-        for weight_axis in self.dependencies.registry.weight_axes.values():
-            stays = keep(weight_axis.ids)
-            if not stays.all():
-                variable, value = values.get(id(weight_axis.variable), (weight_axis.variable, None))
-                value = np.asarray(variable.numpy()) if value is None else value
-                shape = [-1 if axis == weight_axis.axis else 1 for axis in range(value.ndim)]
-                values[id(variable)] = (variable, value * stays.reshape(shape).astype(value.dtype))
-        return assigned(list(values.values()))
+        return assigned(unit_constants.zeroed_values(self.dependencies, keep))
+
+    def _sample(self) -> Sample | None:
+        if self._data is None:
+            return None
+        return Sample(self._data, self.plan.sample_rows, self.plan.batch_size, self.handle.model.name)
 
     def _unit_scores(self, group: ChannelGroup, scores: Mapping[str, np.ndarray]) -> np.ndarray:
         per_kernel = []

@@ -52,6 +52,7 @@ class ChannelGroup:
       roots: Channel id that represents each unit, [units].
       width: Channels of one layer per unit; more than one if they are coupled, as in grouped convolutions.
       blocked: Reason why none of them can be removed; empty if they can.
+      inexact: Reason why removing some changes more than their own values; empty if it doesn't.
       producers: Kernels that produce them.
       scales: Scales of the normalizations that follow: the layer's name, and the unit of each channel or -1.
     """
@@ -62,6 +63,7 @@ class ChannelGroup:
     roots: ChannelIds
     width: int
     blocked: str
+    inexact: str
     producers: tuple[Producer, ...]
     scales: tuple[tuple[str, np.ndarray], ...]
 
@@ -218,13 +220,14 @@ class DependencyGraph:
         reasons: dict[int, str] = {}
         for channel, reason in registry.block_reasons.items():
             reasons.setdefault(int(registry.roots(np.array(channel))), reason)
+        inexact = {int(registry.roots(np.array(channel))): reason for channel, reason in registry.inexact.items()}
         roots_of: dict[tuple[int, ...], list[int]] = {}
         for root in sorted(producers_of):
             roots_of.setdefault(tuple(producers_of[root]), []).append(root)
         groups: dict[str, ChannelGroup] = {}
         for numbers, roots in roots_of.items():
             axes = [registry.producers[number] for number in numbers]
-            group = self._group(axes, np.array(roots), reasons, groups)
+            group = self._group(axes, np.array(roots), reasons, inexact, groups)
             groups[group.name] = group
         return groups
 
@@ -233,6 +236,7 @@ class DependencyGraph:
         axes: Sequence[ProducingAxis],
         roots: ChannelIds,
         reasons: Mapping[int, str],
+        inexact: Mapping[int, str],
         groups: Mapping[str, ChannelGroup],
     ) -> ChannelGroup:
         unit_of = np.full(self.registry.size, -1)
@@ -261,6 +265,7 @@ class DependencyGraph:
             roots=roots,
             width=max(int(np.bincount(each[each >= 0]).max()) for each in channels),
             blocked=next((reasons[root] for root in roots.tolist() if root in reasons), ""),
+            inexact=next((inexact[root] for root in roots.tolist() if root in inexact), ""),
             producers=producers,
             scales=tuple(
                 (self._scale_names[id(scale.variable)], units(scale.ids))

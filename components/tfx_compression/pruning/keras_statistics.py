@@ -90,7 +90,8 @@ class KerasStatistics(Sample):
         for name, kernel in self._kernels.items():
             bias = getattr(kernel.layer, "bias", None)
             if kernel.kind in ("dense", "convolution", "transposed") and bias is not None:
-                terms[name] = [(kernel.variable, kernel.input_axes), (bias, ())]
+                rows = tuple(range(len(bias.shape) - 1))  # a GRU has one for its inputs and one for its state
+                terms[name] = [(kernel.variable, kernel.input_axes), (bias, rows)]
         for name, layer in _normalizations(self._model, _by_layer(self._kernels.values())):
             beta = getattr(layer, "beta", None)
             terms[name] = [(layer.gamma, ()), *([(beta, ())] if beta is not None else [])]

@@ -32,12 +32,14 @@ class AppliedPruning:
       size: Its size.
       masks: Masks of the pruned kernels, by name.
       channels: Indices of the output channels that are left, by layer, where channels were removed.
+      inexact: By group, the reason why the pruned model differs from one with the removed units' weights zero.
     """
 
     model: Any
     size: ModelSize
     masks: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     channels: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    inexact: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class ModelPruner(abc.ABC):

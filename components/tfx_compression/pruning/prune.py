@@ -134,7 +134,7 @@ def prune_step(
     _require_batches(data)
     step_sparsity = plan.first_step_sparsity if step_sparsity is None else step_sparsity
     current_sparsity = current_sparsity if plan.structured else 0.0
-    pruner: ModelPruner = ChannelPruner(handle, plan) if plan.structured else WeightPruner(handle, plan)
+    pruner: ModelPruner = ChannelPruner(handle, plan, data) if plan.structured else WeightPruner(handle, plan)
     statistics = _statistics(pruner, data, loss_fn)
     pruner.score(statistics)
     curves = _sensitivity(pruner, statistics, sensitivity_options or SensitivityOptions())
@@ -147,7 +147,7 @@ def prune_step(
         plan=plan,
         kind=handle.kind,
         summary=Summary(before=pruner.size, after=applied.size),
-        groups=_results(pruner, kept, target_sparsity),
+        groups=_results(pruner, kept, target_sparsity, applied.inexact),
         channels=dict(applied.channels),
         notes=(*handle.notes, *pruner.notes, *_schedule_notes(plan)),
         sensitivity=curves,
@@ -214,7 +214,9 @@ def _sensitivity(
     return tuple(sensitivity.measure(pruner.free, plan.sensitivity_levels, pruner.ablated, metric, options))
 
 
-def _results(pruner: ModelPruner, kept: Kept, target_sparsity: Mapping[str, float]) -> tuple[GroupResult, ...]:
+def _results(
+    pruner: ModelPruner, kept: Kept, target_sparsity: Mapping[str, float], inexact: Mapping[str, str]
+) -> tuple[GroupResult, ...]:
     results = []
     for name, layers in pruner.layers.items():
         group = pruner.groups.get(name)
@@ -230,6 +232,7 @@ def _results(pruner: ModelPruner, kept: Kept, target_sparsity: Mapping[str, floa
                 kept=int(kept[name].sum()) if name in kept else elements,
                 target_sparsity=target_sparsity.get(name, 0.0),
                 protected=pruner.protected.get(name, ""),
+                inexact=inexact.get(name, ""),
                 scores=scores,
             )
         )

@@ -18,6 +18,8 @@ class GroupResult(pydantic.BaseModel):
       kept: Number of elements that are left after this step.
       target_sparsity: Sparsity of the group at the end of the plan's schedule.
       protected: Reason why the group is not pruned (`first`, `last`, a rule, an unsupported layer …); empty if it is.
+      inexact: Reason why the pruned model differs from the original with the weights of the removed units set to zero;
+        empty if it doesn't.
       scores: Smallest, median and largest importance; None for a protected group.
     """
 
@@ -29,6 +31,7 @@ class GroupResult(pydantic.BaseModel):
     kept: int
     target_sparsity: float
     protected: str = ""
+    inexact: str = ""
     scores: tuple[float, float, float] | None = None
 
 

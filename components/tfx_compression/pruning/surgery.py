@@ -12,12 +12,15 @@ from tfx_compression.pruning.dependency_graph import DependencyGraph
 from tfx_compression.pruning.network_rebuild import NetworkRebuilder
 
 
-def remove(dependencies: DependencyGraph, kept: Mapping[str, np.ndarray]) -> Any:
+def remove(
+    dependencies: DependencyGraph, kept: Mapping[str, np.ndarray], values: Mapping[int, np.ndarray] | None = None
+) -> Any:
     """Returns a network without the units that are not kept.
 
     Args:
       dependencies: Dependency graph of the network, which is left as it is.
       kept: The units to keep, [units] of bool, by group. Groups that are not named keep all.
+      values: Values that replace those of variables of the network, in the same shapes, by the variable's id.
 
     Returns:
       A new model of the same Keras, with the same layer names, inputs and outputs, not compiled.
@@ -35,7 +38,7 @@ def remove(dependencies: DependencyGraph, kept: Mapping[str, np.ndarray]) -> Any
             )
         if not np.any(units):
             raise ModelError(f"None of the channels of {name!r} is kept. Remedy: keep one.", code="no-channels-left")
-    surgeon = _Surgeon(dependencies, dependencies.keep_fn(kept))
+    surgeon = _Surgeon(dependencies, dependencies.keep_fn(kept), values or {})
     return NetworkRebuilder(surgeon.narrowed, surgeon.fill).rebuild(dependencies.model)
 
 
@@ -54,9 +57,10 @@ def channels_left(dependencies: DependencyGraph, kept: Mapping[str, np.ndarray])
 class _Surgeon:
     """Makes the narrower layers."""
 
-    def __init__(self, dependencies: DependencyGraph, keep: KeepFn):
+    def __init__(self, dependencies: DependencyGraph, keep: KeepFn, values: Mapping[int, np.ndarray]):
         self._config_edits = dependencies.registry.config_edits
         self._keep = keep
+        self._values = values
         self._axes: dict[int, list[WeightAxis]] = {}  # by id of the variable
         for (variable, _), weight_axis in dependencies.registry.weight_axes.items():
             self._axes.setdefault(variable, []).append(weight_axis)
@@ -78,7 +82,7 @@ class _Surgeon:
         for old, weight in zip(layer.weights, new.weights, strict=True):
             if not hasattr(old, "numpy"):
                 continue  # a vocabulary
-            values = np.asarray(old.numpy())
+            values = self._values.get(id(old), np.asarray(old.numpy()))
             for weight_axis in self._axes.get(id(old), ()):
                 stays = self._keep(weight_axis.ids)
                 if not stays.all():

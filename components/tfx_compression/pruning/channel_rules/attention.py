@@ -14,8 +14,10 @@ def _attention(registry: ChannelRegistry, layer: Any, inputs: Inputs, shapes: Sh
     query, value = inputs[0], inputs[1] if len(inputs) > 1 else inputs[0]
     key = inputs[2] if len(inputs) > 2 else value
     heads = registry.create(layer, int(layer.get_config()["num_heads"]), "heads")
-    for tensor, dense in ((query, layer._query_dense), (key, layer._key_dense), (value, layer._value_dense)):
-        registry.index(dense.kernel, 0, registry.last_axis(tensor))
+    places = [0, min(2, len(inputs) - 1), min(1, len(inputs) - 1)]  # of query, key and value
+    denses = [layer._query_dense, layer._key_dense, layer._value_dense]
+    for tensor, dense, place in zip((query, key, value), denses, places, strict=True):
+        registry.consume(dense, dense.kernel, 0, registry.last_axis(tensor), place)
         registry.produce(layer, "head", dense.kernel, 1, heads, None)
         if dense.bias is not None:
             registry.index(dense.bias, 0, heads)

@@ -28,7 +28,7 @@ def _convolution(registry: ChannelRegistry, layer: Any, inputs: Inputs, shapes: 
         registry.couple(given.reshape(groups, -1)[:, 0], outputs.reshape(groups, -1)[:, 0])
         registry.edit_count(layer, "groups", outputs.reshape(groups, -1)[:, 0])
     else:
-        registry.index(layer.kernel, -2, given)
+        registry.consume(layer, layer.kernel, -2, given)
     registry.produce(layer, "filter", layer.kernel, -1, outputs, outputs)
     register_outputs(registry, layer, outputs)
     registry.edit_count(layer, "filters", outputs)
@@ -38,7 +38,7 @@ def _convolution(registry: ChannelRegistry, layer: Any, inputs: Inputs, shapes: 
 @rule("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
 def _transposed(registry: ChannelRegistry, layer: Any, inputs: Inputs, shapes: Shapes) -> list[ChannelIds]:
     require_channels_last(layer)
-    registry.index(layer.kernel, -1, registry.last_axis(inputs[0]))
+    registry.consume(layer, layer.kernel, -1, registry.last_axis(inputs[0]))
     outputs = registry.create(layer, int(layer.filters))
     registry.produce(layer, "filter", layer.kernel, -2, outputs, outputs)
     register_outputs(registry, layer, outputs)
@@ -64,8 +64,8 @@ def _separable(registry: ChannelRegistry, layer: Any, inputs: Inputs, shapes: Sh
     require_channels_last(layer)
     given = registry.last_axis(inputs[0])
     outputs = registry.create(layer, int(layer.filters))
-    registry.index(layer.depthwise_kernel, -2, given)
-    registry.index(layer.pointwise_kernel, -2, np.repeat(given, layer.depth_multiplier))
+    registry.consume(layer, layer.depthwise_kernel, -2, given)
+    registry.consume(layer, layer.pointwise_kernel, -2, np.repeat(given, layer.depth_multiplier), along=given)
     registry.produce(layer, "filter", layer.pointwise_kernel, -1, outputs, outputs)
     register_outputs(registry, layer, outputs)
     registry.edit_count(layer, "filters", outputs)

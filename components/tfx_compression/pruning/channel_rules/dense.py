@@ -8,7 +8,7 @@ from tfx_compression.pruning.channel_rules.registry import Inputs, Shapes, along
 
 @rule("Dense")
 def _dense(registry: ChannelRegistry, layer: Any, inputs: Inputs, shapes: Shapes) -> list[ChannelIds]:
-    registry.index(layer.kernel, 0, registry.last_axis(inputs[0]))
+    registry.consume(layer, layer.kernel, 0, registry.last_axis(inputs[0]))
     outputs = registry.create(layer, int(layer.units))
     registry.produce(layer, "neuron", layer.kernel, 1, outputs, outputs)
     register_outputs(registry, layer, outputs)
@@ -25,7 +25,7 @@ def _einsum_dense(registry: ChannelRegistry, layer: Any, inputs: Inputs, shapes:
         raise UnsupportedLayer(f"multiplies by the equation {layer.equation!r}")
     if layer.bias is not None and layer.bias_axes != weights[1]:
         raise UnsupportedLayer(f"has a bias along {layer.bias_axes!r}")
-    registry.index(layer.kernel, 0, registry.last_axis(inputs[0]))
+    registry.consume(layer, layer.kernel, 0, registry.last_axis(inputs[0]))
     outputs = registry.create(layer, int(layer.kernel.shape[1]))
     registry.produce(layer, "neuron", layer.kernel, 1, outputs, outputs)
     register_outputs(registry, layer, outputs)

@@ -13,7 +13,10 @@ def _normalization(registry: ChannelRegistry, layer: Any, inputs: Inputs, shapes
     rank = len(inputs[0].shape) + 1
     if [axis % rank for axis in axes] != [rank - 1]:
         raise UnsupportedLayer(f"normalizes along the axes {list(axes)}, not the last")
-    _register_weights(registry, layer, registry.last_axis(inputs[0]))
+    ids = registry.last_axis(inputs[0])
+    if not hasattr(layer, "moving_mean"):
+        registry.note_inexact(ids, f"layer {layer.name!r} computes its statistics over the remaining channels")
+    _register_weights(registry, layer, ids)
     return [inputs[0].ids]
 
 
@@ -32,6 +35,8 @@ def _group_normalization(registry: ChannelRegistry, layer: Any, inputs: Inputs, 
         registry.couple(ids.reshape(groups, -1)[:, :1], ids.reshape(groups, -1))
         registry.couple_calls(layer, "groups", ids)
         registry.edit_count(layer, "groups", ids.reshape(groups, -1)[:, 0])
+    else:
+        registry.note_inexact(ids, f"layer {layer.name!r} computes its statistics over the remaining channels")
     _register_weights(registry, layer, ids)
     return [inputs[0].ids]
 

@@ -23,9 +23,9 @@ def _recurrent(registry: ChannelRegistry, layer: Any, inputs: Inputs, shapes: Sh
     for activation in (cell.activation, getattr(cell, "recurrent_activation", None)):
         register_activation(registry, layer, activation, units)
     gates = np.tile(units, int(cell.kernel.shape[1]) // units.size)
-    registry.index(cell.kernel, 0, registry.last_axis(inputs[0]))
+    registry.consume(layer, cell.kernel, 0, registry.last_axis(inputs[0]))
     registry.produce(layer, "neuron", cell.kernel, 1, gates, units)
-    registry.index(cell.recurrent_kernel, 0, units)
+    registry.consume(layer, cell.recurrent_kernel, 0, units, place=None)
     registry.index(cell.recurrent_kernel, 1, gates)
     if cell.use_bias:
         registry.index(cell.bias, -1, gates)
