@@ -15,11 +15,12 @@ help:  ## this list
 
 setup: .venv/.done  ## build .venv: finds or fetches Python 3.10 (or 3.11 on glibc >= 2.39) and installs everything
 
-.venv/.done: pyproject.toml constraints.txt .ci/find-python
-	@.ci/check-compiler
+.venv/.done: pyproject.toml constraints.txt .ci/find-python .ci/find-compiler
 	@test -x $(BIN)/python || { python=$$(.ci/find-python) && "$$python" -m venv .venv; }
+	@.ci/find-compiler $(BIN)/python >.venv/compiler
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[kfp,dev]'
+	CC="$$(cat .venv/compiler)" CXX="$$(cat .venv/compiler)" \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[kfp,dev]'
 	@touch $@
 
 pipeline: setup  ## train, compress, evaluate and release scikit-learn's digits (ARGS="--help" lists the options)

@@ -60,7 +60,7 @@ def failure(in_worker, code: str, source: str, **options) -> WorkerError:
     return caught.value
 
 
-def test_an_answer_comes_back_and_output_goes_to_standard_error(in_worker, capfd):
+def test_an_answer_comes_back_and_output_is_logged(in_worker, capfd, caplog):
     source = """
         def main(request):
             print("noise")
@@ -68,9 +68,10 @@ def test_an_answer_comes_back_and_output_goes_to_standard_error(in_worker, capfd
             return {"sum": sum(request["numbers"]), "bytes": len(data), "last": data[-1]}
     """
     data = bytes(range(256)) * 1000
+    caplog.set_level("INFO", "tfx_compression")
     assert in_worker(source, {"numbers": [1, 2, 3]}, input=data) == {"sum": 6, "bytes": 256_000, "last": 255}
-    out, err = capfd.readouterr()
-    assert (out, err) == ("", "noise\n")
+    assert capfd.readouterr() == ("", "")
+    assert caplog.messages == ["The model m in mode 'int8' printed:\nnoise\n"]
 
 
 @pytest.mark.parametrize("error_class", [ConfigError, ModelError, DataError, StoreError, LineageError, WorkerError])

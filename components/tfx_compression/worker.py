@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import importlib
 import json
+import logging
 import os
 import re
 import signal
@@ -22,6 +23,8 @@ from typing import IO, Any
 import psutil
 
 from tfx_compression.errors import CompressionError, WorkerError
+
+_log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
 _OUTPUT_CHARACTERS = 1500  # Of a failed worker's output, at most these last ones are shown.
@@ -48,7 +51,7 @@ def run(
     """Runs `main(request)` of a worker module in another process and returns its answer.
 
     The process and its children have ended when this function returns or raises. They also end with this process. The
-    output of a successful worker goes to standard error.
+    output of a successful worker is logged at level INFO, which Python doesn't show by default.
 
     Args:
       module: Name of the worker module, importable from `sys.path`.
@@ -86,7 +89,8 @@ def run(
         stdout.seek(0)
         output = stdout.read().decode(errors="replace")
     if "answer" in messages and not exceeded and process.returncode == 0:
-        sys.stderr.write(output)
+        if output:
+            _log.info("%s printed:\n%s", task, output)
         return messages["answer"]
     if "error" in messages:
         raise _error_from_message(messages["error"])

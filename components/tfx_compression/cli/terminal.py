@@ -36,6 +36,7 @@ def output_to(log: Path) -> Iterator[Console]:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+        logging.getLogger("tfx_compression").setLevel(logging.INFO)
         try:
             yield Console(file=terminal, soft_wrap=True)
         finally:

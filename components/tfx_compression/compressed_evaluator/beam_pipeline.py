@@ -28,6 +28,7 @@ from tfx_compression.compressed_evaluator import batch_evaluator, predictors
 from tfx_compression.compressed_evaluator.beam_errors import carried_errors, original_error
 from tfx_compression.compressed_evaluator.behavior import SECONDS, CollectStatistics, PassStatistics, select
 from tfx_compression.data import examples
+from tfx_compression.data.iteration import numpy_elements
 from tfx_compression.errors import DataError
 
 _STATISTICS = "behavior.pickle"
@@ -179,7 +180,7 @@ class _ReadBatches(beam.DoFn):
 
     def _batches(self, file: str) -> Iterator[np.ndarray]:
         try:
-            yield from examples.records([file]).batch(self._rows).prefetch(1).as_numpy_iterator()
+            yield from numpy_elements(examples.records([file]).batch(self._rows).prefetch(1))
         except tf.errors.OpError as error:
             raise examples.unreadable_error(file, error) from error
 

@@ -29,9 +29,11 @@ from tfx_compression.compressed_evaluator.measurement import ExampleRow, LoadedM
 from tfx_compression.compressed_evaluator.output_matching import match_outputs
 from tfx_compression.compressed_evaluator.records import BaselineComparison, LimitVerdict, ModelMeasurements
 from tfx_compression.data import examples
+from tfx_compression.data.iteration import numpy_elements
 from tfx_compression.errors import ConfigError, DataError, ModelError
 from tfx_compression.files import write_text
 from tfx_compression.model_handle import model_files
+from tfx_compression.quiet import quiet_libraries
 from tfx_compression.tflite.contents import ModelContents, read_contents
 
 # Files that an evaluation writes beside evaluation.json.
@@ -85,6 +87,7 @@ def evaluate(
         return run(candidates, baseline, patterns, schema, config, limits, output, beam.Pipeline, reference_kernels)
 
 
+@quiet_libraries()
 def run(
     candidates: Mapping[str, str],
     baseline: str | None,
@@ -304,7 +307,7 @@ def _first_row(
     label = config.model_specs[0].label_key
     if schema is not None and label:
         examples.resolve_label(schema, (), label)
-    record = next(examples.records(files).as_numpy_iterator())
+    record = next(numpy_elements(examples.records(files)))
     features = {}
     for name, feature in tf.train.Example.FromString(record).features.feature.items():
         kind = feature.WhichOneof("kind")

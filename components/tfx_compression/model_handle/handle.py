@@ -16,6 +16,7 @@ from tfx_compression.kernels.variable_uses import variable_id
 from tfx_compression.model_handle.layout import KERAS_FILE, keras_files
 from tfx_compression.model_handle.saving import copy_compilation, write_network
 from tfx_compression.model_handle.variable_matching import VariableMatching
+from tfx_compression.quiet import quiet_libraries
 from tfx_compression.saved_models import rebuilt_signatures
 from tfx_compression.saved_models.checkpoint import same_path
 from tfx_compression.saved_models.rebuilt_signatures import RebuiltSignatures, SignaturesFn
@@ -94,6 +95,7 @@ class ModelHandle:
         return self.model.measure() if self.kind == "saved_model" else model_size.measure(self.keras_model)
 
     @unwrapped_errors()
+    @quiet_libraries()
     def save(
         self,
         path: str,

@@ -24,6 +24,7 @@ from tfx_compression.pruning.signature_statistics import LossFn, SignatureStatis
 from tfx_compression.pruning.sparsity_allocator import SparsityAllocator
 from tfx_compression.pruning.statistics import Statistics
 from tfx_compression.pruning.weight_pruner import WeightPruner
+from tfx_compression.quiet import quiet_libraries
 from tfx_compression.tracing import unwrapped_errors
 
 
@@ -64,6 +65,7 @@ class PrunedModel(Compressed):
 
 
 @unwrapped_errors()
+@quiet_libraries()
 def prune(
     model: Any,
     plan: PruningPlan,
@@ -101,6 +103,7 @@ def prune(
 
 
 @unwrapped_errors()
+@quiet_libraries()
 def prune_step(
     handle: ModelHandle,
     plan: PruningPlan,

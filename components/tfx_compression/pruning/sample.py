@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfx_compression.data.iteration import elements
 from tfx_compression.errors import DataError
 
 
@@ -24,7 +25,7 @@ class Sample:
     """
 
     def __init__(self, data: tf.data.Dataset | None, rows: int, batch_size: int, model: str):
-        self.data = () if data is None else data.unbatch().take(rows).batch(batch_size).cache()
+        self.data = None if data is None else data.unbatch().take(rows).batch(batch_size).cache()
         self._model_name = model
 
     def batches(self) -> Iterator[Any]:
@@ -34,7 +35,7 @@ class Sample:
           DataError: There are no rows.
         """
         empty = True
-        for batch in self.data:
+        for batch in elements(self.data) if self.data is not None else ():
             empty = False
             yield batch
         if empty:
@@ -47,4 +48,4 @@ class Sample:
     def rows(self) -> Iterator[Any]:
         """Yields the sample in batches of one row."""
         for batch in self.batches():
-            yield from tf.data.Dataset.from_tensors(batch).unbatch().batch(1)
+            yield from elements(tf.data.Dataset.from_tensors(batch).unbatch().batch(1))

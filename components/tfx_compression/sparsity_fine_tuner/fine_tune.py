@@ -17,6 +17,7 @@ from tfx_compression.model_handle import ModelHandle, wrap
 from tfx_compression.model_handle.compressed import Masks, Summary, require_masked_zeros
 from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.prune import PrunedModel
+from tfx_compression.quiet import quiet_libraries
 from tfx_compression.sparsity_fine_tuner import checks, modes
 from tfx_compression.sparsity_fine_tuner.checkpoints import require_same_configuration
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
@@ -30,6 +31,7 @@ from tfx_compression.tracing import unwrapped_errors
 
 
 @unwrapped_errors()
+@quiet_libraries()
 def fine_tune(
     model: Any,
     data: tf.data.Dataset | Batches,

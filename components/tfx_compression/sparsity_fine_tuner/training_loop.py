@@ -15,6 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfx_compression.data.iteration import elements
 from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.keras_models.library import keras_library
 from tfx_compression.keras_models.metric_names import smaller_is_better
@@ -229,7 +230,7 @@ class _TrainingLoop:
         while steps is None or state.steps_in_epoch < steps:
             if self._source is None:
                 dataset = self._job.data(state.passes).skip(state.steps_in_pass)
-                self._source = iter(self._strategy.experimental_distribute_dataset(dataset))
+                self._source = elements(self._strategy.experimental_distribute_dataset(dataset))
             try:
                 batch = next(self._source)
             except StopIteration:

@@ -5,13 +5,16 @@ variable is in one graph. `freeze` turns variables into constants and keeps loop
 the form that TFLite converts.
 """
 
+import contextlib
 import dataclasses
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-from tensorflow.python.grappler import tf_optimizer
+from tensorflow.core.protobuf import config_pb2, device_properties_pb2, meta_graph_pb2, rewriter_config_pb2
+from tensorflow.python.framework import convert_to_constants
+from tensorflow.python.grappler import cluster, tf_optimizer
 
 from tfx_compression.tf_graphs import walks
 
@@ -68,7 +71,10 @@ def inline_calls(function: Any) -> InlinedGraph:
 def freeze(function: Any) -> FrozenGraph:
     """Freezes a concrete function or signature."""
     # Loops stay functions: TFLite has loops, and turns an LSTM's loop into one operator.
-    frozen = convert_variables_to_constants_v2(function, lower_control_flow=False, aggressive_inlining=True)
+    with _virtual_cluster():
+        frozen = convert_to_constants.convert_variables_to_constants_v2(
+            function, lower_control_flow=False, aggressive_inlining=True
+        )
     handles = {internal.op.name: external for external, internal in function.graph.captures}
     captured = {tensor.op.name: handles[tensor.op.name] for tensor in frozen.inputs if tensor.op.name in handles}
     inputs = [tensor for tensor in frozen.inputs if tensor.op.name not in captured]
@@ -99,7 +105,25 @@ def _inlined_definition(function: Any) -> Any:
     rewriting.min_graph_nodes = -1
     rewriting.optimizers.append("function")
     rewriting.function_optimization = rewriter_config_pb2.RewriterConfig.AGGRESSIVE
-    return tf_optimizer.OptimizeGraph(config, meta_graph)
+    return tf_optimizer.OptimizeGraph(config, meta_graph, cluster=_one_cpu())
+
+
+def _one_cpu() -> cluster.Cluster:
+    """Returns a virtual machine to optimize for. By default, Grappler starts a session, and prints that it does."""
+    properties = device_properties_pb2.DeviceProperties(type="CPU", num_cores=1)
+    name = "/job:localhost/replica:0/task:0/device:CPU:0"
+    return cluster.Cluster(devices=[device_properties_pb2.NamedDevice(name=name, properties=properties)])
+
+
+@contextlib.contextmanager
+def _virtual_cluster() -> Iterator[None]:
+    """Makes TensorFlow's own calls of Grappler optimize for `_one_cpu`, too, as they can't be told to."""
+    optimize = tf_optimizer.OptimizeGraph
+    tf_optimizer.OptimizeGraph = functools.partial(optimize, cluster=_one_cpu())
+    try:
+        yield
+    finally:
+        tf_optimizer.OptimizeGraph = optimize
 
 
 def _import(function: Any, definition: Any, rows: int | None) -> InlinedGraph:

@@ -8,6 +8,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from tfx_compression.errors import ModelError
+from tfx_compression.tf_graphs import walks
 from tfx_compression.tflite.interpreter import SIGNATURE
 
 _FAKE_QUANTIZATION = re.compile(r"FakeQuantWithMinMax\w+|QuantizeAndDequantizeV\d")
@@ -60,7 +61,7 @@ class SavedModelGraph:
         library = {function.signature.name: function for function in self._graph.graph_def.library.function}
         outputs = {info.name for name in signatures for info in self._signature(name).outputs.values()}
         names = sorted({output.split(":")[0] for output in outputs})
-        pending = list(tf.compat.v1.graph_util.extract_sub_graph(self._graph.graph_def, names).node)
+        pending = list(walks.required_nodes(self._graph.graph_def, names).node)
         visited: set[str] = set()
         while pending:
             node = pending.pop()

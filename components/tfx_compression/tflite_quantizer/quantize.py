@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfx_compression import worker
 from tfx_compression.errors import DataError, ModelError, WorkerError
+from tfx_compression.quiet import quiet_libraries
 from tfx_compression.saved_models import feature_signatures
 from tfx_compression.tflite.contents import ModelContents, read_contents
 from tfx_compression.tflite.features import is_string
@@ -51,6 +52,7 @@ class Quantized:
 
 
 @unwrapped_errors()
+@quiet_libraries()
 def quantize(model: Any, config: Quantization, data: tf.data.Dataset | None = None) -> bytes:
     """Converts a model to a TFLite flatbuffer.
 
@@ -110,7 +112,7 @@ def quantize_saved_model(path: str, config: Quantization, read: RowReader | None
         test = os.path.join(folder, self_test.FILE)
         arrays = self_test.read(test) if os.path.exists(test) else {}
     notes = tuple(note for signature in signatures.values() for note in signature.notes)
-    interpreter = Interpreter(content)
+    interpreter = Interpreter(content, xnnpack=False)  # XNNPACK prints a line when it starts.
     record = record.model_copy(
         update={"notes": (*notes, *rows.notes, *record.notes), "seconds": {"cut": cut_seconds, **record.seconds}}
     )

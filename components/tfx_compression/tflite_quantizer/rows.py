@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfx_compression.data.iteration import numpy_elements
 from tfx_compression.errors import ConfigError, DataError
 from tfx_compression.saved_models.feature_signatures import FeatureSignature
 from tfx_compression.tflite_quantizer.config import Quantization
@@ -109,7 +110,7 @@ def _collect(data: tf.data.Dataset, specs: Mapping[str, tf.TensorSpec]) -> tuple
     """Returns the values of each feature and the labels, row by row."""
     features: dict[str, list[np.ndarray]] = {name: [] for name in specs}
     labels = []
-    for row in data.as_numpy_iterator():
+    for row in numpy_elements(data):
         values = row[0] if isinstance(row, tuple) else row
         if isinstance(row, tuple) and len(row) > 1:
             labels.append(row[1])
