@@ -111,6 +111,12 @@ def test_a_pruned_keras_2_model_answers_serialized_examples(trained, tmp_path, t
         assert run.pruned.get_custom_property("macs") < run.pruned.get_custom_property("macs_before")
 
 
+def test_examples_recalibrate_normalizations_though_the_criterion_needs_none(trained, tmp_path):
+    shutil.copytree(trained, serving(tmp_path))
+    run = Run(tmp_path, PruningPlan(technique="filter", sparsity=0.5), examples=True).do()
+    assert any("batch normalizations" in note for note in run.record.notes)
+
+
 @pytest.mark.parametrize("technique", ["weight", "neuron"])
 def test_a_keras_3_model_and_its_export_are_both_pruned(tmp_path, technique):
     model = kinds.keras3_dense()

@@ -264,6 +264,24 @@ def test_the_seed_determines_the_weights():
     assert not np.array_equal(first[0], other[0])
 
 
+@pytest.mark.parametrize("batches", [0, 60])
+def test_training_starts_from_new_normalization_statistics_where_channels_were_removed(batches):
+    x = tf_keras.Input((4,), name="x")
+    hidden = tf_keras.layers.Dense(8, activation="relu", name="hidden")(x)
+    norm = tf_keras.layers.BatchNormalization(name="norm")(tf_keras.layers.Dense(6, name="second")(hidden))
+    model = tf_keras.Model(x, tf_keras.layers.Dense(2, name="y")(norm))
+    model.compile("sgd", "mse")
+    pruned = prune(model, unprotected_plan(technique="neuron", recalibrate_batches=batches))
+    rows, labels = helpers.points(128)
+
+    tuned = fine_tune(pruned, helpers.batches(rows, labels, 64), FineTuning(epochs=1, learning_rate=1e-9))
+
+    network = tf_keras.Model(pruned.model.inputs, tuned.model.get_layer("second").output)
+    deviation = tuned.model.get_layer("norm").moving_variance.numpy() / network(rows).numpy().var(axis=0)
+    assert (np.abs(deviation - 1) < 0.05).all() == (batches > 0)
+    assert any("computed anew on 128 rows" in note for note in tuned.notes) == (batches > 0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("technique", "fitted"), [("weight", True), ("neuron", False)])
 def test_accuracy_is_the_same_after_saving_and_loading(fitted, technique, tmp_path):

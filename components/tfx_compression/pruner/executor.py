@@ -49,7 +49,7 @@ class Executor(base_executor.BaseExecutor):
         if compile_fn := module.function("compile_fn"):
             _compile(handle, compile_fn)
         data = None
-        if input_dict.get("examples") and requires_data(plan):
+        if input_dict.get("examples") and (requires_data(plan) or plan.structured):
             split, rows = exec_properties["split"], plan.batch_size
             data = inputs.model_batches(handle, input_dict, module, split, plan.label_key, rows, True, plan.seed)
         fingerprint = checkpoints.fingerprint(input_dict, exec_properties)

@@ -13,6 +13,7 @@ from tfx_compression.keras_models import graph, model_size
 from tfx_compression.keras_models.model_size import ModelSize
 from tfx_compression.model_handle import ModelHandle, copy_compilation
 from tfx_compression.pruning import importance, surgery, unit_constants
+from tfx_compression.pruning.batch_statistics import recalibrate
 from tfx_compression.pruning.dependency_graph import ChannelGroup, DependencyGraph
 from tfx_compression.pruning.model_pruner import AppliedPruning, Kept, ModelPruner, assigned
 from tfx_compression.pruning.plan import PruningPlan
@@ -29,7 +30,7 @@ class ChannelPruner(ModelPruner):
     Args:
       handle: The model, which is left as it is.
       plan: The plan.
-      data: Batches of (features, labels) on which removed units are averaged; None for none.
+      data: Batches of (features, labels) on which removed units are averaged and batch normalizations calibrated.
 
     Raises:
       ModelError: The model has no graph of layers, or an unsupported layer while the plan is strict.
@@ -93,6 +94,9 @@ class ChannelPruner(ModelPruner):
         network = surgery.remove(self.dependencies, kept, folding.values)
         copy_compilation(self.handle.model, network)
         self.notes += folding.notes
+        if self._data is not None and any(not units.all() for units in kept.values()):
+            plan = self.plan
+            self.notes += recalibrate(network, self._data, plan.recalibrate_batches, plan.batch_size)
         channels = surgery.channels_left(self.dependencies, kept)
         inexact = {name: group.inexact for name, group in self.dependencies.groups.items() if group.inexact}
         inexact = {name: reason for name, reason in (folding.inexact | inexact).items() if name in kept}

@@ -64,6 +64,9 @@ class PruningPlan(Config):
       frequency: Training steps between two mask updates.
       sample_rows: Number of rows of data that criteria and sensitivity use.
       batch_size: Rows per batch of this sample.
+      recalibrate_batches: For `filter` and `neuron`, the number of batches of the data on which the statistics of batch
+        normalizations are computed anew once channels are removed; Pruner does it where it has data, and
+        SparsityFineTuner before it trains. 0 leaves the statistics of the whole network.
       label_key: Name of the label feature; None means the one feature of the schema that isn't an input of the model.
       sensitivity_levels: Sparsities at which `sensitivity` measures each layer, ascending, in (0, 1).
       sensitivity_metric: `loss`, or the name of a metric that the model is compiled with.
@@ -90,6 +93,7 @@ class PruningPlan(Config):
     frequency: int = Field(default=100, ge=1)
     sample_rows: int = Field(default=1024, ge=1)
     batch_size: int = Field(default=32, ge=1)
+    recalibrate_batches: int = Field(default=60, ge=0)
     label_key: Name | None = None
     sensitivity_levels: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
     sensitivity_metric: str = "loss"

@@ -83,6 +83,8 @@ def prune(
       model: A Keras 2 or Keras 3 model, the path of one or of a SavedModel, or the result of `model_handle.load`.
       plan: What to prune.
       data: Batches of (features, labels), as Keras' `fit` takes them, for criteria and allocations that require data.
+        Where channels are removed, it also gives the means that take their place (see `unit_constants`) and new
+        statistics of batch normalizations (`PruningPlan.recalibrate_batches`).
         For a SavedModel without layers, the features are what its signature takes: by argument, or serialized examples.
       loss_fn: Loss of a SavedModel without layers: `loss_fn(labels, outputs)`, with outputs by name, returns the
         batch's mean loss or one loss per row.

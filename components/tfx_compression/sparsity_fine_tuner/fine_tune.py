@@ -15,6 +15,7 @@ from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.keras_models.library import keras_library
 from tfx_compression.model_handle import ModelHandle, wrap
 from tfx_compression.model_handle.compressed import Masks, Summary, require_masked_zeros
+from tfx_compression.pruning.batch_statistics import recalibrate
 from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.prune import PrunedModel
 from tfx_compression.quiet import quiet_libraries
@@ -51,6 +52,9 @@ def fine_tune(
     custom_objects: Mapping[str, Any] | None = None,
 ) -> FineTunedModel:
     """Trains a pruned model. What is pruned stays so.
+
+    Where channels were removed, the statistics of batch normalizations are first computed anew on the data
+    (`PruningPlan.recalibrate_batches`).
 
     Inside the scope of a `tf.distribute` strategy in which the model was loaded, it trains on all replicas.
 
@@ -106,12 +110,14 @@ def fine_tune(
     if train_step is None and handle.kind != "saved_model":
         checks.require_standard_step(handle.model)
     with contextlib.ExitStack() as stack:
+        passes = seeded_passes(data, config)
+        notes = _recalibrate(handle, plan, passes)
         session = Session(
             handle=handle,
             config=config,
             plan=plan,
             target_sparsity=dict(target_sparsity or {}),
-            data=seeded_passes(data, config),
+            data=passes,
             validation=finite_evaluation_data(validation_data, config),
             teachers=[wrap(each) for each in _as_sequence(teacher)],
             loss_fn=loss_fn,
@@ -137,8 +143,15 @@ def fine_tune(
         history=result.history,
         rounds=result.rounds,
         metrics=result.metrics,
-        notes=result.notes,
+        notes=[*notes, *result.notes],
     )
+
+
+def _recalibrate(handle: ModelHandle, plan: PruningPlan | None, passes: Batches) -> list[str]:
+    """Computes the statistics of batch normalizations anew if channels were removed."""
+    if plan is None or not plan.structured or handle.network is None:
+        return []
+    return recalibrate(handle.network, passes(0), plan.recalibrate_batches, plan.batch_size)
 
 
 def _masks_of_zeros(handle: ModelHandle) -> dict[str, np.ndarray]:
