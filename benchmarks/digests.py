@@ -948,7 +948,7 @@ def quantize(case: Converting, path: str) -> dict[str, Any]:
     """Runs a case of `tfc.quantize`."""
     model = KINDS[case.kind](case.net, f"{path}/model")
     data = rows_by_name(case.net, outlier=case.outlier)
-    content = tfc.quantize(model, tfc.Quantization(**{**CONVERTED, **case.config}), data)
+    content = bytes(tfc.quantize(model, tfc.Quantization(**{**CONVERTED, **case.config}), data))
     return {"file": content, **({"answers": tflite_answers(content)} if case.runs else {})}
 
 
@@ -959,7 +959,7 @@ def candidates() -> dict[str, str]:
     for name, fields in CANDIDATES.items():
         paths[name] = f"{FOLDER}/{name}.tflite"
         config = tfc.Quantization(**{**CONVERTED, **fields})
-        Path(paths[name]).write_bytes(tfc.quantize(paths["baseline"], config, rows_by_name("cnn")))
+        tfc.quantize(paths["baseline"], config, rows_by_name("cnn")).save(paths[name])
     paths["examples"] = f"{FOLDER}/examples.tfrecord"
     columns = {**features("cnn", 200, seed=2), "label": labels(200), "side": labels(200, seed=3)}
     with tf.io.TFRecordWriter(paths["examples"]) as writer:

@@ -374,7 +374,7 @@ def _make_models(folder: Path, data: Path) -> None:
     for mode in MODES:
         serving = folder / mode / "Format-Serving"
         serving.mkdir(parents=True)
-        (serving / "tflite").write_bytes(tfc.quantize(str(path), tfc.Quantization(mode=mode), rows))
+        tfc.quantize(str(path), tfc.Quantization(mode=mode), rows).save(serving / "tflite")
 
 
 def _save_trained(images: Any, labels: Any, path: Path) -> None:

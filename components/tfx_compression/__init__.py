@@ -31,8 +31,10 @@ _HOME = {
     "PruningPlanArtifact": "tfx_support.artifacts",
     "EvaluationReport": "tfx_support.artifacts",
     "Compressed": "model_handle.compressed",
+    "QuantizedModel": "tflite_quantizer.quantized_model",
     "Evaluation": "compressed_evaluator.evaluation",
     "CompressionError": "errors",
+    "CompressionWarning": "errors",
     "ConfigError": "errors",
     "ModelError": "errors",
     "DataError": "errors",
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from tfx_compression.compressed_evaluator.evaluation import Evaluation
     from tfx_compression.errors import (
         CompressionError,
+        CompressionWarning,
         ConfigError,
         DataError,
         LineageError,
@@ -79,6 +82,7 @@ if TYPE_CHECKING:
         Quantization,
     )
     from tfx_compression.tflite_quantizer.quantize import quantize
+    from tfx_compression.tflite_quantizer.quantized_model import QuantizedModel
     from tfx_compression.tflite_store_pusher.component import TFLiteStorePusher
     from tfx_compression.tfx_support.artifacts import EvaluationReport, PruningPlanArtifact
 

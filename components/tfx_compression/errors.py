@@ -18,6 +18,10 @@ class CompressionError(ValueError):
         self.code = code
 
 
+class CompressionWarning(UserWarning):
+    """A result has findings that a user should act on."""
+
+
 class ConfigError(CompressionError):
     """A configuration is invalid or doesn't fit the model."""
 

@@ -32,9 +32,16 @@ def size(path: str) -> FileSize:
     return FileSize(raw, packed)
 
 
+def write_bytes(path: str, content: bytes) -> None:
+    """Writes a file. Makes its folder if there is none."""
+    tf.io.gfile.makedirs(os.path.dirname(path) or ".")
+    with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(content)
+
+
 def write_text(path: str, text: str) -> None:
     """Writes a text file. Makes its folder if there is none."""
-    tf.io.gfile.makedirs(os.path.dirname(path))
+    tf.io.gfile.makedirs(os.path.dirname(path) or ".")
     with tf.io.gfile.GFile(path, "w") as file:
         file.write(text)
 

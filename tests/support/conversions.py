@@ -15,7 +15,8 @@ from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite_quantizer import sources
 from tfx_compression.tflite_quantizer.config import Quantization
-from tfx_compression.tflite_quantizer.quantize import Quantized, quantize_saved_model
+from tfx_compression.tflite_quantizer.quantize import quantize_saved_model
+from tfx_compression.tflite_quantizer.quantized_model import QuantizedModel
 from tfx_compression.tflite_quantizer.rows import first_rows
 
 from tests.support import helpers
@@ -42,7 +43,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 def quantized(
     path: str, rows: dict[str, np.ndarray] | None = None, labels: np.ndarray | None = None, **fields: Any
-) -> Quantized:
+) -> QuantizedModel:
     """Converts a SavedModel in this process. The first 40 rows calibrate, and mode `auto` tries on the others."""
     config = Quantization(**{"calibration": {"rows": CALIBRATION_ROWS}, **fields})
     with in_this_process():

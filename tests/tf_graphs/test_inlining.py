@@ -79,3 +79,21 @@ def test_only_variables_have_a_variable_spec():
     assert inlining.variable_spec(tf.Variable([[1.0]]).handle) == (tf.float32, tf.TensorShape([1, 1]))
     assert inlining.variable_spec(table.resource_handle) is None
     assert inlining.variable_spec(tf.constant(1.0)) is None
+
+
+def test_tables_of_tensorflow_1_are_frozen(tmp_path):
+    """Its exports name the table's initializer in a collection, which the signature's graph doesn't have."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.string, [None])
+        keys, values = tf.constant(["one", "two"]), tf.constant([1, 2], tf.int64)
+        table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), 0)
+        session.run(v1.tables_initializer())
+        v1.saved_model.simple_save(
+            session, str(tmp_path / "model"), {"x": x}, {"y": table.lookup(x)}, legacy_init_op=v1.tables_initializer()
+        )
+    signature = tf.saved_model.load(str(tmp_path / "model")).signatures["serving_default"]
+    names = {key: len(signature.graph.get_collection(key)) for key in signature.graph.get_all_collection_keys()}
+    assert names["table_initializer"]
+    assert "LookupTableFindV2" in op_types(inlining.freeze(signature).graph)
+    assert {key: len(signature.graph.get_collection(key)) for key in names} == names

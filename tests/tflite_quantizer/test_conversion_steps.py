@@ -220,7 +220,7 @@ def test_scalar_constants_of_16_bits_are_read():
     model, sequence = tf_keras.Model(x, tf_keras.layers.Conv1D(4, 3, name="y")(x)), normal(60, 16, 3)
     config = tfc.Quantization(mode="int16x8", io="float32", calibration=tfc.Calibration(rows=60))
     with in_this_process():
-        content = tfc.quantize(model, config, helpers.batches({"x": sequence}, np.zeros(60)))
+        content = tfc.quantize(model, config, helpers.batches({"x": sequence}, np.zeros(60))).content
     np.testing.assert_allclose(predictions(content, {"x": sequence}), model(sequence), atol=0.02)
 
 

@@ -25,7 +25,7 @@ def int8(trained_cnn):
     images[CALIBRATION_ROWS:] *= 100  # rows after those that calibrate
     data = helpers.batches({"image": images}, np.zeros(len(images)))
     config = tfc.Quantization(mode="int8", calibration=tfc.Calibration(rows=CALIBRATION_ROWS))
-    return quantize(trained_cnn, config, data)
+    return quantize(trained_cnn, config, data).content
 
 
 def test_a_keras_model_is_converted_from_its_own_inputs(trained_cnn, int8):
@@ -48,6 +48,47 @@ def test_an_int8_model_computes_on_integers_only(int8):
     assert read_contents(int8).float_ops == {}
     probabilities = Interpreter(int8).outputs["probabilities"]
     assert (probabilities.dtype, probabilities.scale, probabilities.zero_point) == (np.int8, 1 / 256, -128)
+
+
+def wide_dense():
+    x = tf_keras.Input((8,), name="x")
+    return tf_keras.Model(x, tf_keras.layers.Dense(3, name="y")(tf_keras.layers.Dense(6, "relu")(x)))
+
+
+def test_arrays_give_the_model_that_a_dataset_gives(tmp_path):
+    model, rows = wide_dense(), normal(20, 8)
+    config = tfc.Quantization(mode="int8", io="float32")
+    with in_this_process():
+        one = quantize(model, config, (rows.astype(np.float64), np.zeros(20)))
+        other = quantize(model, config, helpers.batches({"x": rows}, np.zeros(20)))
+    assert bytes(one) == one.content == other.content
+    assert "y" in one.summary and "y" in repr(one) and len(repr(one)) < 500
+    one.save(tmp_path / "folder" / "model.tflite")
+    assert (tmp_path / "folder" / "model.tflite").read_bytes() == one.content
+
+
+def test_warnings_reach_the_caller_once():
+    with in_this_process(), pytest.warns(tfc.CompressionWarning) as caught:
+        result = quantize(wide_dense(), tfc.Quantization(mode="int8"), np.zeros((4, 8), np.float32))
+    (warning,) = (each for each in caught if each.category is tfc.CompressionWarning)
+    assert warning.filename == __file__
+    assert str(warning.message) == "\n".join(result.warnings) and "'x'" in str(warning.message)
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_custom_classes_of_a_file_are_passed(tmp_path, ending):
+    class Doubled(tf_keras.layers.Layer):
+        def call(self, inputs):
+            return 2 * inputs
+
+    x = tf_keras.Input((4,), name="x")
+    model = tf_keras.Model(x, Doubled(name="y")(x))
+    model.save(tmp_path / f"model.{ending}")
+    with in_this_process():
+        result = quantize(
+            tmp_path / f"model.{ending}", tfc.Quantization(mode="float32"), custom_objects={"Doubled": Doubled}
+        )
+    np.testing.assert_allclose(predictions(result.content, {"x": np.ones((2, 4), np.float32)}), 2.0)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +148,7 @@ def test_activations_with_custom_gradients_are_converted(library):
     y = module.layers.Dense(3, name="y")(module.layers.Dense(4, activation="swish")(x))
     model, rows = module.Model(x, y), normal(5, 8)
     with in_this_process():
-        content = tfc.quantize(model, tfc.Quantization(mode="float32"))
+        content = tfc.quantize(model, tfc.Quantization(mode="float32")).content
     np.testing.assert_allclose(Interpreter(content).predict({"x": rows})["y"], model(rows), rtol=1e-4, atol=1e-5)
 
 

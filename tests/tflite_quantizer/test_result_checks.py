@@ -95,13 +95,17 @@ def test_rows_are_random_without_data(tmp_path):
     assert result.record.layers and result.self_test["input/x"].shape == (4, 64)
 
 
-def test_a_layer_with_much_noise_is_a_warning(tmp_path):
+def test_outputs_that_became_noise_are_refused_or_warned_of(tmp_path):
     x = tf_keras.Input((8,), name="x")
     model = tf_keras.Model(x, tf_keras.layers.Dense(3, name="y", use_bias=False)(x))
     model.layers[1].kernel.assign(normal(8, 3) * np.where(np.arange(8) == 0, 1e7, 1.0)[:, None])  # beyond float16
     path = sources.as_saved_model(model, str(tmp_path / "halves"))
-    (warning,) = quantized(path, {"x": normal(60, 8)}, mode="float16").record.warnings
+    with raises(ModelError, code="output-differs", match="'y'"):
+        quantized(path, {"x": normal(60, 8)}, mode="float16")
+    record = quantized(path, {"x": normal(60, 8)}, mode="float16", min_output_cosine=None).record
+    (warning,), (output,) = record.warnings, record.outputs
     assert "'y'" in warning
+    assert output.output == "y" and output.cosine < 0.5 and output.max_error > 1e6
 
 
 def test_the_calibration_record_has_the_ranges_of_quantized_inputs(tmp_path):

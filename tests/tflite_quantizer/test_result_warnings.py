@@ -1,8 +1,10 @@
 """Warnings of a record, each with the values that it is about."""
 
+import numpy as np
+import pytest
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.record import AutoRecord, CalibrationRecord, InputRange, LayerError
-from tfx_compression.tflite_quantizer.result_warnings import find_warnings
+from tfx_compression.tflite_quantizer.result_warnings import find_row_warnings, find_warnings
 
 INT8 = Quantization()
 
@@ -50,3 +52,19 @@ def test_noisy_layers_are_a_warning():
     layers = [layer("conv", 9.0), layer("dense", 3.5), layer("out", 30.0)]
     (warning,) = find_warnings(INT8, None, None, {}, layers)
     assert "2 of 3" in warning and "'dense'" in warning and "3.5 dB" in warning
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_constant_input_is_a_warning(value):
+    columns = {"flag": np.full((5, 2), value, np.float32), "x": np.arange(10, dtype=np.float32).reshape(5, 2)}
+    (warning,) = find_row_warnings(columns)
+    assert "'flag'" in warning and f"{value:g}" in warning
+
+
+def test_rows_that_are_all_the_same_are_a_warning():
+    row = np.arange(4, dtype=np.float32)
+    (warning,) = find_row_warnings({"x": np.stack([row] * 3), "id": np.zeros((3, 1), np.int32)})
+    assert "3" in warning
+    assert find_row_warnings({"x": row[None]}) == ()
+    assert find_row_warnings({"x": np.stack([row] * 3), "id": np.arange(3)}) == ()
+    assert find_row_warnings({}) == ()

@@ -71,7 +71,7 @@ def inline_calls(function: Any) -> InlinedGraph:
 def freeze(function: Any) -> FrozenGraph:
     """Freezes a concrete function or signature."""
     # Loops stay functions: TFLite has loops, and turns an LSTM's loop into one operator.
-    with _virtual_cluster():
+    with _virtual_cluster(), _without_collections(function.graph):
         frozen = convert_to_constants.convert_variables_to_constants_v2(
             function, lower_control_flow=False, aggressive_inlining=True
         )
@@ -79,6 +79,23 @@ def freeze(function: Any) -> FrozenGraph:
     captured = {tensor.op.name: handles[tensor.op.name] for tensor in frozen.inputs if tensor.op.name in handles}
     inputs = [tensor for tensor in frozen.inputs if tensor.op.name not in captured]
     return FrozenGraph(frozen.graph, inputs, list(frozen.outputs), captured)
+
+
+@contextlib.contextmanager
+def _without_collections(graph: Any) -> Iterator[None]:
+    """Empties a graph's collections in a block.
+
+    TensorFlow 1's exports name the initializers of their tables there, which a signature's own graph doesn't have, so
+    that Grappler refuses it.
+    """
+    collections = {name: graph.get_collection(name) for name in graph.get_all_collection_keys()}
+    for name in collections:
+        graph.clear_collection(name)
+    try:
+        yield
+    finally:
+        for name, values in collections.items():
+            graph.get_collection_ref(name).extend(values)
 
 
 def variable_spec(handle: Any) -> tuple[tf.DType, tf.TensorShape] | None:

@@ -162,6 +162,9 @@ class Quantization(Config):
       sparse: Whether sparse kernels are encoded as such; `auto` does so only if the gzipped file gets smaller or the
         model faster.
       target: Device that the model must run on. docs/devices.md has the rules.
+      min_output_cosine: Smallest acceptable cosine similarity of each output with the float model's, as `output_errors`
+        defines it, on calibration rows or, without data, random ones. An output below 0.5 keeps less than a quarter of
+        the float model's variance. Below the limit the conversion fails; None accepts any.
       max_arena_bytes: Limit on the target's memory for the tensors between the operators.
       signatures: Signatures of the SavedModel, all in one file.
       batch_size: Number of rows that the model takes at once; None is any number.
@@ -184,6 +187,7 @@ class Quantization(Config):
     equalize: bool | Literal["auto"] = "auto"
     sparse: bool | Literal["auto"] = False
     target: Target = "cpu"
+    min_output_cosine: float | None = Field(default=0.5, ge=-1.0, le=1.0)
     max_arena_bytes: int | None = Field(default=None, ge=1)
     signatures: tuple[str, ...] = ("serving_default",)
     batch_size: int | None = Field(default=None, ge=1)

@@ -17,7 +17,7 @@ from tfx_compression.tflite_quantizer.record import AutoRecord, EqualizedPair, I
 from tfx_compression.tflite_quantizer.rows import Columns, Rows
 
 _SAMPLE_ROWS = 4  # where there is no data
-_FREE_SIZE = 32  # in place of a free size
+FREE_SIZE = 32  # in place of a free size
 
 
 class Conversion:
@@ -74,7 +74,7 @@ class Conversion:
 
     def sample_rows(self, content: bytes) -> Columns:
         """Returns the calibration rows, or a few random ones that a model takes."""
-        return self.rows.calibration or random_rows(Interpreter(content).inputs, _SAMPLE_ROWS, _FREE_SIZE)
+        return self.rows.calibration or random_rows(Interpreter(content).inputs, _SAMPLE_ROWS, FREE_SIZE)
 
     def _quantize(self) -> bytes:
         config, mode = self.config, self.config.mode_spec

@@ -19,7 +19,8 @@ from tfx_compression.tflite_quantizer import report, sampling, self_test
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.devices import c_array
 from tfx_compression.tflite_quantizer.devices.targets import TARGETS
-from tfx_compression.tflite_quantizer.quantize import Quantized, quantize_saved_model
+from tfx_compression.tflite_quantizer.quantize import quantize_saved_model
+from tfx_compression.tflite_quantizer.quantized_model import QuantizedModel
 from tfx_compression.tflite_quantizer.rows import Columns, Rows, Signatures, read_examples
 from tfx_compression.tfx_support import artifacts, inputs
 
@@ -138,7 +139,7 @@ def _named_source(source: types.Artifact, split: str) -> Iterator[None]:
         ) from error
 
 
-def _write_record(folder: str, quantized: Quantized, page: str) -> None:
+def _write_record(folder: str, quantized: QuantizedModel, page: str) -> None:
     """Writes the files beside the model."""
     record = quantized.record
     files.write_text(os.path.join(folder, RECORD_FILE), record.model_dump_json(indent=1))
@@ -161,7 +162,7 @@ def _write_record(folder: str, quantized: Quantized, page: str) -> None:
             files.write_text(os.path.join(folder, name), text)
 
 
-def _describe(output: types.Artifact, model: types.Artifact, quantized: Quantized) -> None:
+def _describe(output: types.Artifact, model: types.Artifact, quantized: QuantizedModel) -> None:
     """Sets the custom properties of the output."""
     record = quantized.record
     artifacts.describe_model(

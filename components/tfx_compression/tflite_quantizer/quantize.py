@@ -1,68 +1,44 @@
 """Conversion of a model to TFLite, without a pipeline."""
 
-import dataclasses
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tfx_compression import worker
-from tfx_compression.errors import DataError, ModelError, WorkerError
+from tfx_compression.data.batches import as_batches
+from tfx_compression.errors import CompressionWarning, DataError, ModelError, WorkerError
 from tfx_compression.quiet import quiet_libraries
 from tfx_compression.saved_models import feature_signatures
-from tfx_compression.tflite.contents import ModelContents, read_contents
+from tfx_compression.tflite.contents import read_contents
 from tfx_compression.tflite.features import is_string
-from tfx_compression.tflite.interpreter import Interpreter, TensorDetails
+from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite.saved_model_graph import SavedModelGraph
 from tfx_compression.tflite_quantizer import conversion_folder, conversion_worker, self_test, sources
 from tfx_compression.tflite_quantizer.calibration import require_finite
 from tfx_compression.tflite_quantizer.config import Quantization
-from tfx_compression.tflite_quantizer.record import QuantizationRecord
+from tfx_compression.tflite_quantizer.quantized_model import QuantizedModel
 from tfx_compression.tflite_quantizer.rows import RowReader, Rows, Signatures, first_rows
 from tfx_compression.tracing import unwrapped_errors
 
 
-@dataclasses.dataclass(frozen=True)
-class Quantized:
-    """A TFLite model and what is known about it.
-
-    Attributes:
-      content: The file.
-      record: How it was made, and what is in it.
-      self_test: Rows and the model's outputs for them, as devices store them (`self_test.make`).
-      inputs, outputs: Tensors by name, of `serving_default` or the only signature.
-      contents: Operators and weights.
-    """
-
-    content: bytes
-    record: QuantizationRecord
-    self_test: Mapping[str, np.ndarray]
-    inputs: dict[str, TensorDetails]
-    outputs: dict[str, TensorDetails]
-    contents: ModelContents
-
-    @property
-    def calibration_rows(self) -> int:
-        """Number of rows that ranges were measured on."""
-        return self.record.calibration.rows if self.record.calibration else 0
-
-
-@unwrapped_errors()
-@quiet_libraries()
-def quantize(model: Any, config: Quantization, data: tf.data.Dataset | None = None) -> bytes:
-    """Converts a model to a TFLite flatbuffer.
+def quantize(
+    model: Any, config: Quantization, data: Any = None, *, custom_objects: Mapping[str, Any] | None = None
+) -> QuantizedModel:
+    """Converts a model to a TFLite flatbuffer, and warns (`CompressionWarning`) of findings that a user should act on.
 
     Args:
       model: A Keras 2 or Keras 3 model, or the path of a SavedModel or a Keras file. A SavedModel is converted from
         what its signatures compute after parsing tf.Examples; a Keras model without signatures, from its own inputs.
       config: The mode and its calibration.
-      data: Batches of (features, label) or of features, where features is a dict by input name or a tensor. Calibrated
-        modes need it and use the first `config.calibration.rows` rows; mode `auto` tries precisions on the next
-        `config.auto.rows` rows.
+      data: A dataset of batches of (features, label) or of features, where features is a dict by input name or a
+        tensor; or arrays of the same form (`data.batches.as_batches`). Calibrated modes need it and use the first
+        `config.calibration.rows` rows; mode `auto` tries precisions on the next `config.auto.rows` rows.
+      custom_objects: Classes and functions of a Keras file, by the names in it.
 
     Raises:
       ModelError: If the model can't be converted or doesn't run on the target.
@@ -70,12 +46,13 @@ def quantize(model: Any, config: Quantization, data: tf.data.Dataset | None = No
       ConfigError: If the configuration doesn't fit the model.
       WorkerError: If the converter crashes, hangs or needs too much memory.
     """
-    with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
-        path = sources.as_saved_model(model, os.path.join(folder, "model"))
-        return quantize_saved_model(path, config, None if data is None else first_rows(data, config)).content
+    result = _quantize(model, config, data, custom_objects)
+    if result.warnings:
+        warnings.warn("\n".join(result.warnings), CompressionWarning, stacklevel=2)
+    return result
 
 
-def quantize_saved_model(path: str, config: Quantization, read: RowReader | None = None) -> Quantized:
+def quantize_saved_model(path: str, config: Quantization, read: RowReader | None = None) -> QuantizedModel:
     """Converts the signatures of a SavedModel.
 
     Args:
@@ -117,10 +94,19 @@ def quantize_saved_model(path: str, config: Quantization, read: RowReader | None
         update={"notes": (*notes, *rows.notes, *record.notes), "seconds": {"cut": cut_seconds, **record.seconds}}
     )
     contents = read_contents(content)
-    return Quantized(content, record, arrays, interpreter.inputs, interpreter.outputs, contents)
+    return QuantizedModel(content, record, arrays, interpreter.inputs, interpreter.outputs, contents)
+
+
+@unwrapped_errors()
+@quiet_libraries()
+def _quantize(model: Any, config: Quantization, data: Any, custom_objects: Mapping[str, Any] | None) -> QuantizedModel:
+    with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
+        path = sources.as_saved_model(model, os.path.join(folder, "model"), custom_objects)
+        return quantize_saved_model(path, config, None if data is None else first_rows(as_batches(data), config))
 
 
 def _run_worker(folder: str, path: str, config: Quantization, rows: Rows) -> None:
+    saved_model = os.path.join(folder, conversion_folder.SAVED_MODEL)
     try:
         worker.run(
             conversion_worker.__name__,
@@ -129,8 +115,10 @@ def _run_worker(folder: str, path: str, config: Quantization, rows: Rows) -> Non
             timeout=config.timeout_seconds,
             max_memory=config.max_memory_bytes,
         )
+    except ModelError as error:
+        error.args = (str(error).replace(saved_model, path),)
+        raise
     except WorkerError as error:
-        saved_model = os.path.join(folder, conversion_folder.SAVED_MODEL)
         if config.mode_spec.calibrated_by_converter and SavedModelGraph(saved_model).has_loops(config.signatures):
             raise ModelError(
                 f"{error} The model has loops or branches, which TensorFlow's calibrator can crash on. Remedy: mode "

@@ -78,6 +78,28 @@ class LayerError(Config):
     cosine: float | None
 
 
+class OutputError(Config):
+    """The difference of an output from the float model's, on the same rows, as `output_errors` defines it.
+
+    Attributes:
+      signature: Name of the signature; empty if there is one only.
+      output: Name of the output.
+      rows: Number of rows.
+      finite: Whether all values are finite where the float model's are.
+      max_error: Largest absolute difference; None without `finite`.
+      cosine: Cosine similarity of the two models' values, over all rows; None for integers, and where both are zero.
+      centered: Whether the float model's mean was subtracted first, so that `cosine` is a correlation.
+    """
+
+    signature: str = ""
+    output: str
+    rows: int
+    finite: bool = True
+    max_error: float | None = None
+    cosine: float | None = None
+    centered: bool = False
+
+
 class SparseRecord(Config):
     """The decision about encoding sparse kernels.
 
@@ -154,6 +176,7 @@ class QuantizationRecord(Config):
       parameters, sparsity: Number of weights, and the fraction of zeros in them.
       runtime: What a device must have to run the model.
       calibration: Calibration of activation ranges; None if there was none.
+      outputs: Each output's error against the float model, on calibration rows or random ones.
       layers: Each layer's error against the float model.
       sparse: Decision about sparse kernels; None if not requested.
       equalization: Pairs of layers that were equalized.
@@ -180,6 +203,7 @@ class QuantizationRecord(Config):
     sparsity: float
     runtime: str
     calibration: CalibrationRecord | None = None
+    outputs: tuple[OutputError, ...] = ()
     layers: tuple[LayerError, ...] = ()
     sparse: SparseRecord | None = None
     equalization: tuple[EqualizedPair, ...] = ()
@@ -188,3 +212,13 @@ class QuantizationRecord(Config):
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     self_test: dict[str, float | None] = {}
+
+    @property
+    def summary(self) -> str:
+        """The size, the error of each output and the warnings, in lines of text."""
+        lines = [f"Mode {self.config.mode}: {self.bytes:,} bytes ({self.bytes_gzip:,} gzipped)."]
+        for error in self.outputs:
+            cosine = "" if error.cosine is None else f"cosine {error.cosine:.4f}, "
+            difference = "not finite" if error.max_error is None else f"largest difference {error.max_error:.3g}"
+            lines.append(f"Output {error.output!r} against float: {cosine}{difference}, on {error.rows} rows.")
+        return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])

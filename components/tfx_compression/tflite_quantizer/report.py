@@ -13,6 +13,7 @@ from tfx_compression.tflite_quantizer.record import (
     AutoRecord,
     CalibrationRecord,
     LayerError,
+    OutputError,
     QuantizationRecord,
     TensorRecord,
     TrialRecord,
@@ -44,6 +45,7 @@ def render(record: QuantizationRecord, title: str = "Quantization report") -> st
         notes=record.notes,
         max_lines=tables.MAX_LINES,
         signatures={signature.name: _tensors(signature.inputs, signature.outputs) for signature in record.signatures},
+        outputs=_outputs(record.outputs) if record.outputs else None,
         layers=_layers(layers) if layers else None,
         layers_plot=plots.errors([layer for layer in layers if layer.snr_db is not None][: plots.MOST_LAYERS])
         if any(layer.snr_db is not None for layer in layers)
@@ -128,7 +130,24 @@ def _shape(sizes: Sequence[int]) -> str:
     return " × ".join("any" if size == -1 else str(size) for size in sizes) or "one value"
 
 
-# Layers
+# Outputs and layers
+
+
+def _outputs(outputs: Sequence[OutputError]) -> list[Column]:
+    return tables.nonempty_columns(
+        tables.text_column("signature", [error.signature for error in outputs]),
+        tables.text_column("output", [error.output for error in outputs]),
+        tables.number_column("cosine", ["" if error.cosine is None else _cosine(error.cosine) for error in outputs]),
+        tables.number_column(
+            "largest difference",
+            ["not finite" if error.max_error is None else f"{error.max_error:.3g}" for error in outputs],
+        ),
+        tables.number_column("rows", [f"{error.rows:,}" for error in outputs]),
+    )
+
+
+def _cosine(value: float) -> str:
+    return numbers.minus(f"{value:.6f}")
 
 
 def _snr(layer: LayerError) -> float:
@@ -143,7 +162,7 @@ def _layers(layers: Sequence[LayerError]) -> list[Column]:
             "SNR in dB", ["exact" if layer.snr_db is None else _decibels(layer.snr_db) for layer in layers]
         ),
         tables.number_column("largest error", [numbers.minus(f"{layer.max_error:.3g}") for layer in layers]),
-        tables.number_column("cosine", ["" if layer.cosine is None else f"{layer.cosine:.6f}" for layer in layers]),
+        tables.number_column("cosine", ["" if layer.cosine is None else _cosine(layer.cosine) for layer in layers]),
     )
 
 

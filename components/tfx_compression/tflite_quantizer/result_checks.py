@@ -14,25 +14,27 @@ from tfx_compression.tflite import conversion, flatbuffer
 from tfx_compression.tflite.contents import read_contents
 from tfx_compression.tflite.features import is_string
 from tfx_compression.tflite.interpreter import Interpreter
-from tfx_compression.tflite.sample_rows import zero_rows
-from tfx_compression.tflite_quantizer import calibration, layer_errors, self_test
+from tfx_compression.tflite.sample_rows import random_rows, zero_rows
+from tfx_compression.tflite_quantizer import calibration, layer_errors, output_errors, self_test
 from tfx_compression.tflite_quantizer.config import Quantization
-from tfx_compression.tflite_quantizer.conversion_steps import Conversion
+from tfx_compression.tflite_quantizer.conversion_steps import FREE_SIZE, Conversion
 from tfx_compression.tflite_quantizer.devices.judge import judge
 from tfx_compression.tflite_quantizer.devices.verdicts import TargetVerdict
 from tfx_compression.tflite_quantizer.record import (
     CalibrationRecord,
     InputRange,
     LayerError,
+    OutputError,
     QuantizationRecord,
     SignatureRecord,
     TensorRecord,
 )
-from tfx_compression.tflite_quantizer.result_warnings import find_warnings
+from tfx_compression.tflite_quantizer.result_warnings import find_row_warnings, find_warnings
 from tfx_compression.tflite_quantizer.rows import Columns
 from tfx_compression.version import __version__
 
 _ERROR_ROWS = 32  # that layers are compared on
+_OUTPUT_ROWS = 64  # that outputs are compared on
 _PACKAGES = ("tensorflow", "litert-quantizer", "ai-edge-litert")
 
 
@@ -53,6 +55,7 @@ def check(content: bytes, converted: Conversion, folder: str) -> QuantizationRec
     verdict = _require_target(content, config)
     ranges = _calibration_record(content, converted)
     layers, differences, notes = _compare(content, converted, folder)
+    outputs = _compare_outputs(content, converted, layers)
     if converted.quantization_aware and config.mode_spec.quantized:
         notes = ("The model is quantization-aware: it keeps its trained ranges and is not calibrated.", *notes)
     contents = read_contents(content)
@@ -73,13 +76,15 @@ def check(content: bytes, converted: Conversion, folder: str) -> QuantizationRec
         sparsity=contents.sparsity,
         runtime=verdict.runtime,
         calibration=ranges,
+        outputs=outputs,
         layers=layers,
         sparse=converted.sparse,
         equalization=converted.pairs,
         auto=converted.auto,
         verdict=verdict,
         notes=notes,
-        warnings=find_warnings(config, ranges, converted.auto, contents.float_ops, layers),
+        warnings=find_warnings(config, ranges, converted.auto, contents.float_ops, layers)
+        + (find_row_warnings(converted.rows.calibration) if ranges else ()),
         self_test=differences,
     )
 
@@ -148,6 +153,25 @@ def _compare(
         return (), differences, notes
     columns = {name: values[:_ERROR_ROWS] for name, values in (rows or self_test.real_inputs(content, arrays)).items()}
     return layer_errors.compare(converted.reference or float_model, content, columns), differences, notes
+
+
+def _compare_outputs(content: bytes, converted: Conversion, layers: tuple[LayerError, ...]) -> tuple[OutputError, ...]:
+    """Returns each output's error against the float model, after checking it."""
+    config = converted.config
+    if not config.mode_spec.quantized:
+        return ()
+    float_model = converted.float_model
+    worker.step("comparing outputs with the float model")
+    rows = converted.rows.calibration or converted.rows.trial
+    outputs: tuple[OutputError, ...] = ()
+    for name in config.signatures if len(config.signatures) > 1 else ("",):
+        columns = rows or random_rows(Interpreter(content, signature=name or None).inputs, _OUTPUT_ROWS, FREE_SIZE)
+        columns = {key: values[:_OUTPUT_ROWS] for key, values in columns.items()}
+        outputs += output_errors.compare(float_model, content, columns, name)
+    output_errors.require_similar(
+        outputs, layers, config.min_output_cosine, "rows of the data" if rows else "random rows"
+    )
+    return outputs
 
 
 def _quantized_inputs(content: bytes) -> set[str]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from tfx_compression.tflite.modes import ModeSpec
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.record import AutoRecord, CalibrationRecord, LayerError
@@ -31,6 +33,22 @@ def find_warnings(
         *_floats(config.mode_spec, float_ops),
         *_noise(layers),
     )
+
+
+def find_row_warnings(columns: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Returns warnings of calibration rows that show no range: constant inputs, and rows that are all the same.
+
+    Args:
+      columns: [rows, …] values by input.
+    """
+    remedy = "the ranges that were measured say nothing about other data. Remedy: rows that the model will see."
+    floats = {name: values for name, values in columns.items() if values.dtype.kind == "f" and values.size}
+    constant = {name: values.flat[0] for name, values in floats.items() if (values == values.flat[0]).all()}
+    warnings = [f"All calibration values of {name!r} are {value:g}: {remedy}" for name, value in constant.items()]
+    rows = max(map(len, columns.values()), default=0)
+    if rows > 1 and len(constant) < len(floats) and all((each == each[:1]).all() for each in columns.values()):
+        warnings.append(f"The {rows} calibration rows are all the same: {remedy}")
+    return tuple(warnings)
 
 
 def _saturation(config: Quantization, calibration: CalibrationRecord | None) -> list[str]:

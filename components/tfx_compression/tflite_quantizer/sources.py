@@ -12,7 +12,7 @@ from tfx_compression.errors import ModelError
 from tfx_compression.saved_models.saved_model import SIGNATURE
 
 
-def as_saved_model(model: Any, folder: str) -> str:
+def as_saved_model(model: Any, folder: str, custom_objects: Mapping[str, Any] | None = None) -> str:
     """Returns the path of a SavedModel that computes what a model computes.
 
     Args:
@@ -21,13 +21,17 @@ def as_saved_model(model: Any, folder: str) -> str:
       folder: Folder to write the SavedModel to. The inputs and outputs of its `serving_default` have the names of the
         model's. A subclassed Keras 3 model has names only if it takes and returns dicts; otherwise, Keras' own names
         (`args_0`, `output_0`) are used.
+      custom_objects: Classes and functions of a Keras file, by the names in it.
 
     Raises:
       ModelError: If there is no model, or a subclassed model was never called.
     """
     if isinstance(model, str | os.PathLike) and tf.saved_model.contains_saved_model(os.fspath(model)):
         return os.fspath(model)
-    handle = model_handle.wrap(model)
+    if isinstance(model, str | os.PathLike):
+        handle = model_handle.load(os.fspath(model), custom_objects)
+    else:
+        handle = model_handle.wrap(model)
     try:
         if handle.kind == "keras3" and handle.network is None:
             _export(handle.model, folder)
