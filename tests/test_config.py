@@ -8,7 +8,7 @@ import pytest
 import tfx_compression as tfc
 from hypothesis import given
 from hypothesis import strategies as st
-from tfx_compression.config import Config
+from tfx_compression.config import Config, require_config
 from tfx_compression.errors import ConfigError
 
 from tests.support.errors import raises
@@ -249,3 +249,9 @@ def test_an_invalid_value_in_the_json_is_refused_unless_it_is_overridden():
     with raises(ConfigError, field="Quantization.mode", match="'int3'"):
         tfc.Quantization.merged('{"mode": "int3"}', {})
     assert tfc.Quantization.merged('{"mode": "int3"}', {"mode": "int8"}).mode == "int8"
+
+
+def test_an_argument_of_another_class_is_refused_with_the_call_that_makes_it():
+    with raises(ConfigError, code="not-a-config", field="plan", match=r"tfc.PruningPlan\(sparsity=0.5\)"):
+        require_config({"sparsity": 0.5}, tfc.PruningPlan, "plan")
+    require_config(tfc.PruningPlan(), tfc.PruningPlan, "plan")

@@ -51,6 +51,18 @@ class Config(pydantic.BaseModel):
         return cls(**fields)
 
 
+def require_config(value: Any, config: type[Config], argument: str) -> None:
+    """Raises a ConfigError unless an argument is a configuration of a class (code "not-a-config")."""
+    if not isinstance(value, config):
+        fields = ", ".join(f"{name}={each!r}" for name, each in value.items()) if isinstance(value, Mapping) else "…"
+        raise ConfigError(
+            f"{argument} is a {type(value).__name__}, and has to be a {config.__name__}. "
+            f"Remedy: tfc.{config.__name__}({fields}).",
+            field=argument,
+            code="not-a-config",
+        )
+
+
 def _compiles(pattern: str) -> str:
     try:
         re.compile(pattern)

@@ -6,8 +6,6 @@ from tensorflow_model_analysis.proto import config_pb2
 from tfx_compression.compressed_evaluator.budget import Budget
 from tfx_compression.compressed_evaluator.eval_config import (
     complete_config,
-    default_config,
-    labels_are_classes,
     require_valid_metrics,
 )
 from tfx_compression.errors import ConfigError
@@ -123,16 +121,3 @@ def test_a_limit_on_slices_needs_slices():
     with raises(ConfigError, code="no-slices", field="Budget.max_slice_metric_drop"):
         complete(_LABEL + _ACCURACY, budget)
     assert complete(_LABEL + _ACCURACY + 'slicing_specs { feature_keys: "group" }', budget)
-
-
-@pytest.mark.parametrize("shape", [(1,), ()])
-def test_metrics_of_classes_need_an_output_per_class(shape):
-    """The argmax of one output is always 0, so every model would be equally good."""
-    with raises(ConfigError, code="one-output", match="SparseCategoricalAccuracy.*'a'.*BinaryAccuracy"):
-        labels_are_classes(default_config(), {"b": [(3,)], "a": [shape]})
-
-
-def test_labels_are_classes_only_for_metrics_of_classes():
-    assert labels_are_classes(default_config(), {"a": [(3,)]})
-    binary = parse(_LABEL + 'metrics_specs { metrics { class_name: "BinaryAccuracy" } }')
-    assert not labels_are_classes(binary, {"a": [(1,)]})

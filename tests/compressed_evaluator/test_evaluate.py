@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_model_analysis as tfma
+import tf_keras
 import tfx_compression as tfc
 from ai_edge_litert import interpreter as litert
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -434,3 +435,26 @@ def test_the_command_prints_the_decision_and_writes_the_report(paths, tmp_path):
     wrong = run(paths["int8"], paths["int8"], *common, tmp_path / "wrong")
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert "int8" in wrong.stderr
+
+
+def test_the_default_metrics_fit_several_outputs(tmp_path):
+    inputs = tf_keras.Input((4,), name="x")
+    hidden = tf_keras.layers.Dense(8, activation="relu")(inputs)
+    outputs = {name: tf_keras.layers.Dense(size, name=name)(hidden) for name, size in (("digit", 3), ("color", 2))}
+    model = tf_keras.Model(inputs, outputs)
+    model.save(tmp_path / "two")
+    x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    features = {"x": x, "digit": np.arange(40)[:, None] % 3, "color": np.arange(40)[:, None] % 2}
+    rows = write_examples(tmp_path / "rows.tfrecord", features)
+    budget = tfc.Budget(max_metric_drop={ACCURACY: 0.1}, confidence=None)
+    evaluation = tfc.evaluate({"same": str(tmp_path / "two")}, rows, baseline=str(tmp_path / "two"), budget=budget)
+    for name, logits in model.predict(x, verbose=0).items():
+        expected = np.mean(logits.argmax(axis=1) == features[name][:, 0])
+        assert evaluation.metrics["same"][f"{name}/{ACCURACY}"] == pytest.approx(expected, abs=1e-6)
+    assert evaluation.chosen == "same"
+    assert {verdict.metric for verdict in evaluation.verdicts["same"] if verdict.metric} == {
+        f"digit/{ACCURACY}",
+        f"color/{ACCURACY}",
+    }
+    with raises(ConfigError, code="several-outputs"):
+        tfc.evaluate({"same": str(tmp_path / "two")}, rows, "digit")

@@ -45,6 +45,14 @@ def test_a_list_of_one_array_is_its_features():
     np.testing.assert_array_equal(read([X])[0], X)
 
 
+def test_a_list_of_batches_is_joined():
+    first, second = read([({"x": X}, Y), ({"x": X[:2] + 9}, Y[:2])], batch_size=4)
+    np.testing.assert_array_equal(np.concatenate([first[0]["x"], second[0]["x"]]), np.concatenate([X, X[:2] + 9]))
+    np.testing.assert_array_equal(np.concatenate([first[1], second[1]]), np.concatenate([Y, Y[:2]]))
+    with raises(DataError, code="rows"):
+        as_batches([(X, Y), (X[:, :1], Y)])
+
+
 @pytest.mark.parametrize("strings", [np.array([b"one", b"two"], object), np.array(["one", "two"])])
 def test_strings_are_kept(strings):
     np.testing.assert_array_equal(read({"word": strings})[0]["word"], [b"one", b"two"])

@@ -10,6 +10,8 @@ import tensorflow as tf
 import tf_keras
 from tfx_compression import kernels, model_handle
 from tfx_compression.errors import ModelError
+from tfx_compression.pruning.plan import PruningPlan
+from tfx_compression.pruning.prune import prune
 
 from tests.support import helpers, kinds
 from tests.support.errors import raises
@@ -142,12 +144,46 @@ def test_custom_layers_of_keras_3_load_by_name(tmp_path):
     handle = model_handle.load(str(tmp_path / "model.keras"), {"Doubled": Doubled})
     np.testing.assert_allclose(handle.network(x), model(x), rtol=1e-6)
     assert list(kernels.find_kernels(handle.network)) == ["doubled"]
-    with raises(ModelError, code="unreadable-model", match="custom_objects"):
-        model_handle.load(str(tmp_path / "model.keras"))
 
 
 @pytest.mark.parametrize("library", [tf_keras, keras])
 @pytest.mark.parametrize("ending", [".keras", ".h5"])
+def test_an_unknown_class_is_named(tmp_path, library, ending):
+    class Doubled(library.layers.Dense):
+        def call(self, inputs):
+            return 2 * super().call(inputs)
+
+    path = str(tmp_path / f"model{ending}")
+    library.Sequential([library.Input((4,)), Doubled(2)]).save(path)
+    with raises(ModelError, code="unknown-class", field="custom_objects", match="{'Doubled': Doubled}"):
+        model_handle.wrap(path)
+    assert len(model_handle.wrap(path, {"Doubled": Doubled}).kernels) == 1
+
+
+@pytest.mark.parametrize(
+    ("library", "name"), [(tf_keras, "weights.h5"), (tf_keras, "m.weights.h5"), (keras, "m.weights.h5")]
+)
+def test_weights_without_a_model_are_refused(tmp_path, library, name):
+    model = library.Sequential([library.Input((4,)), library.layers.Dense(2)])
+    model.save_weights(str(tmp_path / name))
+    with raises(ModelError, code="weights-only", match="load_weights"):
+        model_handle.load(str(tmp_path / name))
+
+
+def test_the_result_of_a_step_is_a_model(tmp_path):
+    path = str(tmp_path / "model")
+    helpers.small_cnn().save(path, save_format="tf")
+    sparse = prune(path, PruningPlan(sparsity=0.5))
+    assert model_handle.wrap(sparse) is sparse.handle
+    narrow = PruningPlan(technique="filter", sparsity=0.5, protect=())
+    with raises(ModelError, code="changed-graph", match="result.save"):
+        model_handle.wrap(prune(path, narrow))
+    from_memory = prune(helpers.small_cnn(), narrow)
+    assert model_handle.wrap(from_memory).model is from_memory.model
+
+
+@pytest.mark.parametrize("library", [tf_keras, keras])
+@pytest.mark.parametrize("ending", [".keras", ".h5", ".hdf5"])
 def test_a_keras_file_loads_in_the_keras_that_wrote_it_and_saves_again(tmp_path, library, ending):
     x, _ = helpers.points(7)
     model = helpers.small_dense() if library is tf_keras else kinds.keras3_dense()

@@ -255,7 +255,7 @@ def test_a_sparse_input_stays_sparse():
     assert narrow(tf.sparse.from_dense(np.eye(6, dtype=np.float32))).shape == (6, 2)
 
 
-@pytest.mark.parametrize("given", [(np.zeros(3), np.zeros(3)), tf.data.Dataset.from_tensors(np.zeros(3))])
+@pytest.mark.parametrize("given", [np.zeros((3, 8)), tf.data.Dataset.from_tensors(np.zeros(3))])
 def test_data_that_is_not_batches_is_rejected(model, given):
     with raises(ConfigError, field="data", code="not-batches"):
         prune(model, PruningPlan(criterion="taylor"), given)
@@ -460,3 +460,14 @@ def test_an_error_of_a_loss_arrives_as_the_loss_raised_it():
     model.compile("sgd", loss)
     with pytest.raises(LabelError, match=r"^no label$"):
         prune(model, PruningPlan(allocation="sensitivity", protect=()), helpers.batches(*helpers.points(16)))
+
+
+def test_arrays_are_data():
+    model = helpers.small_dense()
+    model.compile("sgd", "mse")
+    x, y = helpers.points(40)
+    plan = PruningPlan(criterion="taylor", sparsity=0.5, protect=(), batch_size=16)
+    given = [prune(model, plan, each) for each in ((x, y), helpers.batches(x, y), [(x[:30], y[:30]), (x[30:], y[30:])])]
+    for name, mask in given[0].masks.items():
+        np.testing.assert_array_equal(given[1].masks[name], mask)
+        np.testing.assert_array_equal(given[2].masks[name], mask)

@@ -7,8 +7,9 @@ import tf_keras
 from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.sparsity_fine_tuner.fine_tune import fine_tune
+from tfx_compression.sparsity_fine_tuner.training_data import seeded_passes
 
-from tests.support import nets
+from tests.support import helpers, nets
 from tests.support.errors import raises
 from tests.support.fine_tuning import LIBRARIES, class_batches, classifier, pruned_dense, require_same_training
 
@@ -86,3 +87,22 @@ def test_infinite_data_requires_steps_per_epoch(endless, code):
     data[endless] = data[endless].repeat()
     with raises(ModelError, field="FineTuning.steps_per_epoch", code=code):
         fine_tune(pruned_dense(), config=FineTuning(epochs=1), **data)
+
+
+def test_arrays_are_shuffled_for_each_pass():
+    rows = np.arange(100)
+    passes = seeded_passes((rows, rows), FineTuning(seed=3))
+    first, again, second = (np.concatenate([x for x, _ in passes(number)]) for number in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert sorted(first) == sorted(second) == rows.tolist()
+    assert (first != rows).any() and (first != second).any()
+
+
+def test_arrays_train_and_the_result_trains_on():
+    x, y = helpers.points(40)
+    tuned = fine_tune(nets.pruned(nets.dense("keras2", None).model, sparsity=0.5), (x, y), FineTuning(epochs=1))
+    masks = {name: mask.copy() for name, mask in tuned.masks.items()}
+    again = fine_tune(tuned, (x, y), FineTuning(epochs=1), validation_data=(x, y))
+    assert "val_loss" in again.history[0]
+    for name, values in nets.kernels(again.model).items():
+        assert not values[masks[name] == 0].any()

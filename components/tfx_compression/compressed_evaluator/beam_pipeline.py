@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -62,7 +62,7 @@ def run_models(
     make_pipeline: Callable[[], beam.Pipeline],
     *,
     reference_kernels: bool = False,
-    labels_are_classes: bool = False,
+    outputs_of_classes: Collection[str] = (),
 ) -> PassStatistics:
     """Runs all models on all examples, and writes TFMA's files to `output_path`.
 
@@ -74,7 +74,7 @@ def run_models(
       output_path: Folder for TFMA's files.
       make_pipeline: Makes the Beam pipeline.
       reference_kernels: Whether TFLite models run on TFLite's reference kernels.
-      labels_are_classes: Whether every label has to be the number of an output.
+      outputs_of_classes: Outputs whose labels are numbers of classes; "" is the only output of the models.
 
     Raises:
       DataError: Rows lack a label or an example weight, or hold an invalid one.
@@ -86,7 +86,7 @@ def run_models(
     try:
         with make_pipeline() as pipeline:
             workers = pipeline.options.view_as(DirectOptions).direct_num_workers or os.cpu_count() or 1
-            predict = _PredictBatches(models, predictors.threads(workers), reference_kernels, labels_are_classes)
+            predict = _PredictBatches(models, predictors.threads(workers), reference_kernels, outputs_of_classes)
             extractors = [
                 labels_extractor.LabelsExtractor(config),
                 example_weights_extractor.ExampleWeightsExtractor(config),
@@ -222,10 +222,10 @@ class _PredictBatches(beam.DoFn):
         models: Mapping[str, PlannedModel],
         num_threads: int,
         reference_kernels: bool,
-        labels_are_classes: bool,
+        outputs_of_classes: Collection[str],
     ):
         self._models = dict(models)
-        self._labels_are_classes = labels_are_classes
+        self._outputs_of_classes = frozenset(outputs_of_classes)
         self._num_threads = num_threads
         self._reference_kernels = reference_kernels
 
@@ -257,8 +257,10 @@ class _PredictBatches(beam.DoFn):
             seconds[name] = predictor.seconds - before
             renamed = {new: outputs[output] for output, new in self._models[name].outputs.items()}
             predictions[name] = next(iter(renamed.values())) if len(renamed) == 1 else renamed
-            if self._labels_are_classes and len(renamed) == 1:
-                _require_classes(select(extracts[tfma.LABELS_KEY], name), predictions[name])
+            labels = select(extracts[tfma.LABELS_KEY], name)
+            for output, values in renamed.items():
+                if output in self._outputs_of_classes or ("" in self._outputs_of_classes and len(renamed) == 1):
+                    _require_classes(select(labels, output), values)
         return predictions, seconds
 
 

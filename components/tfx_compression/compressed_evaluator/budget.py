@@ -175,14 +175,17 @@ class Budget(Config):
     def for_metrics(self, names: Iterable[str]) -> "Budget":
         """Returns the budget with its metrics spelled as in `names`, which may differ in case and underscores.
 
+        A limit on a metric that only single outputs have (`output/metric`) applies to each of them.
+
         Raises:
           ConfigError: A limited metric is not among `names`, or a limit names one metric twice.
         """
         known = {plain_name(name): name for name in names}
         renamed = {}
         for field, drops in self._drops().items():
-            for metric in drops:
-                if plain_name(metric) not in known:
+            matches = {metric: _matches(plain_name(metric), known) for metric in drops}
+            for metric, matched in matches.items():
+                if not matched:
                     raise ConfigError(
                         f"Budget.{field} limits the drop of {metric!r}, which the evaluation doesn't compute. It "
                         f"computes: {', '.join(known.values()) or 'none'}. Remedy: add the metric to the eval_config's "
@@ -190,8 +193,8 @@ class Budget(Config):
                         field=f"Budget.{field}",
                         code="unknown-metric",
                     )
-            renamed[field] = {known[plain_name(metric)]: drop for metric, drop in drops.items()}
-            if len(renamed[field]) < len(drops):
+            renamed[field] = {name: drop for metric, drop in drops.items() for name in matches[metric]}
+            if len(renamed[field]) < sum(map(len, matches.values())):
                 raise ConfigError(
                     f"Budget.{field} limits one metric twice: {', '.join(drops)}. Remedy: remove one.",
                     field=f"Budget.{field}",
@@ -204,3 +207,10 @@ class Budget(Config):
         return {
             field: getattr(self, field) for field, limit in self.limits().items() if isinstance(limit, MetricDropLimit)
         }
+
+
+def _matches(metric: str, known: Mapping[str, str]) -> list[str]:
+    """Returns the metric, or else the metrics of single outputs with this name, from names by plain name."""
+    if metric in known:
+        return [known[metric]]
+    return [name for plain, name in known.items() if plain.rpartition("/")[2] == metric]

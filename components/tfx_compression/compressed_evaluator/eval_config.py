@@ -1,7 +1,7 @@
 """TFMA's EvalConfig: checks it against the budget, and completes it for the models of an evaluation."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import tensorflow_model_analysis as tfma
 from tensorflow_metadata.proto.v0 import schema_pb2
@@ -14,12 +14,6 @@ from tfx_compression.keras_models.metric_names import smaller_is_better
 
 # Name of the baseline among the models of an evaluation.
 BASELINE = "baseline"
-
-
-def default_config() -> config_pb2.EvalConfig:
-    """Returns the configuration that computes the accuracy of a classifier."""
-    metric = config_pb2.MetricConfig(class_name="SparseCategoricalAccuracy")
-    return config_pb2.EvalConfig(metrics_specs=[config_pb2.MetricsSpec(metrics=[metric])])
 
 
 def complete_config(
@@ -61,6 +55,18 @@ def complete_config(
     return tfma.utils.update_eval_config_with_defaults(config, has_baseline=has_baseline, rubber_stamp=not has_baseline)
 
 
+def check_config(
+    models: Sequence[str],
+    eval_config: config_pb2.EvalConfig,
+    schema: schema_pb2.Schema | None,
+    budget: Budget,
+    *,
+    has_baseline: bool,
+) -> None:
+    """Checks that TFMA and the budget can use a configuration. See `complete_config` and `require_valid_metrics`."""
+    require_valid_metrics(complete_config(models, eval_config, budget, has_baseline=has_baseline), schema)
+
+
 def require_valid_metrics(config: config_pb2.EvalConfig, schema: schema_pb2.Schema | None) -> None:
     """Checks that TFMA can make every metric of a complete configuration.
 
@@ -77,35 +83,6 @@ def require_valid_metrics(config: config_pb2.EvalConfig, schema: schema_pb2.Sche
                 field="eval_config.metrics_specs",
                 code="invalid-metric",
             ) from error
-
-
-def labels_are_classes(
-    eval_config: config_pb2.EvalConfig, output_shapes: Mapping[str, Sequence[tuple[int, ...]]]
-) -> bool:
-    """Returns whether the metrics take labels that are numbers of classes.
-
-    Args:
-      eval_config: The user's configuration.
-      output_shapes: By model, the shapes of its outputs, without the batch.
-
-    Raises:
-      ConfigError: They do, and a model has only one output per row, so that every row would be of class 0.
-    """
-    sparse = [
-        metric.class_name
-        for spec in eval_config.metrics_specs
-        for metric in spec.metrics
-        if metric.class_name.startswith("Sparse")
-    ]
-    for name, shapes in output_shapes.items() if sparse else ():
-        if list(shapes) in ([(1,)], [()]):
-            raise ConfigError(
-                f"{sparse[0]} needs one output per class, and {name!r} has one output in all, so every row would be of "
-                "class 0. Remedy: use an eval_config with BinaryAccuracy, or another metric that fits one output.",
-                field="eval_config.metrics_specs",
-                code="one-output",
-            )
-    return bool(sparse)
 
 
 def _require_label(eval_config: config_pb2.EvalConfig) -> None:

@@ -17,17 +17,18 @@ from tfx_compression.compressed_evaluator import gate, measurement, tfma_results
 from tfx_compression.compressed_evaluator.beam_pipeline import PlannedModel, run_models
 from tfx_compression.compressed_evaluator.behavior import PassStatistics
 from tfx_compression.compressed_evaluator.budget import Budget
-from tfx_compression.compressed_evaluator.eval_config import (
-    BASELINE,
-    complete_config,
-    default_config,
-    labels_are_classes,
-    require_valid_metrics,
-)
+from tfx_compression.compressed_evaluator.eval_config import BASELINE, check_config, complete_config
 from tfx_compression.compressed_evaluator.evaluation import FILE, Evaluation
 from tfx_compression.compressed_evaluator.measurement import ExampleRow, LoadedModel
 from tfx_compression.compressed_evaluator.output_matching import match_outputs
+from tfx_compression.compressed_evaluator.output_metrics import (
+    Outputs,
+    outputs_of_classes,
+    require_output_names,
+    with_default_metrics,
+)
 from tfx_compression.compressed_evaluator.records import BaselineComparison, LimitVerdict, ModelMeasurements
+from tfx_compression.config import require_config
 from tfx_compression.data import examples
 from tfx_compression.data.iteration import numpy_elements
 from tfx_compression.errors import ConfigError, DataError, ModelError
@@ -62,7 +63,8 @@ def evaluate(
       label_key: Feature that holds the label. It may be in `eval_config` instead.
       baseline: Path of the model that the candidates are compared with.
       schema: Schema of the examples, which gives features their shape.
-      eval_config: TFMA's configuration: metrics, slices, thresholds. The default computes the accuracy of a classifier.
+      eval_config: TFMA's configuration: metrics, slices, thresholds. By default, the metric is the accuracy of a
+        classifier; for models with several outputs, that of each output, whose label is the feature of its name.
       budget: Limits and objective.
       output_path: Folder for TFMA's files, which `tfma.load_eval_result` reads, and evaluation.json. By default nothing
         is kept.
@@ -74,9 +76,12 @@ def evaluate(
       DataError: There are no examples, or some lack the label.
       ConfigError: The configuration doesn't fit the models or the budget.
     """
+    if budget is not None:
+        require_config(budget, Budget, "budget")
     patterns = [examples] if isinstance(examples, str) else list(examples)
     config = config_pb2.EvalConfig()
-    config.CopyFrom(eval_config or default_config())
+    if eval_config is not None:
+        config.CopyFrom(eval_config)
     if not config.model_specs:
         config.model_specs.add()
     if label_key:
@@ -101,7 +106,8 @@ def run(
 ) -> Evaluation:
     """Evaluates, decides, and writes TFMA's files and evaluation.json to `output_path`.
 
-    The first ModelSpec of `eval_config` applies to every model (label, weights, signature outputs).
+    The first ModelSpec of `eval_config` applies to every model (label, weights, signature outputs). Without metrics, it
+    gets the default ones (see `evaluate`).
 
     Raises:
       ModelError: The baseline can't be run, or a candidate's inputs or outputs don't fit.
@@ -110,14 +116,15 @@ def run(
     """
     _clear(output_path)
     paths = _locate(candidates, baseline)
-    config = complete_config(list(paths), eval_config, budget, has_baseline=baseline is not None)
-    require_valid_metrics(config, schema)
+    if eval_config.metrics_specs:
+        check_config(list(paths), eval_config, schema, budget, has_baseline=baseline is not None)
     files = _files(patterns)
     row = _first_row(files, patterns, schema, eval_config)
     evaluation = _Evaluation(paths, files, schema, eval_config, budget, output_path, reference_kernels)
     with evaluation.timed("trial"):
         evaluation.load_models()
     if set(evaluation.models) - {BASELINE}:
+        evaluation.fit_metrics(row)
         evaluation.run_models(make_pipeline, row, ", ".join(patterns))
     decision = evaluation.decide(list(candidates))
     write_text(os.path.join(output_path, FILE), decision.to_json() + "\n")
@@ -188,6 +195,24 @@ class _Evaluation:
             name: measurement.measure_size(path, failures.get(name, "")) for name, path in self._paths.items()
         }
 
+    def fit_metrics(self, row: ExampleRow) -> None:
+        """Adds the default metrics if the configuration has none, and checks that the metrics fit the outputs.
+
+        Raises:
+          ConfigError: They don't fit.
+        """
+        compared = [BASELINE] if self._has_baseline else list(self.models)
+        if not self._eval_config.metrics_specs:
+            self._eval_config = with_default_metrics(self._eval_config, self._outputs()[compared[0]], row[1])
+            check_config(
+                list(self._paths), self._eval_config, self._schema, self._budget, has_baseline=self._has_baseline
+            )
+        for name in compared:
+            require_output_names(self._eval_config, self._outputs()[name])
+
+    def _outputs(self) -> dict[str, Outputs]:
+        return {name: model.predictor.outputs for name, model in self.models.items()}
+
     def run_models(self, make_pipeline: Callable[[], beam.Pipeline], row: ExampleRow, place: str) -> None:
         """Computes the metrics in one pass over the examples, and measures the models meanwhile and after it.
 
@@ -198,8 +223,7 @@ class _Evaluation:
         """
         names = list(self.models)
         planned = _plan(self.models)
-        shapes = {name: list(model.predictor.outputs.values()) for name, model in self.models.items()}
-        classes = labels_are_classes(self._eval_config, shapes)
+        classes = outputs_of_classes(self._eval_config, self._outputs())
         config = complete_config(names, self._eval_config, self._budget, has_baseline=self._has_baseline)
         has_tflite = any(model.contents is not None for model in self.models.values())
         with measurement.float_tflite(self._paths.get(BASELINE) if has_tflite else None) as float_baseline:
@@ -212,7 +236,7 @@ class _Evaluation:
                     self._output_path,
                     make_pipeline,
                     reference_kernels=self._reference_kernels,
-                    labels_are_classes=classes,
+                    outputs_of_classes=classes,
                 )
             self._seconds["interpreter"] = sum(self._statistics.seconds.values())
             if not self._statistics.weight:
@@ -304,17 +328,18 @@ def _first_row(
     Raises:
       DataError: The schema or the example lacks the label.
     """
-    label = config.model_specs[0].label_key
-    if schema is not None and label:
+    spec = config.model_specs[0] if config.model_specs else config_pb2.ModelSpec()
+    labels = [label for label in (spec.label_key, *spec.label_keys.values()) if label]
+    for label in labels if schema is not None else ():
         examples.resolve_label(schema, (), label)
     record = next(numpy_elements(examples.records(files)))
     features = {}
     for name, feature in tf.train.Example.FromString(record).features.feature.items():
         kind = feature.WhichOneof("kind")
         features[name] = np.asarray([getattr(feature, kind).value]) if kind else np.empty([1, 0])
-    if label and label not in features:
+    if missing := [label for label in labels if label not in features]:
         raise DataError(
-            f"The examples of {', '.join(patterns)} have no feature {label!r} for the label; the first one has: "
+            f"The examples of {', '.join(patterns)} have no feature {missing[0]!r} for the label; the first one has: "
             f"{', '.join(sorted(features))}. Remedy: set label_key to one of them.",
             field="label_key",
             code="no-label",

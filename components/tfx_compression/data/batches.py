@@ -1,6 +1,6 @@
 """Batches of rows from what users have in memory: arrays, or a `tf.data.Dataset`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ def as_batches(data: Any, batch_size: int = BATCH_ROWS) -> tf.data.Dataset:
     """Returns batches of features, of (features, labels) or of (features, labels, weights).
 
     Args:
-      data: A batched `tf.data.Dataset`, which is returned itself; an array of features, [rows, …]; a dict of such
-        arrays by input name; or a list or tuple of features (one of these, or a list of arrays), labels and, where
-        there are any, weights. What NumPy reads as an array is one. 64-bit floats become 32-bit floats, as in Keras.
+      data: A batched `tf.data.Dataset`, which is returned itself; a list of batches, which are tuples of
+        arrays and are batched anew; an array of features, [rows, …]; a dict of such arrays by input name; or a list
+        or tuple of features (one of these, or a list of arrays), labels and, where there are any, weights. What NumPy
+        reads as an array is one. 64-bit floats become 32-bit floats, as in Keras.
       batch_size: Number of rows of a batch of arrays.
 
     Raises:
@@ -27,6 +28,8 @@ def as_batches(data: Any, batch_size: int = BATCH_ROWS) -> tf.data.Dataset:
     """
     if isinstance(data, tf.data.Dataset):
         return data
+    if isinstance(data, list) and data and all(isinstance(batch, tuple) for batch in data):
+        data = _joined(data)
     if isinstance(data, tuple | list):
         if not 1 <= len(data) <= _PARTS or not all(map(_is_part, data)):
             raise _unknown(data)
@@ -44,6 +47,18 @@ def as_batches(data: Any, batch_size: int = BATCH_ROWS) -> tf.data.Dataset:
     if lengths == {0}:
         raise DataError("The arrays have no rows. Remedy: pass at least one.", code="no-examples")
     return tf.data.Dataset.from_tensor_slices(parts).batch(batch_size)
+
+
+def _joined(batches: Sequence[tuple]) -> tuple:
+    """Returns the arrays of all batches together."""
+    try:
+        return tuple(tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches))
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"The batches in the list don't fit together: {error}. Remedy: batches of arrays of the same structure, "
+            "types and shapes, the number of rows excepted.",
+            code="rows",
+        ) from error
 
 
 def _is_part(part: Any) -> bool:

@@ -16,15 +16,16 @@ import tf_keras
 
 from tfx_compression.errors import ModelError
 from tfx_compression.keras_models import graph
-from tfx_compression.keras_models.keras3 import LOADING_FAILURES
+from tfx_compression.keras_models.keras3 import H5_ENDINGS, LOADING_FAILURES, loading_error
 
 
 def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> tf_keras.Model:
-    """Loads the Keras 2 model in a SavedModel folder, a `.keras` or an `.h5` file.
+    """Loads the Keras 2 model in a SavedModel folder, a `.keras`, an `.h5` or an `.hdf5` file.
 
     Raises:
       ModelError: There is no model (code `missing-model`), a SavedModel without Keras metadata, whose layers are
-        unknown (`no-keras-metadata`), or a model that can't be loaded (`unreadable-model`).
+        unknown (`no-keras-metadata`), a class or function that is unknown (`unknown-class`), or a model that can't be
+        loaded otherwise (`unreadable-model`).
     """
     if not tf.io.gfile.exists(path):
         raise ModelError(f"No model at {path}. Remedy: check the path.", code="missing-model")
@@ -54,12 +55,7 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> tf_keras
                     'files. Remedy: write it with model.save(path, save_format="tf").',
                     code="unreadable-model",
                 ) from error
-            raise ModelError(
-                f"The Keras model in {path} can't be loaded: {str(error).rstrip(' .')}. "
-                "Remedy: for classes and functions of your own, a custom_objects() in the module file; "
-                "otherwise the file is damaged.",
-                code="unreadable-model",
-            ) from error
+            raise loading_error(f"The Keras model in {path}", error) from error
 
 
 def _quantize_scope() -> contextlib.AbstractContextManager:
@@ -72,7 +68,7 @@ def _quantize_scope() -> contextlib.AbstractContextManager:
 def _configuration(path: str) -> bytes:
     """Returns the text that names a model's layers; empty if it can't be read, which loading then reports."""
     try:
-        if path.endswith(".h5"):
+        if path.endswith(H5_ENDINGS):
             import h5py
 
             with tf.io.gfile.GFile(path, "rb") as file, h5py.File(file, "r") as stored:

@@ -5,6 +5,7 @@ Keras 3 (`keras`) can live beside Keras 2 (`tf_keras`) in one process. It is imp
 
 import json
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -31,16 +32,33 @@ LOADING_FAILURES = (
 )
 
 
+H5_ENDINGS = (".h5", ".hdf5")
+
+# How either Keras names a class or function that it doesn't know.
+_UNKNOWN = re.compile(
+    r"Unknown (?:\w+ ?)+: '(?P<a>\w+)'|deserialize object of type `(?P<b>\w+)`"
+    r"|Could not locate (?:class|function) '(?P<c>\w+)'|Received: layer=(?P<d>\w+) of type <class 'str'>"
+)
+
+
 def keras_version(path: str) -> int:
-    """Returns the major version of Keras, 2 or 3, that wrote a `.keras` or `.h5` file.
+    """Returns the major version of Keras, 2 or 3, that wrote a `.keras`, `.h5` or `.hdf5` file.
 
     Raises:
-      ModelError: The file doesn't tell (code `unreadable-model`).
+      ModelError: The file doesn't tell (code `unreadable-model`) or has weights only (`weights-only`).
     """
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
-            version = _h5_version(file) if path.endswith(".h5") else _zip_version(file)
+            version = _h5_version(file) if path.endswith(H5_ENDINGS) else _zip_version(file)
+        if version is None:
+            raise ModelError(
+                f"{path} holds weights without a model (save_weights), so its layers are unknown. Remedy: build the "
+                "model, call model.load_weights on this file, and pass the model, or the path that model.save writes.",
+                code="weights-only",
+            )
         major = int(version.split(".")[0])
+    except ModelError:
+        raise
     except LOADING_FAILURES as error:
         raise ModelError(
             f"{path} is not a Keras model: {str(error).rstrip(' .')}. "
@@ -51,10 +69,11 @@ def keras_version(path: str) -> int:
 
 
 def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> Any:
-    """Loads the Keras 3 model in a `.keras` or `.h5` file, without running code inside the file (safe mode).
+    """Loads the Keras 3 model in a `.keras`, `.h5` or `.hdf5` file, without running code inside it (safe mode).
 
     Raises:
-      ModelError: The model can't be loaded (code `unreadable-model`).
+      ModelError: The model can't be loaded (code `unreadable-model`), or has an unknown class or function
+        (`unknown-class`).
     """
     keras = import_keras3()
     try:
@@ -63,12 +82,31 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> Any:
             tf.io.gfile.copy(path, local)
             return keras.saving.load_model(local, custom_objects=dict(custom_objects or {}), safe_mode=True)
     except LOADING_FAILURES as error:
-        raise ModelError(
-            f"The Keras 3 model in {path} can't be loaded: {str(error).rstrip(' .')}. "
-            "Remedy: for classes and functions of your own, a custom_objects() in the module file; "
-            "otherwise the file is damaged.",
-            code="unreadable-model",
-        ) from error
+        raise loading_error(f"The Keras 3 model in {path}", error) from error
+
+
+def loading_error(model: str, error: BaseException) -> ModelError:
+    """Returns the error to raise for a model that Keras can't load.
+
+    Args:
+      model: Description of the model; the message starts with it.
+      error: Keras' error.
+    """
+    if match := _UNKNOWN.search(str(error)):
+        name = match[match.lastgroup or 0]
+        return ModelError(
+            f"{model} can't be loaded: it has a {name!r}, which Keras doesn't know. Remedy: "
+            f"custom_objects={{{name!r}: {name}}}, with your class or function (in a pipeline, returned by a "
+            "custom_objects() in the module file).",
+            field="custom_objects",
+            code="unknown-class",
+        )
+    return ModelError(
+        f"{model} can't be loaded: {str(error).rstrip(' .')}. Remedy: for classes and functions of your own, "
+        "custom_objects={name: class} (in a pipeline, a custom_objects() in the module file); otherwise the file is "
+        "damaged.",
+        code="unreadable-model",
+    )
 
 
 def copy_compilation(source: Any, target: Any) -> None:
@@ -105,9 +143,12 @@ def _zip_version(file: Any) -> str:
         return str(json.loads(archive.read("metadata.json"))["keras_version"])
 
 
-def _h5_version(file: Any) -> str:
+def _h5_version(file: Any) -> str | None:
+    """Returns the version of Keras in an HDF5 file; None if the file holds weights only."""
     import h5py
 
     with h5py.File(file, "r") as stored:
+        if "model_config" not in stored.attrs and ("layers" in stored or "layer_names" in stored.attrs):
+            return None
         version = stored.attrs["keras_version"]
     return version.decode() if isinstance(version, bytes) else str(version)

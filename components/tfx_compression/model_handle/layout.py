@@ -4,10 +4,12 @@ import os
 
 import tensorflow as tf
 
+from tfx_compression.keras_models import keras3
+
 SERVING_FOLDER = "Format-Serving"  # of TFX, in a Model artifact
 KERAS_FILE = "model.keras"  # beside a SavedModel; a Trainer may choose another name
 METADATA_FILE = "keras_metadata.pb"  # in a SavedModel of Keras 2
-KERAS_ENDINGS = (".keras", ".h5")
+KERAS_ENDINGS = (".keras", *keras3.H5_ENDINGS)
 
 
 def keras_files(path: str) -> list[str]:

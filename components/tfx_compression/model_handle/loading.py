@@ -17,7 +17,7 @@ from tfx_compression.saved_models.saved_model import SavedModel
 
 
 def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> ModelHandle:
-    """Loads the model in a `.keras` or `.h5` file, or in a folder that a Trainer wrote.
+    """Loads the model in a `.keras`, `.h5` or `.hdf5` file, or in a folder that a Trainer wrote.
 
     In a folder, the layers come from a SavedModel with Keras metadata, or else from a `.keras` file in it. Beside TFX's
     `Format-Serving` a `.keras` file counts, too. The signatures come from the SavedModel. If neither has a graph of
@@ -51,16 +51,25 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> ModelHan
     return _load_folder(path, file, custom_objects)
 
 
-def wrap(model: Any) -> ModelHandle:
+def wrap(model: Any, custom_objects: Mapping[str, Any] | None = None) -> ModelHandle:
     """Returns the handle of a Keras 2 or Keras 3 model in memory, of a `SavedModel`, or of the model at a path.
 
+    The result of `prune` or `fine_tune` is a model, too.
+
+    Args:
+      model: The model.
+      custom_objects: The user's classes and functions by name, to load a model from a path.
+
     Raises:
-      ModelError: The model is none of these (code `unknown-format`), or `load` can't load the path.
+      ModelError: The model is none of these (code `unknown-format`), or `load` can't load the path. Or it is a result
+        whose graph changed, and the signatures are still those of the original (`changed-graph`).
     """
     if isinstance(model, ModelHandle):
         return model
+    if isinstance(getattr(model, "handle", None), ModelHandle):
+        return _wrap_result(model)
     if isinstance(model, str | os.PathLike):
-        return load(os.fspath(model))
+        return load(os.fspath(model), custom_objects)
     if isinstance(model, SavedModel):
         return ModelHandle("saved_model", model, model.path)
     if is_keras3(model):
@@ -69,9 +78,23 @@ def wrap(model: Any) -> ModelHandle:
         return ModelHandle("keras2", model)
     raise ModelError(
         f"An object of class {type(model).__module__}.{type(model).__name__} is not a model that can be compressed. "
-        "Remedy: a tf_keras or keras model, or the path of a SavedModel, .keras or .h5 file.",
+        "Remedy: a tf_keras or keras model, or the path of a SavedModel, .keras, .h5 or .hdf5 file.",
         code="unknown-format",
     )
+
+
+def _wrap_result(result: Any) -> ModelHandle:
+    """Returns the handle of a `Compressed` with a handle."""
+    handle: ModelHandle = result.handle
+    if result.model is handle.model:
+        return handle
+    if handle.path is not None or getattr(handle.model, "signatures", None):
+        raise ModelError(
+            "The model is a result of prune or fine_tune whose graph changed. It answers its original's signatures "
+            "once it is saved. Remedy: result.save(path), and pass the path; or result.model, without the signatures.",
+            code="changed-graph",
+        )
+    return wrap(result.model)
 
 
 def _load_folder(path: str, file: str | None, custom_objects: Mapping[str, Any] | None) -> ModelHandle:
@@ -101,7 +124,7 @@ def _load_folder(path: str, file: str | None, custom_objects: Mapping[str, Any] 
 def _load_file(path: str, custom_objects: Mapping[str, Any] | None) -> tuple[Any, ModelKind]:
     if not path.endswith(KERAS_ENDINGS):
         raise ModelError(
-            f"{path} is not a model. Remedy: the path of a SavedModel folder, a .keras or an .h5 file.",
+            f"{path} is not a model. Remedy: the path of a SavedModel folder, a .keras, .h5 or .hdf5 file.",
             code="unknown-format",
         )
     if keras3.keras_version(path) == 2:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfx_compression.config import require_config
+from tfx_compression.data.batches import as_batches
 from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.model_handle import ModelHandle, wrap
 from tfx_compression.model_handle.compressed import Compressed, Summary
@@ -69,10 +71,11 @@ class PrunedModel(Compressed):
 def prune(
     model: Any,
     plan: PruningPlan,
-    data: tf.data.Dataset | None = None,
+    data: Any = None,
     *,
     loss_fn: LossFn | None = None,
     sensitivity_options: SensitivityOptions | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
 ) -> PrunedModel:
     """Prunes a model: sets weights to zero or removes channels. It takes the first step of the plan's schedule.
 
@@ -80,15 +83,18 @@ def prune(
     of a second model; a model that is given as a path is loaded only once.
 
     Args:
-      model: A Keras 2 or Keras 3 model, the path of one or of a SavedModel, or the result of `model_handle.load`.
+      model: A Keras 2 or Keras 3 model, the path of one or of a SavedModel, or the result of `model_handle.load`, of
+        `prune` or of `fine_tune`.
       plan: What to prune.
-      data: Batches of (features, labels), as Keras' `fit` takes them, for criteria and allocations that require data.
+      data: Batches of (features, labels), as Keras' `fit` takes them, or arrays of both, for criteria and allocations
+        that require data.
         Where channels are removed, it also gives the means that take their place (see `unit_constants`) and new
         statistics of batch normalizations (`PruningPlan.recalibrate_batches`).
         For a SavedModel without layers, the features are what its signature takes: by argument, or serialized examples.
       loss_fn: Loss of a SavedModel without layers: `loss_fn(labels, outputs)`, with outputs by name, returns the
         batch's mean loss or one loss per row.
       sensitivity_options: Options of the allocation `sensitivity`.
+      custom_objects: The user's classes and functions by name, to load a model from a path.
 
     Returns:
       The pruned model, its record and its masks.
@@ -98,7 +104,9 @@ def prune(
         can.
       ModelError: The model can't be pruned this way, can't be copied, or has a weight that is not finite.
     """
-    handle = wrap(model)
+    require_config(plan, PruningPlan, "plan")
+    handle = wrap(model, custom_objects)
+    data = None if data is None else as_batches(data)
     if not plan.structured and not isinstance(model, str | os.PathLike):
         handle = copy_model(handle)
     return prune_step(handle, plan, data, loss_fn=loss_fn, sensitivity_options=sensitivity_options)

@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from tfx_compression.config import require_config
+from tfx_compression.data.batches import as_batches
 from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.keras_models.library import keras_library
 from tfx_compression.model_handle import ModelHandle, wrap
@@ -24,7 +26,7 @@ from tfx_compression.sparsity_fine_tuner.checkpoints import require_same_configu
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.sparsity_fine_tuner.results import FineTunedModel, ModeResult
 from tfx_compression.sparsity_fine_tuner.session import Session
-from tfx_compression.sparsity_fine_tuner.training_data import Batches, finite_evaluation_data, seeded_passes
+from tfx_compression.sparsity_fine_tuner.training_data import finite_evaluation_data, seeded_passes
 from tfx_compression.sparsity_fine_tuner.training_loop import TrainStep
 from tfx_compression.sparsity_fine_tuner.training_model import CompileFn, LossFn
 from tfx_compression.sparsity_fine_tuner.variables import non_finite
@@ -35,14 +37,14 @@ from tfx_compression.tracing import unwrapped_errors
 @quiet_libraries()
 def fine_tune(
     model: Any,
-    data: tf.data.Dataset | Batches,
+    data: Any,
     config: FineTuning,
     teacher: Any = None,
     plan: PruningPlan | None = None,
     *,
     masks: Masks | None = None,
     target_sparsity: Mapping[str, float] | None = None,
-    validation_data: tf.data.Dataset | None = None,
+    validation_data: Any = None,
     compile_fn: CompileFn | None = None,
     loss_fn: LossFn | None = None,
     train_step: TrainStep | None = None,
@@ -59,11 +61,12 @@ def fine_tune(
     Inside the scope of a `tf.distribute` strategy in which the model was loaded, it trains on all replicas.
 
     Args:
-      model: Result of `prune`, with its plan and masks; or a Keras 2 or Keras 3 model, the path of one or of a
-        SavedModel, or the result of `model_handle.load`. A model in memory, that of a `PrunedModel` included, is
-        trained in place, unless this training removes channels or makes it quantization-aware.
-      data: Batches of (features, labels) or (features, labels, weights), as Keras' `fit` takes them; or a function from
-        the number of a pass to such batches, with the same rows in the same order whenever it is called.
+      model: Result of `prune`, with its plan and masks, or of `fine_tune`, with its masks; or a Keras 2 or Keras 3
+        model, the path of one or of a SavedModel, or the result of `model_handle.load`. A model in memory, that of such
+        a result included, is trained in place, unless this training removes channels or makes it quantization-aware.
+      data: Batches of (features, labels) or (features, labels, weights), as Keras' `fit` takes them; a function from
+        the number of a pass to such batches, with the same rows in the same order whenever it is called; or arrays of
+        features and labels, which are shuffled for each pass.
       config: Configuration of the training.
       teacher: Dense model, or several of them, to learn from (`config.distillation`) and to compare with
         (`config.guard`). It may be of any kind that `model` may be.
@@ -81,17 +84,20 @@ def fine_tune(
       checkpoints: Folder from which a training that was killed resumes. It belongs to this model, data, configuration
         and plan. Data that is a Dataset must come in the same order again.
       log_dir: Folder of the TensorBoard logs.
-      custom_objects: The user's classes by name, for checkpoints of networks.
+      custom_objects: The user's classes by name, for models that are paths and for checkpoints of networks.
 
     Raises:
       ConfigError: If mode, plan and model don't fit together.
       ModelError: For a model without a loss, a loss that is not a number, masks that don't fit, or a checkpoint that
         can't be written.
     """
+    require_config(config, FineTuning, "config")
+    if plan is not None:
+        require_config(plan, PruningPlan, "plan")
     original = None
-    if isinstance(model, PrunedModel):
+    if isinstance(model, PrunedModel | FineTunedModel):
         original, masks = model.handle, model.masks if masks is None else masks
-        if plan is None:
+        if plan is None and isinstance(model, PrunedModel):
             plan, target_sparsity = model.plan, target_sparsity or model.target_sparsity
         model = original if model.model is original.model else model.model
     checks.require_mode_fits_plan(config, plan)
@@ -99,7 +105,7 @@ def fine_tune(
     tf_keras.utils.set_random_seed(config.seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    handle = wrap(model)
+    handle = wrap(model, custom_objects)
     checks.require_distributable(handle)
     masks = dict(masks) if masks is not None else _masks_of_zeros(handle)
     require_masked_zeros(handle, masks, "the model before training")
@@ -118,8 +124,8 @@ def fine_tune(
             plan=plan,
             target_sparsity=dict(target_sparsity or {}),
             data=passes,
-            validation=finite_evaluation_data(validation_data, config),
-            teachers=[wrap(each) for each in _as_sequence(teacher)],
+            validation=finite_evaluation_data(None if validation_data is None else as_batches(validation_data), config),
+            teachers=[wrap(each, custom_objects) for each in _as_sequence(teacher)],
             loss_fn=loss_fn,
             train_step=train_step,
             callbacks=tuple(callbacks),

@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from tfx_compression.data.batches import BATCH_ROWS, as_batches
 from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 
@@ -13,11 +14,17 @@ from tfx_compression.sparsity_fine_tuner.config import FineTuning
 Batches = Callable[[int], tf.data.Dataset]
 
 
-def seeded_passes(data: tf.data.Dataset | Batches, config: FineTuning) -> Batches:
-    """Returns the batches of each pass, weighted by class.
+def seeded_passes(data: Any, config: FineTuning) -> Batches:
+    """Returns the batches of each pass, weighted by class. Arrays are shuffled for each pass, as Keras' `fit` does.
 
     It seeds the global generators before each pass, for a user's input_fn that shuffles without a seed.
     """
+    if not isinstance(data, tf.data.Dataset) and not callable(data):
+        rows = as_batches(data).unbatch()
+        size = int(rows.reduce(tf.constant(0, tf.int64), lambda count, _: count + 1))
+
+        def data(number: int) -> tf.data.Dataset:
+            return rows.shuffle(size, config.seed + number).batch(BATCH_ROWS)
 
     def batches(number: int) -> tf.data.Dataset:
         tf_keras.utils.set_random_seed(config.seed + number)
