@@ -458,3 +458,9 @@ def test_the_default_metrics_fit_several_outputs(tmp_path):
     }
     with raises(ConfigError, code="several-outputs"):
         tfc.evaluate({"same": str(tmp_path / "two")}, rows, "digit")
+
+
+def test_a_keras_file_is_refused(tmp_path):
+    (tmp_path / "model.hdf5").write_bytes(b"")
+    with raises(ModelError, code="keras-file", field="candidates"):
+        tfc.evaluate({"keras": str(tmp_path / "model.hdf5")}, "rows", "label")

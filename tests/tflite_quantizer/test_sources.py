@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import tf_keras
 from tfx_compression.errors import ModelError
+from tfx_compression.pruning.plan import PruningPlan
+from tfx_compression.pruning.prune import prune
 from tfx_compression.tflite_quantizer import sources
 
 from tests.support import helpers, kinds
@@ -49,6 +51,15 @@ class Unnamed3(keras.Model):
 
     def call(self, inputs):
         return self.inner(inputs)
+
+
+def test_a_result_keeps_the_signatures_of_its_original(tmp_path):
+    path = helpers.save_with_examples_signature(helpers.small_dense(), tmp_path / "model", "x", (4,))
+    narrow = prune(path, PruningPlan(technique="neuron", sparsity=0.5, protect=()))
+    saved = sources.as_saved_model(narrow, str(tmp_path / "saved"))
+    examples = helpers.serialized({"x": normal(ROWS, 4)})
+    (answer,) = helpers.answers(saved, examples=examples).values()
+    assert answer.shape == (ROWS, *narrow.model.output_shape[1:])
 
 
 @pytest.mark.parametrize("library", [tf_keras, keras], ids=["keras2", "keras3"])

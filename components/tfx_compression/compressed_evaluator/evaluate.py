@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import apache_beam as beam
-import numpy as np
 import tensorflow as tf
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_model_analysis.proto import config_pb2
@@ -30,7 +29,6 @@ from tfx_compression.compressed_evaluator.output_metrics import (
 from tfx_compression.compressed_evaluator.records import BaselineComparison, LimitVerdict, ModelMeasurements
 from tfx_compression.config import require_config
 from tfx_compression.data import examples
-from tfx_compression.data.iteration import numpy_elements
 from tfx_compression.errors import ConfigError, DataError, ModelError
 from tfx_compression.files import write_text
 from tfx_compression.model_handle import model_files
@@ -116,10 +114,11 @@ def run(
     """
     _clear(output_path)
     paths = _locate(candidates, baseline)
-    if eval_config.metrics_specs:
-        check_config(list(paths), eval_config, schema, budget, has_baseline=baseline is not None)
+    if eval_config.metrics_specs or eval_config.model_specs[0].label_key:  # Else, the outputs decide.
+        checked = eval_config if eval_config.metrics_specs else with_default_metrics(eval_config, {}, ())
+        check_config(list(paths), checked, schema, budget, has_baseline=baseline is not None)
     files = _files(patterns)
-    row = _first_row(files, patterns, schema, eval_config)
+    row = measurement.first_row(files, patterns, schema, eval_config)
     evaluation = _Evaluation(paths, files, schema, eval_config, budget, output_path, reference_kernels)
     with evaluation.timed("trial"):
         evaluation.load_models()
@@ -306,7 +305,17 @@ def _locate(candidates: Mapping[str, str], baseline: str | None) -> dict[str, st
     if not candidates:
         raise ConfigError(f"There is no candidate to evaluate. {example}", field="candidates", code="no-candidates")
     paths = {name: model_files.locate(path) for name, path in candidates.items()}
-    return paths if baseline is None else {**paths, BASELINE: model_files.locate(baseline)}
+    if baseline is not None:
+        paths[BASELINE] = model_files.locate(baseline)
+    for name, path in paths.items():
+        if model_files.model_format(path) == "keras":
+            raise ModelError(
+                f"{path} is a Keras file, and an evaluation runs SavedModels and TFLite models. Remedy: keras (or, for "
+                f"Keras 2, tf_keras).models.load_model({path!r}).export(folder), or tfc.quantize({path!r}, …).",
+                field="baseline" if name == BASELINE else "candidates",
+                code="keras-file",
+            )
+    return paths
 
 
 def _files(patterns: Sequence[str]) -> list[str]:
@@ -318,33 +327,6 @@ def _files(patterns: Sequence[str]) -> list[str]:
     files = sorted({name for pattern in patterns for name in tf.io.gfile.glob(pattern)})
     examples.require_rows(files, ", ".join(patterns))
     return files
-
-
-def _first_row(
-    files: Sequence[str], patterns: Sequence[str], schema: schema_pb2.Schema | None, config: config_pb2.EvalConfig
-) -> ExampleRow:
-    """Returns the first tf.Example and its features.
-
-    Raises:
-      DataError: The schema or the example lacks the label.
-    """
-    spec = config.model_specs[0] if config.model_specs else config_pb2.ModelSpec()
-    labels = [label for label in (spec.label_key, *spec.label_keys.values()) if label]
-    for label in labels if schema is not None else ():
-        examples.resolve_label(schema, (), label)
-    record = next(numpy_elements(examples.records(files)))
-    features = {}
-    for name, feature in tf.train.Example.FromString(record).features.feature.items():
-        kind = feature.WhichOneof("kind")
-        features[name] = np.asarray([getattr(feature, kind).value]) if kind else np.empty([1, 0])
-    if missing := [label for label in labels if label not in features]:
-        raise DataError(
-            f"The examples of {', '.join(patterns)} have no feature {missing[0]!r} for the label; the first one has: "
-            f"{', '.join(sorted(features))}. Remedy: set label_key to one of them.",
-            field="label_key",
-            code="no-label",
-        )
-    return np.asarray([record], object), features
 
 
 def _try_models(paths: Mapping[str, str], reference_kernels: bool) -> tuple[dict[str, ModelContents], dict[str, str]]:

@@ -6,17 +6,21 @@ import dataclasses
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tensorflow_model_analysis.proto import config_pb2
 
 from tfx_compression import files
 from tfx_compression.compressed_evaluator import latency, predictors
 from tfx_compression.compressed_evaluator.latency import Latency
 from tfx_compression.compressed_evaluator.predictors import Predictor
 from tfx_compression.compressed_evaluator.records import LayerMeasurements, ModelMeasurements
-from tfx_compression.errors import ModelError
+from tfx_compression.data import examples
+from tfx_compression.data.iteration import numpy_elements
+from tfx_compression.errors import DataError, ModelError
 from tfx_compression.model_handle import model_files
 from tfx_compression.tflite import conversion
 from tfx_compression.tflite.contents import ModelContents, read_contents
@@ -52,6 +56,33 @@ def read(path: str) -> bytes:
     """Returns the bytes of the file at `path`."""
     with tf.io.gfile.GFile(path, "rb") as file:
         return bytes(file.read())
+
+
+def first_row(
+    files: Sequence[str], patterns: Sequence[str], schema: schema_pb2.Schema | None, config: config_pb2.EvalConfig
+) -> ExampleRow:
+    """Returns the first tf.Example and its features.
+
+    Raises:
+      DataError: The schema or the example lacks the label.
+    """
+    spec = config.model_specs[0] if config.model_specs else config_pb2.ModelSpec()
+    labels = [label for label in (spec.label_key, *spec.label_keys.values()) if label]
+    for label in labels if schema is not None else ():
+        examples.resolve_label(schema, (), label)
+    record = next(numpy_elements(examples.records(files)))
+    features = {}
+    for name, feature in tf.train.Example.FromString(record).features.feature.items():
+        kind = feature.WhichOneof("kind")
+        features[name] = np.asarray([getattr(feature, kind).value]) if kind else np.empty([1, 0])
+    if missing := [label for label in labels if label not in features]:
+        raise DataError(
+            f"The examples of {', '.join(patterns)} have no feature {missing[0]!r} for the label; the first one has: "
+            f"{', '.join(sorted(features))}. Remedy: set label_key to one of them.",
+            field="label_key",
+            code="no-label",
+        )
+    return np.asarray([record], object), features
 
 
 def measure(

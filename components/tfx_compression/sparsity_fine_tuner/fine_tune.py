@@ -26,7 +26,7 @@ from tfx_compression.sparsity_fine_tuner.checkpoints import require_same_configu
 from tfx_compression.sparsity_fine_tuner.config import FineTuning
 from tfx_compression.sparsity_fine_tuner.results import FineTunedModel, ModeResult
 from tfx_compression.sparsity_fine_tuner.session import Session
-from tfx_compression.sparsity_fine_tuner.training_data import finite_evaluation_data, seeded_passes
+from tfx_compression.sparsity_fine_tuner.training_data import Batches, finite_evaluation_data, seeded_passes
 from tfx_compression.sparsity_fine_tuner.training_loop import TrainStep
 from tfx_compression.sparsity_fine_tuner.training_model import CompileFn, LossFn
 from tfx_compression.sparsity_fine_tuner.variables import non_finite

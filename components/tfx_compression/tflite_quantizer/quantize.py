@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfx_compression import worker
+from tfx_compression.config import require_config
 from tfx_compression.data.batches import as_batches
 from tfx_compression.errors import CompressionWarning, DataError, ModelError, WorkerError
 from tfx_compression.quiet import quiet_libraries
@@ -32,8 +33,9 @@ def quantize(
     """Converts a model to a TFLite flatbuffer, and warns (`CompressionWarning`) of findings that a user should act on.
 
     Args:
-      model: A Keras 2 or Keras 3 model, or the path of a SavedModel or a Keras file. A SavedModel is converted from
-        what its signatures compute after parsing tf.Examples; a Keras model without signatures, from its own inputs.
+      model: A Keras 2 or Keras 3 model, a result of `prune` or `fine_tune`, or the path of a SavedModel or a Keras
+        file. A SavedModel is converted from what its signatures compute after parsing tf.Examples; a Keras model
+        without signatures, from its own inputs.
       config: The mode and its calibration.
       data: A dataset of batches of (features, label) or of features, where features is a dict by input name or a
         tensor; or arrays of the same form (`data.batches.as_batches`). Calibrated modes need it and use the first
@@ -46,6 +48,7 @@ def quantize(
       ConfigError: If the configuration doesn't fit the model.
       WorkerError: If the converter crashes, hangs or needs too much memory.
     """
+    require_config(config, Quantization, "config")
     result = _quantize(model, config, data, custom_objects)
     if result.warnings:
         warnings.warn("\n".join(result.warnings), CompressionWarning, stacklevel=2)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfx_compression import model_handle
 from tfx_compression.errors import ModelError
+from tfx_compression.model_handle.compressed import Compressed
 from tfx_compression.saved_models.saved_model import SIGNATURE
 
 
@@ -16,8 +17,8 @@ def as_saved_model(model: Any, folder: str, custom_objects: Mapping[str, Any] | 
     """Returns the path of a SavedModel that computes what a model computes.
 
     Args:
-      model: A Keras 2 or Keras 3 model, or the path of a `.keras` or `.h5` file or of a SavedModel. The path of a
-        SavedModel is returned itself.
+      model: A Keras 2 or Keras 3 model, a result of `prune` or `fine_tune`, or the path of a Keras file or of a
+        SavedModel. The path of a SavedModel is returned itself.
       folder: Folder to write the SavedModel to. The inputs and outputs of its `serving_default` have the names of the
         model's. A subclassed Keras 3 model has names only if it takes and returns dicts; otherwise, Keras' own names
         (`args_0`, `output_0`) are used.
@@ -28,6 +29,9 @@ def as_saved_model(model: Any, folder: str, custom_objects: Mapping[str, Any] | 
     """
     if isinstance(model, str | os.PathLike) and tf.saved_model.contains_saved_model(os.fspath(model)):
         return os.fspath(model)
+    if isinstance(model, Compressed):
+        model.save(folder)
+        return folder
     if isinstance(model, str | os.PathLike):
         handle = model_handle.load(os.fspath(model), custom_objects)
     else:
