@@ -365,6 +365,7 @@ def test_tensorflows_own_operators_are_used_on_request_and_listed_with_their_lay
         ("x\nerror: requires element_shape to be static during TF Lite transformation", False, "free-loop-rows", ""),
         ("TF Select ops: Erf, Inv\nDetails: ...", False, "missing-operators", "Erf, Inv"),
         ("Custom ops: MyOp\nDetails: ...", True, "missing-operators", "MyOp"),
+        ("error: Couldn't convert tensor proto to tensor.", True, "free-constant-rows", "number of rows"),
         ("anything  \n\n else", False, "conversion-failed", "anything else"),
     ],
 )

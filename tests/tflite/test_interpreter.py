@@ -11,6 +11,7 @@ from ai_edge_litert import interpreter as litert
 from hypothesis import strategies
 from tensorflow.lite.python import schema_py_generated as schema
 from tfx_compression.errors import ModelError
+from tfx_compression.tflite import conversion
 from tfx_compression.tflite.interpreter import Interpreter, TensorDetails, dequantize, quantize
 
 from tests.support import by_hand, helpers
@@ -485,3 +486,16 @@ for share in (0.003, 0.1, 0.5, 0.9):
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-500:]}"
     assert done.stdout.count("refused:") == 4
+
+
+@pytest.mark.slow  # converts a model
+@pytest.mark.skipif(tf.__version__ > "2.20", reason="newer interpreters of TensorFlow lack its own operators")
+def test_tensorflows_operators_run_any_number_of_rows(tmp_path):
+    specs = [tf.TensorSpec([None, 4], tf.float32, name="x")]
+    path = helpers.save_function(lambda x: {"y": tf.math.erf(x) @ tf.ones((4, 3))}, specs, tmp_path / "m")
+    content = conversion.to_tflite(path, conversion.ConversionOptions("float32", select_tf_ops=True))
+    interpreter = Interpreter(content)
+    for rows in (1, 4, 2):
+        x = np.linspace(-1, 1, 4 * rows, dtype=np.float32).reshape(rows, 4)
+        expected = np.repeat(tf.math.erf(x).numpy().sum(1, keepdims=True), 3, axis=1)
+        np.testing.assert_allclose(interpreter.predict({"x": x})["y"], expected, rtol=1e-5)

@@ -2,13 +2,16 @@
 
 import sys
 
+import numpy as np
 import pytest
 import tensorflow as tf
 import tfx_compression as tfc
-from tfx_compression.errors import WorkerError
+from tfx_compression import worker
+from tfx_compression.errors import ModelError, WorkerError
 from tfx_compression.tflite_quantizer.quantize import quantize
 
 from tests.support import helpers
+from tests.support.conversions import normal
 from tests.support.errors import raises
 
 pytestmark = pytest.mark.slow  # starts processes
@@ -40,3 +43,18 @@ def test_a_crash_names_the_signal(saved, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(stand_in))
     with raises(WorkerError, code="crashed", match="'dynamic'.*SIGSEGV.*its last words"):
         quantize(saved, tfc.Quantization(mode="dynamic"))
+
+
+@pytest.mark.parametrize(("batch_size", "remedy"), [(None, "batch_size=1"), (1, "Remedy: mode 'dynamic'")])
+def test_a_crash_of_the_runtime_has_a_remedy(saved, monkeypatch, batch_size, remedy):
+    """As attention in int16x8 with a free number of rows on LiteRT 2.3."""
+
+    def crash(*arguments, **options):
+        step = "running the TFLite model for the first time"
+        raise WorkerError("It crashed.", code="crashed", reason="crashed (SIGABRT)", step=step)
+
+    monkeypatch.setattr(worker, "run", crash)
+    data = helpers.batches({"x": normal(4, 4)}, np.zeros(4))
+    config = tfc.Quantization(mode="int8", batch_size=batch_size)
+    with raises(ModelError, code="crashes-runtime", field="Quantization.mode", match=remedy):
+        quantize(saved, config, data)

@@ -128,3 +128,25 @@ def test_unsigned_inputs_are_in_the_record(saved_cnn, images):
     (image,) = result.record.signatures[0].inputs
     assert image.dtype == "uint8"
     assert image.scale == pytest.approx(Interpreter(result.content).inputs["image"].scale)
+
+
+def test_an_operator_without_a_kernel_in_the_mode_is_named(tmp_path):
+    x = tf_keras.Input((3, 4), name="x")
+    hidden = tf_keras.layers.LSTM(2, unroll=True)(tf_keras.layers.Masking(name="mask")(x))
+    path = sources.as_saved_model(tf_keras.Model(x, tf_keras.layers.Dense(2, name="y")(hidden)), str(tmp_path / "m"))
+    with raises(ModelError, code="not-runnable", field="Quantization.mode", match="NOT_EQUAL.*mask.*'int8'"):
+        quantized(path, {"x": normal(8, 3, 4)}, mode="int16x8", batch_size=1)
+
+
+def test_a_files_signatures_are_each_compared_with_float(tmp_path):
+    module = tf.Module()
+    weight = module.weight = tf.Variable(normal(4, 3))
+    specs = [tf.TensorSpec([None, 4], tf.float32, name="x")]
+    signatures = {
+        "serving_default": tf.function(lambda x: {"y": x @ weight}, input_signature=specs),
+        "negative": tf.function(lambda x: {"y": -(x @ weight)}, input_signature=specs),
+    }
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=signatures)
+    record = quantized(str(tmp_path / "m"), {"x": normal(20, 4)}, mode="int8", signatures=tuple(signatures)).record
+    assert {error.signature for error in record.outputs} == set(signatures)
+    assert all(error.cosine > 0.99 and error.rows == 20 for error in record.outputs)

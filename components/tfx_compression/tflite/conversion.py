@@ -79,8 +79,8 @@ def to_tflite(saved_model: str, options: ConversionOptions, columns: Columns | N
         signature takes its own inputs, one row at a time, or a fixed batch.
 
     Raises:
-      ConversionError: The converter can't convert the model (code `missing-operators`, `free-loop-rows` or
-        `conversion-failed`).
+      ConversionError: The converter can't convert the model (code `missing-operators`, `free-loop-rows`,
+        `free-constant-rows` or `conversion-failed`).
       ModelError: A signature is missing (code `missing-signature`), or the rows don't fit.
       ConfigError: The mode doesn't have this `io` (code `inapplicable-field`).
     """
@@ -301,6 +301,12 @@ def _conversion_error(saved_model: str, options: ConversionOptions, message: str
             f"{problem}neither TFLite nor its Flex delegate has {custom[0].strip()}. "
             "Remedy: compute it outside of the model.",
             code="missing-operators",
+        )
+    if "Couldn't convert tensor proto to tensor" in message:
+        return ConversionError(
+            f"{problem}it computes with constants whose size depends on the number of rows (tf.math.lgamma does). "
+            "Remedy: batch_size=1, or as many as the device passes at once.",
+            code="free-constant-rows",
         )
     if options.mode_spec.activations == "int16" and not options.per_channel:
         problem += (

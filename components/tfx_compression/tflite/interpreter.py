@@ -257,6 +257,7 @@ def _load(
     if re.search(rb"Flex[A-Z]", content) and _needs_tensorflow(content):
         import tensorflow as tf
 
+        xnnpack = False  # It refuses other numbers of rows after the first, beside TensorFlow's own operators.
         resolvers: Any = tf.lite.experimental.OpResolverType
         library, interpreter = f"TensorFlow {tf.__version__} Lite", tf.lite.Interpreter
     else:

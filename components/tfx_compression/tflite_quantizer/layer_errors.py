@@ -162,8 +162,10 @@ class _Pair:
         """Returns the error over all batches."""
         if not math.isfinite(self.noise):
             raise ModelError(
-                f"The layer {self.operator.layer!r} returns values that aren't finite, unlike the float model's. "
-                "Remedy: a precision with a wider range for it, such as float32 instead of float16.",
+                f"The layer {self.operator.layer!r} ({self.operator.op}) returns values that aren't finite, unlike the "
+                "float model's: with its inputs rounded, it overflows, or divides by zero, or takes the logarithm of "
+                "zero. Remedy: mode 'dynamic', whose activations are floats, or mode 'mixed' with rules that leave it "
+                "and the layers before it in float32.",
                 code="not-finite",
             )
         power = math.sqrt(self.signal) * math.sqrt(self.quantized_signal)

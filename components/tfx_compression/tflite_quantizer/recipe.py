@@ -88,8 +88,8 @@ class Recipe:
             result = engine.quantize(ranges or None, enable_progress_bar=False, enable_progress_report=False)
         except (ValueError, RuntimeError) as error:
             raise ModelError(
-                f"litert-quantizer can't quantize the model as chosen: {error}. Remedy: another precision for the "
-                "layers that it names, or mode 'int8' or 'dynamic'.",
+                f"litert-quantizer can't quantize the model as chosen: {str(error).rstrip(' .')}. Remedy: mode 'int8' "
+                "or 'dynamic', or another precision for the layers that it names.",
                 code="refused-by-quantizer",
             ) from error
         return _as_converter_writes(bytes(result.quantized_model))

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -91,8 +92,19 @@ def check(content: bytes, converted: Conversion, folder: str) -> QuantizationRec
 
 def _run_once(content: bytes, converted: Conversion) -> None:
     worker.step("running the TFLite model for the first time")
-    rows = converted.sample_rows(content)
-    Interpreter(content).predict({name: values[:1] for name, values in rows.items()})
+    try:
+        rows = converted.sample_rows(content)
+        Interpreter(content).predict({name: values[:1] for name, values in rows.items()})
+    except ModelError as error:
+        if error.code != "not-runnable":
+            raise
+        mode = converted.config.mode
+        raise ModelError(
+            f"The converted model doesn't run, because no kernel takes what mode {mode!r} makes of "
+            f"{_failing_operator(content, str(error))}. Remedy: {other_modes(mode)}.",
+            field="Quantization.mode",
+            code="not-runnable",
+        ) from error
     signatures = converted.config.signatures
     for name in signatures if len(signatures) > 1 else ():
         worker.step(f"running the signature {name!r} for the first time")
@@ -103,6 +115,21 @@ def _run_once(content: bytes, converted: Conversion) -> None:
             raise ModelError(
                 f"The signature {name!r} of the TFLite model doesn't run: {error}", code="not-runnable"
             ) from error
+
+
+def other_modes(mode: str) -> str:
+    """Returns modes that most models run in, other than `mode`, for a remedy."""
+    *others, last = (repr(name) for name in ("int8", "dynamic", "float16") if name != mode)
+    return f"mode {', '.join(others)} or {last}"
+
+
+def _failing_operator(content: bytes, message: str) -> str:
+    """Returns the operator that a runtime's message names, with its layer; or else the message."""
+    for index, op in re.findall(r"Node number (\d+) \((\w+)\)", message):
+        for operator in flatbuffer.operators(flatbuffer.parse(content)):
+            if operator.index == int(index) and operator.op == op:
+                return f"{operator.op} (layer {operator.layer!r})"
+    return f"an operator: {message.rstrip(' .')}"
 
 
 def _require_target(content: bytes, config: Quantization) -> TargetVerdict:
