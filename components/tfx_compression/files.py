@@ -1,5 +1,6 @@
 """Files and folders on any file system that TensorFlow supports, such as local disks, GCS and S3."""
 
+import errno
 import json
 import os
 from typing import Any, NamedTuple
@@ -30,6 +31,11 @@ def size(path: str) -> FileSize:
         raw += len(content)
         packed += gzipped(content)
     return FileSize(raw, packed)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Returns whether a failed write says that there is no space left, or that the file got too large."""
+    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 def write_bytes(path: str, content: bytes) -> None:

@@ -61,6 +61,24 @@ def test_a_vocabulary_is_copied(library):
     assert np.asarray(clone_as_is(layer)(tf.constant(["green", "blue"]))).tolist() == [2, 0]
 
 
+def test_a_vocabulary_of_a_loaded_saved_model_is_copied(tmp_path):
+    """Keras 2 restores the look-up, but not the vocabulary in its configuration."""
+    given = tf_keras.Input((1,), dtype="string")
+    look_up = tf_keras.layers.StringLookup(vocabulary=["red", "green"], name="look_up")
+    tf_keras.Model(given, look_up(given)).save(tmp_path / "model", save_format="tf")
+    layer = tf_keras.models.load_model(tmp_path / "model").get_layer("look_up")
+    assert np.asarray(clone_as_is(layer)(tf.constant(["green", "blue"]))).tolist() == [2, 0]
+
+
+def test_a_vocabulary_that_was_lost_is_named(tmp_path):
+    layer = keras.layers.StringLookup(name="look_up")
+    layer.adapt(["red", "green"])
+    keras.Sequential([keras.Input((1,), dtype="string"), layer]).save(tmp_path / "model.h5")
+    loaded = keras.models.load_model(tmp_path / "model.h5").get_layer("look_up")
+    with pytest.raises(ValueError, match="'look_up' is empty"):
+        clone_as_is(loaded)
+
+
 def test_an_adapted_normalization_is_complete_once_its_weights_are_set(library):
     layer = library.layers.Normalization()
     layer.adapt(np.float32([[1.0], [3.0]]))

@@ -11,7 +11,7 @@ import tfx_compression
 from tfx_compression import model_handle
 from tfx_compression.errors import ModelError
 
-from tests.support import helpers, kinds
+from tests.support import disk, helpers, kinds
 from tests.support.errors import raises
 
 
@@ -164,3 +164,9 @@ def test_a_saved_model_without_layers_takes_no_network(tmp_path):
     handle = model_handle.load(kinds.module(tmp_path / "model"))
     with raises(ModelError, code="no-layers"):
         handle.save(str(tmp_path / "again"), network=kinds.keras3_dense())
+
+
+def test_a_full_disk_is_an_error_of_its_own(tmp_path):
+    handle = model_handle.wrap(helpers.small_dense())
+    with disk.largest_file(100), raises(ModelError, code="disk-full", match=str(tmp_path / "full")):
+        handle.save(str(tmp_path / "full"))

@@ -5,6 +5,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import tensorflow as tf
+
 from tfx_compression import kernels
 from tfx_compression.keras_models.library import keras_library
 
@@ -22,6 +24,8 @@ def clone_layer(layer: Any, config: Mapping[str, Any]) -> Any:
     config = {name: _plain(value) for name, value in config.items() if name not in _BUILT_SHAPES}
     # User functions are passed as they are, because they may not be registered under a name.
     config.update({name: value for name, value in vars(layer).items() if name in config and _is_user_function(value)})
+    if hasattr(layer, "load_assets") and not config.get("vocabulary"):
+        config["vocabulary"] = None  # Keras 2 loads a SavedModel with an empty one in the configuration.
     if layer_class.__name__ == "MultiHeadAttention":
         clone = layer_class(**config)  # Keras 2's from_config requires the built shapes.
     elif layer_class.__name__ == "Lambda":
@@ -34,7 +38,13 @@ def clone_layer(layer: Any, config: Mapping[str, Any]) -> Any:
     if hasattr(layer, "load_assets"):  # The layer has a vocabulary.
         with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
             layer.save_assets(folder)
-            clone.load_assets(folder)
+            try:
+                clone.load_assets(folder)
+            except tf.errors.InvalidArgumentError as error:
+                raise ValueError(
+                    f"The vocabulary of {layer.name!r} is empty; .h5 files don't keep those that were adapted. Remedy: "
+                    'model.save("….keras")'
+                ) from error
     return clone
 
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfx_compression import kernels
 from tfx_compression.errors import ModelError
+from tfx_compression.files import is_disk_full
 from tfx_compression.keras_models import graph, keras2, keras3, model_size
 from tfx_compression.keras_models.model_size import ModelSize
 from tfx_compression.kernels import Kernel
@@ -115,7 +116,7 @@ class ModelHandle:
 
         Raises:
           ModelError: The signatures can't be kept, the folder holds another `.keras` file (code `other-keras-file`), or
-            it can't be written (`unwritable-folder`).
+            it can't be written (`unwritable-folder`; `disk-full` if no space is left).
         """
         if self.path is not None and same_path(path, self.path):
             path = self.path  # TensorFlow recognizes its own files by their names only.
@@ -123,10 +124,11 @@ class ModelHandle:
             self._refuse_other_keras_files(path, network is None and signatures_fn is None)
             self._save(path, network, signatures_fn, transform_graph_uri)
         except (OSError, tf.errors.OpError) as error:
+            full = is_disk_full(error)
+            remedy = "free space on the disk, or another disk" if full else "a folder that can be created and written"
             raise ModelError(
-                f"The model can't be written to {path}: {str(error).rstrip(' .')}. "
-                "Remedy: a folder that can be created and written.",
-                code="unwritable-folder",
+                f"The model can't be written to {path}: {str(error).rstrip(' .')}. Remedy: {remedy}.",
+                code="disk-full" if full else "unwritable-folder",
             ) from error
 
     def _save(

@@ -135,7 +135,7 @@ def _share_variables(model: Any, new: Any) -> None:
     copies: dict[int, Any] = {}
     for old_layer, new_layer in zip(model._flatten_layers(), new._flatten_layers(), strict=True):
         for name, variable in list(vars(old_layer).items()):
-            if isinstance(variable, tf.Variable):
+            if isinstance(variable, tf.Variable) and name in vars(new_layer):  # `adapt` leaves others
                 copied = vars(new_layer)[name]
                 first = copies.setdefault(id(variable), copied)
                 if first is not copied:

@@ -72,7 +72,7 @@ class _Surgeon:
         except (TypeError, ValueError, NotImplementedError) as error:
             raise ModelError(
                 f"Layer {layer.name!r} of the class {type(layer).__name__} can't be built from its configuration: "
-                f"{error} Remedy: a get_config() that returns the arguments of its constructor.",
+                f"{str(error).rstrip(' .')}. Remedy: a get_config() that returns the arguments of its constructor.",
                 code="layer-not-clonable",
             ) from error
 
