@@ -34,6 +34,7 @@ _OPS = re.compile(
 # Lines that TensorFlow prints at every start or for any graph.
 _NOISE = re.compile(
     r"^\d{4}-\d\d-\d\d [\d:.]+: [IW] |Unable to register cu|^To enable the following|^[IW]0000 "
+    r"|^WARNING: All log messages before absl|^INFO: Created TensorFlow Lite XNNPACK"
     r"|FutureWarning|DeprecationWarning|UserWarning|^\s*warnings\.warn|^Instructions for updating|^This API was"
 )
 _PR_SET_PDEATHSIG = 1  # prctl(2)
