@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from tfx_compression.tflite_quantizer.config import Quantization
-from tfx_compression.tflite_quantizer.record import AutoRecord, CalibrationRecord, InputRange, LayerError
+from tfx_compression.tflite_quantizer.record import AutoRecord, CalibrationRecord, InputRange, LayerError, OutputError
 from tfx_compression.tflite_quantizer.result_warnings import find_row_warnings, find_warnings
 
 INT8 = Quantization()
@@ -52,6 +52,14 @@ def test_noisy_layers_are_a_warning():
     layers = [layer("conv", 9.0), layer("dense", 3.5), layer("out", 30.0)]
     (warning,) = find_warnings(INT8, None, None, {}, layers)
     assert "2 of 3" in warning and "'dense'" in warning and "3.5 dB" in warning
+
+
+@pytest.mark.parametrize(("cosine", "count"), [(0.85, 1), (0.95, 0), (None, 0)])
+def test_outputs_far_from_float_are_a_warning(cosine, count):
+    output = OutputError(output="logits", rows=7, cosine=cosine, max_error=1.0)
+    warnings = find_warnings(INT8, None, None, {}, (), (output,))
+    assert len(warnings) == count
+    assert all("'logits'" in warning and "0.850" in warning for warning in warnings)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

@@ -163,8 +163,9 @@ class Quantization(Config):
         model faster.
       target: Device that the model must run on. docs/devices.md has the rules.
       min_output_cosine: Smallest acceptable cosine similarity of each output with the float model's, as `output_errors`
-        defines it, on calibration rows or, without data, random ones. An output below 0.5 keeps less than a quarter of
-        the float model's variance. Below the limit the conversion fails; None accepts any.
+        defines it, on calibration rows or, without data, random ones. An output below 0.3 keeps less than a tenth of
+        the float model's variance. Below the limit the conversion fails; None accepts any. Below 0.9 the record has a
+        warning.
       max_arena_bytes: Limit on the target's memory for the tensors between the operators.
       signatures: Signatures of the SavedModel, all in one file.
       batch_size: Number of rows that the model takes at once; None is any number.
@@ -187,7 +188,7 @@ class Quantization(Config):
     equalize: bool | Literal["auto"] = "auto"
     sparse: bool | Literal["auto"] = False
     target: Target = "cpu"
-    min_output_cosine: float | None = Field(default=0.5, ge=-1.0, le=1.0)
+    min_output_cosine: float | None = Field(default=0.3, ge=-1.0, le=1.0)
     max_arena_bytes: int | None = Field(default=None, ge=1)
     signatures: tuple[str, ...] = ("serving_default",)
     batch_size: int | None = Field(default=None, ge=1)

@@ -84,7 +84,7 @@ def check(content: bytes, converted: Conversion, folder: str) -> QuantizationRec
         auto=converted.auto,
         verdict=verdict,
         notes=notes,
-        warnings=find_warnings(config, ranges, converted.auto, contents.float_ops, layers)
+        warnings=find_warnings(config, ranges, converted.auto, contents.float_ops, layers, outputs)
         + (find_row_warnings(converted.rows.calibration) if ranges else ()),
         self_test=differences,
     )

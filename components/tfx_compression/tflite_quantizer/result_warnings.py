@@ -6,9 +6,10 @@ import numpy as np
 
 from tfx_compression.tflite.modes import ModeSpec
 from tfx_compression.tflite_quantizer.config import Quantization
-from tfx_compression.tflite_quantizer.record import AutoRecord, CalibrationRecord, LayerError
+from tfx_compression.tflite_quantizer.record import AutoRecord, CalibrationRecord, LayerError, OutputError
 
 _NOISY_DB = 10.0
+_SIMILAR = 0.9  # cosine similarity of an output with the float model's
 
 
 def find_warnings(
@@ -17,6 +18,7 @@ def find_warnings(
     auto: AutoRecord | None,
     float_ops: Mapping[str, int],
     layers: Sequence[LayerError],
+    outputs: Sequence[OutputError] = (),
 ) -> tuple[str, ...]:
     """Returns all warnings.
 
@@ -26,8 +28,10 @@ def find_warnings(
       auto: Search of mode `auto`, if there was one.
       float_ops: Count of each operator that returns floats.
       layers: Each layer's error against the float model.
+      outputs: Each output's error against the float model.
     """
     return (
+        *_outputs(outputs),
         *_saturation(config, calibration),
         *_metric_drop(config, auto),
         *_floats(config.mode_spec, float_ops),
@@ -82,6 +86,16 @@ def _floats(mode: ModeSpec, float_ops: Mapping[str, int]) -> list[str]:
     return [
         f"{counts} compute in floats, because there is no integer kernel, or because the model is quantization-aware "
         "in part only: layers without a range from training stay in floats."
+    ]
+
+
+def _outputs(outputs: Sequence[OutputError]) -> list[str]:
+    """Warns of outputs that differ much from the float model's."""
+    return [
+        f"The output {error.output!r} has a cosine similarity of {error.cosine:.3f} with the float model's on "
+        f"{error.rows} rows. Remedy: a mode with more bits, or data like what the model will see."
+        for error in outputs
+        if error.cosine is not None and error.cosine < _SIMILAR
     ]
 
 
