@@ -183,7 +183,7 @@ def _variants(net: str) -> dict[str, tuple[Any, Any]]:
     return {
         "whole": (original, model_size.measure(original)),
         "classifier_protected": removed,
-        "default_protection": pruned(technique="filter", sparsity=0.5),
+        "default_protection": pruned(technique="filter", sparsity=0.5, protect=("first", "last")),
         "half_width_by_hand": (half, model_size.measure(half)),
         "only_zeroed": pruned(technique="weight", sparsity=round(zeros, 3), protect=("last",)),
     }
@@ -283,7 +283,10 @@ def _pruned_accuracy(
     from tfx_compression.pruning.sensitivity import SensitivityOptions
 
     tf_keras.backend.clear_session()
-    plan = tfc.PruningPlan(technique="filter", criterion=criterion, allocation=allocation, sparsity=sparsity)
+    plan = tfc.PruningPlan(
+        **{"technique": "filter", "criterion": criterion, "allocation": allocation, "sparsity": sparsity},
+        **{"protect": ("first", "last"), "recalibrate_batches": 0},
+    )
     rows = tf.data.Dataset.from_tensor_slices(tuple(column[: plan.sample_rows] for column in train)).batch(BATCH)
     options = SensitivityOptions(
         str(path.with_suffix(".sensitivity.json")), path.stem
@@ -314,7 +317,9 @@ def resnet50(technique: str, allocation: str, sparsity: float) -> None:
     model = tf_keras.applications.ResNet50(weights=None)
     weights = sum(weight.numpy().nbytes for weight in model.weights)
     kind = "weight" if technique == "tfmot" else technique
-    plan = tfc.PruningPlan(technique=kind, criterion="l1", allocation=allocation, sparsity=sparsity)
+    plan = tfc.PruningPlan(
+        technique=kind, criterion="l1", allocation=allocation, sparsity=sparsity, protect=("first", "last")
+    )
     prune = _prune_with_tfmot if technique == "tfmot" else tfc.prune  # The first use imports it.
     Path("/proc/self/clear_refs").write_text("5")  # Resets the peak of memory to the current use (proc(5)).
     loaded = _memory("VmRSS")

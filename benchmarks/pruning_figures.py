@@ -13,7 +13,7 @@ import typer
 MODELS = {
     "whole": "original",
     "classifier_protected": '`filter` at 0.5, `protect=("last",)`',
-    "default_protection": "`filter` at 0.5, default protection",
+    "default_protection": '`filter` at 0.5, `protect=("first", "last")`',
     "half_width_by_hand": "half the width, built by hand",
     "only_zeroed": "the same number of weights set to zero",
 }

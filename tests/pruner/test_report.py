@@ -257,7 +257,7 @@ def test_fields_of_the_plan_with_default_values_are_folded():
     assert "sparsity 0.5" in shown
     assert "rules block.*: 0.25" in shown
     assert "round_to 8" in shown
-    assert "protect first, last" in left
+    assert "protect not set" in left
     assert "label_key not set" in left
 
 

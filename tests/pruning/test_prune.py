@@ -38,10 +38,10 @@ def groups(pruned) -> dict:
 
 
 def test_protecting_the_stem_protects_the_residual_trunk(model):
-    pruned = prune(model, PruningPlan(technique="filter", sparsity=0.5))
+    pruned = prune(model, PruningPlan(technique="filter", sparsity=0.5, protect=("first", "last")))
     assert widths(pruned.model) == {"stem": 16, "inner": 4, "outer": 16, "wide": 12, "hidden": 12, "logits": 3}
     assert groups(pruned)["stem"].layers == ("stem", "outer")
-    assert groups(pruned)["stem"].protected == "first layer (stem), protected by default"
+    assert groups(pruned)["stem"].protected == "first layer (stem), protected by the plan"
     assert any("coupled" in note and "outer" in note for note in pruned.record.notes)
 
 
@@ -99,7 +99,8 @@ def test_a_target_is_reached_and_hardly_exceeded(model, technique, allocation, t
 
 def test_an_unreachable_sparsity_is_rejected_with_the_highest(model):
     plan = PruningPlan(
-        technique="filter", target="parameters", sparsity=0.9, rules=(LayerRule(layers="wide", sparsity=0),)
+        **{"technique": "filter", "target": "parameters", "sparsity": 0.9, "protect": ("first",)},
+        rules=(LayerRule(layers="wide", sparsity=0),),
     )
     with raises(
         ConfigError, field="PruningPlan.sparsity", code="unreachable-sparsity", match=r"0\.9.*parameters.* 0\.\d"
@@ -182,8 +183,47 @@ def test_every_output_has_a_last_kernel():
     hidden = tf_keras.layers.Dense(8, name="one")(image)
     hidden = tf_keras.layers.Dense(8, name="two")(hidden)
     heads = [tf_keras.layers.ReLU()(tf_keras.layers.Dense(2, name=name)(hidden)) for name in ("left", "right")]
-    pruned = prune(tf_keras.Model(image, heads), PruningPlan())
+    pruned = prune(tf_keras.Model(image, heads), PruningPlan(protect=("first", "last")))
     assert set(pruned.masks) == {"two"}
+
+
+@pytest.mark.parametrize("technique", ["weight", "neuron"])
+def test_ends_are_protected_by_default_while_they_hold_a_tenth_of_the_weights(technique):
+    layers = [tf_keras.layers.Dense(units, name=f"d{place}") for place, units in enumerate((4, 40, 20, 2))]
+    model = tf_keras.Sequential([tf_keras.Input((10,)), *layers])  # 40, 160, 800 and 40 weights of 1040
+    protected = {
+        name: group.protected for name, group in groups(prune(model, PruningPlan(technique=technique))).items()
+    }
+    assert "protected by default" in protected["d0"]
+    assert not protected["d1"]
+    pruned = prune(tf_keras.Sequential([tf_keras.Input((30,)), *layers_like(layers)]), PruningPlan(technique=technique))
+    assert not groups(pruned)["d0"].protected  # 120 weights of 1120
+    (note,) = [note for note in pruned.record.notes if "'d0'" in note]
+    assert "10%" in note
+    assert "protect=('first', 'last')" in note
+
+
+def layers_like(layers):
+    return [type(layer).from_config(layer.get_config()) for layer in layers]
+
+
+@pytest.mark.parametrize("technique", ["weight", "neuron"])
+def test_a_model_that_is_less_sparse_than_the_plan_says_so_wherever_the_user_looks(technique):
+    model = tf_keras.Sequential(
+        [tf_keras.Input((8,)), *(tf_keras.layers.Dense(8, name=name) for name in ("one", "two", "three"))]
+    )
+    plan = PruningPlan(technique=technique, sparsity=0.5, protect=("first", "last"))
+    with pytest.warns(UserWarning, match="whole model") as caught:
+        pruned = prune(model, plan)
+    (warning,) = pruned.summary.warnings
+    assert str(caught[0].message) == pruned.record.notes[0] == warning
+    assert caught[0].filename == __file__
+    elements, left = (3, 2) if technique == "weight" else (2, 1)  # the network's outputs are no units
+    assert pruned.record.model_sparsity == pytest.approx(0.5 * (elements - left) / elements)
+    assert f"one ({1 / elements:.1%}: first layer" in warning
+    assert "protect=()" in warning
+    rules = (LayerRule(layers="one", sparsity=0),)
+    assert not prune(model, PruningPlan(technique=technique, protect=(), rules=rules)).summary.warnings
 
 
 @pytest.mark.parametrize("technique", ["weight", "filter"])

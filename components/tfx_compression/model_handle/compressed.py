@@ -20,12 +20,19 @@ SUMMARY_FILE = "summary.json"
 
 
 class Summary(pydantic.BaseModel):
-    """The size of a model before and after a step."""
+    """The size of a model before and after a step.
+
+    Attributes:
+      before: Size before.
+      after: Size after.
+      warnings: What is not as asked, such as a whole model that is less sparse than the plan says.
+    """
 
     model_config = pydantic.ConfigDict(frozen=True)
 
     before: ModelSize
     after: ModelSize
+    warnings: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

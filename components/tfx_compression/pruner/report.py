@@ -44,7 +44,7 @@ def render(record: PruningRecord, title: str = "Pruning report") -> str:
         title,
         headline=_headline(record),
         statement=_statement(record),
-        reached=record.achieved_sparsity > record.step_sparsity - 0.01,
+        reached=record.achieved_sparsity > record.step_sparsity - 0.01 and not record.summary.warnings,
         figures=_figures(record),
         notes=record.notes,
         max_lines=tables.MAX_LINES,
@@ -93,6 +93,8 @@ def _statement(record: PruningRecord) -> tuple[str, str]:
     unfinished = plan.first_step_sparsity < plan.sparsity
     step = " at this step" if unfinished else ""
     compared = f"as requested{step}" if achieved == requested else f"{requested} were requested{step}"
+    if record.summary.warnings and record.model_sparsity is not None:
+        compared += f"; of the whole model it is {numbers.percent(record.model_sparsity)}"
     end = f", {numbers.percent(plan.sparsity)} at the end of the schedule" if unfinished else ""
     return f"{achieved} of the {quantity} are {action}", f"{compared}{end}."
 

@@ -17,6 +17,7 @@ from tfx_compression.pruning.batch_statistics import recalibrate
 from tfx_compression.pruning.dependency_graph import ChannelGroup, DependencyGraph
 from tfx_compression.pruning.model_pruner import AppliedPruning, Kept, ModelPruner, assigned
 from tfx_compression.pruning.plan import PruningPlan
+from tfx_compression.pruning.protection import protected_ends
 from tfx_compression.pruning.pruning_group import PruningGroup
 from tfx_compression.pruning.sample import Sample
 from tfx_compression.pruning.statistics import Statistics
@@ -57,9 +58,10 @@ class ChannelPruner(ModelPruner):
         groups = {name: group for name, group in channel_groups if group.kind in _KINDS[plan.technique]}
         locked = {name: group.blocked for name, group in groups.items() if group.blocked}
         locked |= _tied(groups, handle)
-        protected = {name: reason for name, group in groups.items() if (reason := self._protected(group, handle, plan))}
+        protected, notes = self._protected({name: groups[name] for name in groups if name not in locked}, handle, plan)
         layers = {name: group.layers for name, group in groups.items()}
         super().__init__(handle, plan, layers, {**protected, **locked})
+        self.notes += notes
         self._note_blocked(locked)
         self.apply_rules(locked)
         self._data = data
@@ -102,6 +104,11 @@ class ChannelPruner(ModelPruner):
         inexact = {name: reason for name, reason in (folding.inexact | inexact).items() if name in kept}
         return AppliedPruning(network, model_size.measure(network), channels=channels, inexact=inexact)
 
+    def counts(self, name: str) -> bool:
+        """See the base class. The network's outputs are no channels that could be removed."""
+        group = self.dependencies.groups[name]
+        return not group.blocked or not {*group.layers} & {*self.dependencies.last_layers}
+
     def elements(self, name: str) -> int:
         """See the base class."""
         return self.dependencies.groups[name].size
@@ -132,14 +139,22 @@ class ChannelPruner(ModelPruner):
             raise importance.unscored(self.criterion, group.name)
         return np.mean(per_kernel, axis=0)
 
-    def _protected(self, group: ChannelGroup, handle: ModelHandle, plan: PruningPlan) -> str:
-        """Returns the reason why the plan or the user protects a group; empty if they don't."""
-        first = [layer for layer in group.layers if layer in self.dependencies.first_layers]
-        if first and "first" in plan.protect:
-            return f"first layer ({first[0]}), protected by default"
-        if frozen := [producer.kernel for producer in group.producers if producer.kernel in handle.frozen]:
-            return f"frozen ({frozen[0]}): fine-tuning could not make up for it"
-        return ""
+    def _protected(
+        self, groups: Mapping[str, ChannelGroup], handle: ModelHandle, plan: PruningPlan
+    ) -> tuple[dict[str, str], list[str]]:
+        """Returns the reasons why the plan or the user protects groups that could be pruned, and notes."""
+        ends, frozen, weights = {}, {}, {}
+        for name, group in groups.items():
+            kernels = dict.fromkeys(producer.kernel for producer in group.producers)
+            weights[name] = sum(math.prod(handle.kernels[kernel].shape) for kernel in kernels)
+            first = [layer for layer in group.layers if layer in self.dependencies.first_layers]
+            if not_trained := [kernel for kernel in kernels if kernel in handle.frozen]:
+                frozen[name] = f"frozen ({not_trained[0]}): fine-tuning could not make up for it"
+            elif first and "first" in plan.protected_ends:
+                ends[name] = f"first layer ({first[0]})"
+        total = sum(math.prod(kernel.shape) for name, kernel in handle.kernels.items() if name not in handle.tied)
+        reasons, notes = protected_ends(plan, ends, weights, total)
+        return reasons | frozen, notes
 
     def _note_blocked(self, locked: Mapping[str, str]) -> None:
         unsupported = self.dependencies.unsupported.items()

@@ -11,7 +11,7 @@ import numpy as np
 from tfx_compression.errors import ConfigError
 from tfx_compression.keras_models.model_size import ModelSize
 from tfx_compression.model_handle import ModelHandle
-from tfx_compression.pruning import criteria
+from tfx_compression.pruning import criteria, protection
 from tfx_compression.pruning.allocation import unreachable
 from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.pruning_group import PruningGroup
@@ -140,6 +140,10 @@ class ModelPruner(abc.ABC):
         """
 
     @abc.abstractmethod
+    def counts(self, name: str) -> bool:
+        """Returns whether a group counts among the elements of the whole model."""
+
+    @abc.abstractmethod
     def elements(self, name: str) -> int:
         """Returns the number of elements of a group: weights, or channel units."""
 
@@ -177,6 +181,29 @@ class ModelPruner(abc.ABC):
             return self.saved_fraction({name: 1 - count / self.elements(name) for name, count in counts.items()})
         counted = self.free or self.names
         return 1 - sum(counts[name] for name in counted) / sum(self.elements(name) for name in counted)
+
+    def model_fraction(self, kept: Kept) -> float:
+        """Returns the fraction of the elements of the whole model that are pruned, protected groups included."""
+        elements = {name: self.elements(name) for name in self.layers if self.counts(name)}
+        left = sum(int(kept[name].sum()) if name in kept else count for name, count in elements.items())
+        return 1 - left / sum(elements.values())
+
+    def shortfall(self, sparsity: float, kept: Kept) -> str:
+        """Returns the warning if the whole model is less sparse than the plan says; empty if it isn't.
+
+        Args:
+          sparsity: Sparsity that the step is to reach. Those of rules are in proportion to it.
+          kept: Elements that are kept.
+        """
+        if self.plan.target != "sparsity":
+            return ""
+        elements = {name: self.elements(name) for name in self.layers if self.counts(name)}
+        scale = sparsity / self.plan.sparsity if self.plan.sparsity else 0.0
+        by_rule = {name: 0.0 for name, reason in self.protected.items() if reason == _RULE}
+        by_rule |= {name: value * scale for name, value in self.rule_sparsity.items()}
+        asked = sum(count * by_rule.get(name, sparsity) for name, count in elements.items()) / sum(elements.values())
+        protected = {name: reason for name, reason in self.protected.items() if name in {*elements} - {*by_rule}}
+        return protection.shortfall(asked, self.model_fraction(kept), protected, elements, self.rounding_reason)
 
     def check_achieved(self, sparsity: float, kept: Kept) -> None:
         """Adds a note if less is pruned than requested.

@@ -46,7 +46,8 @@ class PruningPlan(Config):
       sparsity: Fraction to prune, in [0, 1). The pattern N:M sets it.
       protect: Layers to leave dense unless a rule names them: the `first` with a kernel, the `last` before each
         output. Layers whose channels are coupled to a protected layer (a residual trunk to its stem) are left dense
-        too.
+        too. None protects both as long as they are a small share of the model: the smallest ones that hold at most a
+        tenth of the weights of all kernels together.
       rules: Exceptions by layer name; the last matching rule wins. Sparsity 0 leaves a layer dense.
       round_to: For `filter` and `neuron`, each layer keeps a multiple of this number of channels (8 suits most
         kernels), at least one multiple, unless nothing is removed.
@@ -80,7 +81,7 @@ class PruningPlan(Config):
     allocation: str = "uniform"
     target: Literal["sparsity", "parameters", "macs", "bytes"] = "sparsity"
     sparsity: float = Field(default=0.5, ge=0.0, lt=1.0)
-    protect: tuple[Literal["first", "last"], ...] = ("first", "last")
+    protect: tuple[Literal["first", "last"], ...] | None = None
     rules: tuple[LayerRule, ...] = ()
     round_to: int = Field(default=1, ge=1)
     strict: bool = False
@@ -208,6 +209,11 @@ class PruningPlan(Config):
     def structured(self) -> bool:
         """Whether channels are removed, rather than weights set to zero."""
         return self.technique != "weight"
+
+    @property
+    def protected_ends(self) -> tuple[str, ...]:
+        """The ends of the network that are protected, of `first` and `last`."""
+        return ("first", "last") if self.protect is None else self.protect
 
     @property
     def first_step_sparsity(self) -> float:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -109,7 +110,10 @@ def prune(
     data = None if data is None else as_batches(data)
     if not plan.structured and not isinstance(model, str | os.PathLike):
         handle = copy_model(handle)
-    return prune_step(handle, plan, data, loss_fn=loss_fn, sensitivity_options=sensitivity_options)
+    pruned = prune_step(handle, plan, data, loss_fn=loss_fn, sensitivity_options=sensitivity_options)
+    for warning in pruned.summary.warnings:
+        warnings.warn(warning, stacklevel=4)
+    return pruned
 
 
 @unwrapped_errors()
@@ -154,19 +158,23 @@ def prune_step(
     allocator = SparsityAllocator(pruner, curves)
     kept = pruner.select(allocator.allocate(step_sparsity, current_sparsity))
     target_sparsity = allocator.allocate(plan.sparsity, current_sparsity)
-    pruner.check_achieved(remaining_sparsity(step_sparsity, current_sparsity), kept)
+    asked = remaining_sparsity(step_sparsity, current_sparsity)
+    pruner.check_achieved(asked, kept)
+    shortfall = pruner.shortfall(asked, kept)
+    messages = (shortfall,) if shortfall else ()
     applied = pruner.apply(kept)
     record = PruningRecord(
         plan=plan,
         kind=handle.kind,
-        summary=Summary(before=pruner.size, after=applied.size),
+        summary=Summary(before=pruner.size, after=applied.size, warnings=messages),
         groups=_results(pruner, kept, target_sparsity, applied.inexact),
         channels=dict(applied.channels),
-        notes=(*handle.notes, *pruner.notes, *_schedule_notes(plan)),
+        notes=(*messages, *handle.notes, *pruner.notes, *_schedule_notes(plan)),
         sensitivity=curves,
         metric=plan.sensitivity_metric if curves else "",
         step_sparsity=step_sparsity,
         achieved_sparsity=pruner.achieved_fraction(kept),
+        model_sparsity=pruner.model_fraction(kept),
     )
     return PrunedModel(applied.model, record.summary, applied.masks, record, handle)
 

@@ -65,6 +65,8 @@ class PruningRecord(pydantic.BaseModel):
       metric: Metric of the curves.
       step_sparsity: Sparsity that this step was to reach, as a fraction of the plan's `target`.
       achieved_sparsity: Sparsity that it reached.
+      model_sparsity: Fraction of the weights, filters or units of the whole model that it pruned, protected ones
+        included, without the network's outputs; None in older records.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, ser_json_inf_nan="strings")
@@ -79,6 +81,7 @@ class PruningRecord(pydantic.BaseModel):
     metric: str = ""
     step_sparsity: float
     achieved_sparsity: float
+    model_sparsity: float | None = None
 
     @property
     def target_sparsity(self) -> dict[str, float]:

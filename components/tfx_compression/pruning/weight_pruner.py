@@ -15,6 +15,7 @@ from tfx_compression.pruning.dependency_graph import DependencyGraph
 from tfx_compression.pruning.masks import block_scores, mask, supports_pattern
 from tfx_compression.pruning.model_pruner import AppliedPruning, Kept, ModelPruner, assigned
 from tfx_compression.pruning.plan import PruningPlan
+from tfx_compression.pruning.protection import protected_ends
 from tfx_compression.pruning.pruning_group import PruningGroup
 from tfx_compression.pruning.statistics import Statistics
 
@@ -34,10 +35,12 @@ class WeightPruner(ModelPruner):
 
     def __init__(self, handle: ModelHandle, plan: PruningPlan):
         self.kernels = {name: kernel for name, kernel in handle.kernels.items() if kernel.prunable}
-        protected = {name: reason for name, reason in _protected(handle, plan).items() if name in self.kernels}
+        reasons, notes = _protected(handle, plan)
+        protected = {name: reason for name, reason in reasons.items() if name in self.kernels}
         small = [name for name, kernel in self.kernels.items() if not supports_pattern(kernel, plan)]
         protected |= dict.fromkeys(small, f"too small for the pattern {plan.pattern}")
         super().__init__(handle, plan, {name: (name,) for name in self.kernels}, protected)
+        self.notes += notes
         self.apply_rules(_tied(handle))
         if named := [name for name in small if name in self.rule_sparsity]:
             raise ConfigError(
@@ -82,6 +85,10 @@ class WeightPruner(ModelPruner):
             kernel.variable.assign(np.where(stays, values, np.zeros((), values.dtype)))
         return AppliedPruning(self.handle.model, self.handle.measure(), masks=kept)
 
+    def counts(self, name: str) -> bool:
+        """See the base class. A shared variable counts under its first name."""
+        return name not in self.handle.tied
+
     def elements(self, name: str) -> int:
         """See the base class."""
         return math.prod(self.kernels[name].shape)
@@ -104,13 +111,16 @@ class WeightPruner(ModelPruner):
         return assigned([(kernel.variable, kernel.values * stays)])
 
 
-def _protected(handle: ModelHandle, plan: PruningPlan) -> dict[str, str]:
-    """Returns the reasons why kernels are not pruned: their place in the network, or what the user did to them."""
+def _protected(handle: ModelHandle, plan: PruningPlan) -> tuple[dict[str, str], list[str]]:
+    """Returns the reasons why kernels are not pruned (their place, or what the user did to them), and notes."""
     first, last = _ends(handle)
-    reasons = dict.fromkeys(last if "last" in plan.protect else (), "last layer, protected by default")
-    reasons |= dict.fromkeys(first if "first" in plan.protect else (), "first layer, protected by default")
-    reasons |= dict.fromkeys(handle.frozen, "frozen: fine-tuning could not make up for it")
-    return reasons | _tied(handle)
+    ends = dict.fromkeys(last if "last" in plan.protected_ends else (), "last layer")
+    ends |= dict.fromkeys(first if "first" in plan.protected_ends else (), "first layer")
+    left = dict.fromkeys(handle.frozen, "frozen: fine-tuning could not make up for it") | _tied(handle)
+    weights = {name: math.prod(kernel.shape) for name, kernel in handle.kernels.items() if name not in handle.tied}
+    ends = {name: end for name, end in ends.items() if name not in left and handle.kernels[name].prunable}
+    reasons, notes = protected_ends(plan, ends, weights, sum(weights.values()))
+    return reasons | left, notes
 
 
 def _tied(handle: ModelHandle) -> dict[str, str]:
