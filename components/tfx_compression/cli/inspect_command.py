@@ -36,7 +36,7 @@ def inspect(
     print_rich(table)
     for key, value in description.items():
         if key != "layers":
-            print_rich(f"[dim]{key.replace('_', ' ')}[/] {escape(readable(value))}")
+            print_rich(f"[dim]{key.replace('_', ' ')}[/] {escape('unknown' if value is None else readable(value))}")
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ class LayerSize(pydantic.BaseModel):
       parameters: Number of weights, biases included.
       zeros: Number of zeros in the kernel.
       sparsity: Fraction of zeros in the kernel.
-      macs: Multiply-accumulates for one row; None if unknown.
+      macs: Multiply-accumulates of the kernel for one row; None if unknown, 0 for weights that are no kernel.
     """
 
     model_config = pydantic.ConfigDict(frozen=True)
@@ -45,8 +45,8 @@ class ModelSize(pydantic.BaseModel):
       parameters: Number of weights in all layers.
       sparsity: Fraction of zeros in all kernels, that is in the weights of convolutions and dense layers, without
         biases and normalization.
-      macs: Multiply-accumulates for one row, over the layers where they are known.
-      nonzero_macs: Multiply-accumulates whose weight is not zero.
+      macs: Multiply-accumulates for one row, over the layers where they are known; None if they are known nowhere.
+      nonzero_macs: Multiply-accumulates whose weight is not zero, likewise.
       bytes: Bytes of the weights in memory.
       bytes_gzip: Bytes of the weights, gzipped.
       layers: Sizes of all layers with weights.
@@ -56,8 +56,8 @@ class ModelSize(pydantic.BaseModel):
 
     parameters: int
     sparsity: float
-    macs: int
-    nonzero_macs: int
+    macs: int | None
+    nonzero_macs: int | None
     bytes: int
     bytes_gzip: int
     layers: tuple[LayerSize, ...]
@@ -109,7 +109,7 @@ def measure_kernel(kernel: Kernel, type_name: str, macs: int | None) -> LayerSiz
 
 def measure_other_weights(name: str, type_name: str, parameters: int) -> LayerSize:
     """Returns the size of weights that are no kernel, such as those of a normalization layer."""
-    return LayerSize(name=name, type=type_name, parameters=parameters, zeros=0, sparsity=0.0, macs=None)
+    return LayerSize(name=name, type=type_name, parameters=parameters, zeros=0, sparsity=0.0, macs=0)
 
 
 def total_size(layers: list[LayerSize], kernel_parameters: int, weights: Iterable[np.ndarray]) -> ModelSize:
@@ -125,11 +125,13 @@ def total_size(layers: list[LayerSize], kernel_parameters: int, weights: Iterabl
         parameters += weight.size
         raw += weight.nbytes
         gzip += gzipped(weight.tobytes())
+    macs = sum(layer.macs or 0 for layer in layers)
+    known = macs > 0 or all(layer.macs is not None for layer in layers)
     return ModelSize(
         parameters=parameters,
         sparsity=sum(layer.zeros for layer in layers) / kernel_parameters if kernel_parameters else 0.0,
-        macs=sum(layer.macs or 0 for layer in layers),
-        nonzero_macs=round(sum((layer.macs or 0) * (1 - layer.sparsity) for layer in layers)),
+        macs=macs if known else None,
+        nonzero_macs=round(sum((layer.macs or 0) * (1 - layer.sparsity) for layer in layers)) if known else None,
         bytes=raw,
         bytes_gzip=gzip,
         layers=tuple(layers),

@@ -102,32 +102,33 @@ def _statement(record: PruningRecord) -> tuple[str, str]:
 def _figures(record: PruningRecord) -> list[tuple[str, str, str]]:
     """Returns the key figures of the model: name, change and factor."""
     before, after = record.summary.before, record.summary.after
-    pairs = [
+    pairs: list[tuple[str, Any, Any, Callable[[Any], str]]] = [
         ("parameters", before.parameters, after.parameters, _short),
-        ("multiply-accumulates", before.macs, after.macs, _short),
+        ("multiply-accumulates", before.macs, after.macs, _known(_short)),
         ("bytes, gzipped", before.bytes_gzip, after.bytes_gzip, numbers.size),
     ]
-    figures = [(name, form(was), form(now), _factor(was, now)) for name, was, now, form in pairs if was or now]
+    figures = [(name, form(was), form(now), _factor(was, now)) for name, was, now, form in pairs if was != 0]
     if before.sparsity or after.sparsity:
         figures.append(("zeros in kernels", numbers.percent(before.sparsity), numbers.percent(after.sparsity), ""))
     return [
-        (name, f"{was}, the same" if was == now else _change(was, now), factor) for name, was, now, factor in figures
+        (name, f"{was}, the same" if was == now != "unknown" else _change(was, now), factor)
+        for name, was, now, factor in figures
     ]
 
 
 def _model(record: PruningRecord) -> list[Column]:
     """Returns the table of the model before and after."""
     before, after = record.summary.before, record.summary.after
-    counts: list[tuple[str, int, int, Callable[[int], str]]] = [
+    counts: list[tuple[str, Any, Any, Callable[[Any], str]]] = [
         ("parameters", before.parameters, after.parameters, numbers.number),
-        ("multiply-accumulates", before.macs, after.macs, numbers.number),
+        ("multiply-accumulates", before.macs, after.macs, _known(numbers.number)),
         ("multiply-accumulates of nonzero weights", before.nonzero_macs, after.nonzero_macs, numbers.number),
         ("bytes of the weights", before.bytes, after.bytes, numbers.size),
         ("bytes of the weights, gzipped", before.bytes_gzip, after.bytes_gzip, numbers.size),
     ]
     if (before.nonzero_macs, after.nonzero_macs) == (before.macs, after.macs):
         del counts[2]
-    counts = [count for count in counts if count[1] or count[2]]
+    counts = [count for count in counts if count[1] != 0]
     return tables.nonempty_columns(
         tables.text_column("", [*(name for name, *_ in counts), "zeros in kernels"]),
         tables.number_column("before", [*(form(was) for _, was, _, form in counts), numbers.percent(before.sparsity)]),
@@ -205,8 +206,11 @@ def _layers(record: PruningRecord) -> list[Column]:
 
 
 def _count(layer: LayerSize | None, field: str) -> str:
-    """Returns a number of a layer as text: empty if it is unknown, a dash without a layer."""
-    return "–" if layer is None else numbers.number(getattr(layer, field))
+    """Returns a number of a layer as text, a dash without a layer; none for the work of weights that are no kernel."""
+    if layer is None:
+        return "–"
+    value = getattr(layer, field)
+    return "" if field == "macs" and value == 0 else _known(numbers.number)(value)
 
 
 # Sensitivity
@@ -271,8 +275,13 @@ def _change(was: str, now: str) -> str:
     return was if was == now else f"{was or '?'} → {now or '?'}"
 
 
-def _factor(was: int, now: int) -> str:
-    return f"{was / now:.2f}×" if now and was != now else ""
+def _known(form: Callable[[Any], str]) -> Callable[[Any], str]:
+    """Returns a function that also has a text for what is unknown."""
+    return lambda value: "unknown" if value is None else form(value)
+
+
+def _factor(was: int | None, now: int | None) -> str:
+    return f"{was / now:.2f}×" if was and now and was != now else ""
 
 
 def _short(count: int) -> str:

@@ -191,7 +191,7 @@ class _SizeEstimate:
             self._axes.setdefault(variable, []).append(weight_axis)
         macs = {layer.name: layer.macs or 0 for layer in size.layers}
         self._macs = {id(kernel.variable): macs.get(name, 0) for name, kernel in handle.kernels.items()}
-        self._total = {"parameters": size.parameters, "bytes": size.bytes, "macs": max(1, size.macs)}
+        self._total = {"parameters": size.parameters, "bytes": size.bytes, "macs": size.macs or 1}
 
     def saved(self, target: str, kept: Kept) -> float:
         """Returns the fraction of the target that is removed."""

@@ -99,7 +99,7 @@ class WeightPruner(ModelPruner):
         if self.plan.target == "parameters":
             return sum(removed.values()) / self.size.parameters
         if self.plan.target == "macs":
-            return sum(self._macs.get(name, 0) * sparsity[name] for name in removed) / max(1, self.size.macs)
+            return sum(self._macs.get(name, 0) * sparsity[name] for name in removed) / (self.size.macs or 1)
         itemsize = {name: self.kernels[name].itemsize for name in removed}
         saved = sum(weights * itemsize[name] - self.elements(name) / 8 for name, weights in removed.items())
         return saved / self.size.bytes

@@ -52,7 +52,7 @@ def verify(
         _require_sparsity(written, tuned, record)
     expected = tuned.summary.after
     for field in ("parameters", "macs", "sparsity"):
-        if not np.isclose(getattr(size, field), getattr(expected, field), rtol=1e-6):
+        if not np.isclose(getattr(size, field) or 0, getattr(expected, field) or 0, rtol=1e-6):
             raise ModelError(
                 f"The fine-tuned model in {path} has {field} {getattr(size, field)}; in memory, it had "
                 f"{getattr(expected, field)}. Remedy: report this; a layer of the model doesn't save all of its state.",
