@@ -2,6 +2,7 @@
 
 import re
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -185,6 +186,27 @@ def test_every_output_has_a_last_kernel():
     heads = [tf_keras.layers.ReLU()(tf_keras.layers.Dense(2, name=name)(hidden)) for name in ("left", "right")]
     pruned = prune(tf_keras.Model(image, heads), PruningPlan(protect=("first", "last")))
     assert set(pruned.masks) == {"two"}
+
+
+@pytest.mark.parametrize("K", [tf_keras, keras], ids=["keras2", "keras3"])
+def test_every_output_of_a_subclassed_network_has_a_last_kernel(K):
+    class Heads(K.Model):
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            self.heads = [K.layers.Dense(2, name=f"head{place}") for place in range(3)]
+            self.second = K.layers.Dense(8, name="second")
+            self.first = K.layers.Dense(8, name="first")
+
+        def call(self, x, training=False):
+            return [head(self.second(self.first(x))) for head in self.heads]
+
+        def get_config(self):
+            return {}
+
+    model = Heads()
+    model(np.zeros((2, 4), np.float32))
+    pruned = prune_step(model_handle.wrap(model), PruningPlan(protect=("first", "last")))
+    assert set(pruned.masks) == {"second"}
 
 
 @pytest.mark.parametrize("technique", ["weight", "neuron"])

@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfx_compression.keras_models import graph
-from tfx_compression.keras_models.library import keras_library
+from tfx_compression.keras_models.library import is_keras3, keras_library
 
 ApplyFn = Callable[[graph.Call], Any]
 
@@ -46,6 +46,30 @@ def input_values(model: Any, features: Any) -> list[Any]:
     structure = graph.io_structures(model)[0]
     values = keras_library(model).Model(structure, list(model.inputs))(features, training=False)
     return list(values) if isinstance(values, list | tuple) else [values]
+
+
+def trace(model: Any) -> Any:
+    """Returns a Keras model, also a subclassed one, as a concrete function; None if its inputs are unknown or it fails.
+
+    A subclassed model knows its inputs once it was called.
+    """
+    try:
+        return tf.function(lambda *inputs: model(*inputs, training=False), autograph=False).get_concrete_function(
+            *_input_specs(model)
+        )
+    except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, tf.errors.OpError):
+        return None
+
+
+def _input_specs(model: Any) -> list[Any]:
+    """Returns the specifications of the positional arguments of a model's call."""
+    if not is_keras3(model):
+        args, _ = model.save_spec()
+        return list(args)
+    from keras.src.export import export_utils
+
+    signature = export_utils.get_input_signature(model)
+    return list(tf.nest.map_structure(export_utils.make_tf_tensor_spec, signature))
 
 
 def _with_values(call: graph.Call, values: dict[int, Any]) -> graph.Call:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from tfx_compression.errors import ConfigError
-from tfx_compression.keras_models import graph
+from tfx_compression.keras_models import execution, graph
+from tfx_compression.kernels.variable_uses import first_and_last_kernels, variable_id
 from tfx_compression.model_handle import ModelHandle
 from tfx_compression.pruning import importance
 from tfx_compression.pruning.allocation import ALLOCATIONS
@@ -128,13 +129,27 @@ def _tied(handle: ModelHandle) -> dict[str, str]:
     return {name: f"shares its weights with {first!r}" for name, first in handle.tied.items()}
 
 
+def _traced_ends(handle: ModelHandle) -> tuple[list[str], list[str]]:
+    """Returns the ends of a subclassed model, from the graph of its call; without one, the kernels of its first and
+    last layer.
+    """
+    names = list(handle.kernels)
+    function = execution.trace(handle.model)
+    if function is not None:
+        ids = {name: variable_id(handle.kernels[name].variable) for name in names}
+        first, last = first_and_last_kernels(function, set(ids.values()))
+        if first and last:
+            return [name for name in names if ids[name] in first], [name for name in names if ids[name] in last]
+    return names[:1], names[-1:]
+
+
 def _ends(handle: ModelHandle) -> tuple[list[str], list[str]]:
     """Returns the kernels next to the inputs, and those next to the outputs."""
     if handle.kind == "saved_model":
         return handle.model.first_and_last_kernels
     names = list(handle.kernels)
     if handle.network is None or not graph.is_functional(handle.network):
-        return names[:1], names[-1:]
+        return _traced_ends(handle)
     dependencies = DependencyGraph(handle.network)
 
     def kernels_of(layers: list[str]) -> list[str]:
