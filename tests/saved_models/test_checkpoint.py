@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tfx_compression.errors import ModelError
+from tfx_compression.pruning.plan import PruningPlan
+from tfx_compression.pruning.prune import prune
 from tfx_compression.saved_models import checkpoint, saved_model
 
 from tests.support import helpers, kinds
@@ -71,12 +73,28 @@ def test_a_variable_that_the_checkpoint_lacks_is_named(tmp_path, model):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_saved_model_of_tensorflow_1_is_rejected(tmp_path):
-    path = str(tmp_path / "model")
+def tensorflow_1(path, partitioner=None):
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         x = tf.compat.v1.placeholder(tf.float32, [None, 4], name="x")
-        y = tf.matmul(x, tf.compat.v1.get_variable("w", [4, 4]))
+        weights = tf.compat.v1.get_variable("layer/w", [4, 4], partitioner=partitioner, use_resource=True)
+        y = tf.matmul(x, tf.convert_to_tensor(weights), name="y")
         session.run(tf.compat.v1.global_variables_initializer())
         tf.compat.v1.saved_model.simple_save(session, path, {"x": x}, {"y": y})
-    with raises(ModelError, code="tensorflow-1-checkpoint"):
-        saved_model.load(path).save(str(tmp_path / "pruned"))
+    return path
+
+
+def test_a_saved_model_of_tensorflow_1_is_saved_with_other_values(tmp_path):
+    model = saved_model.load(tensorflow_1(str(tmp_path / "model")))
+    model.kernels["layer/w"].variable.assign(2 * np.eye(4))
+    model.save(str(tmp_path / "pruned"))
+    x, _ = helpers.points(3)
+    np.testing.assert_allclose(helpers.answers(str(tmp_path / "pruned"), x=x)["y"], 2 * x, rtol=1e-6)
+
+
+def test_a_model_that_could_not_be_saved_is_rejected_before_it_is_pruned_and_the_remedy_works(tmp_path):
+    path = tensorflow_1(str(tmp_path / "model"), tf.compat.v1.fixed_size_partitioner(2))
+    with raises(ModelError, code="missing-values", match=r"layer/w/part_0.*signatures=dict\(loaded.signatures\)"):
+        prune(path, PruningPlan(protect=(), sparsity=0.5))
+    loaded = tf.saved_model.load(path)
+    tf.saved_model.save(loaded, str(tmp_path / "again"), signatures=dict(loaded.signatures))
+    saved_model.load(str(tmp_path / "again")).require_savable()

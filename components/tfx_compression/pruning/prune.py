@@ -147,6 +147,8 @@ def prune_step(
       ConfigError: See `prune`.
       ModelError: See `prune`.
     """
+    if handle.kind == "saved_model":
+        handle.model.require_savable()
     _require_finite(handle)
     _require_batches(data)
     step_sparsity = plan.first_step_sparsity if step_sparsity is None else step_sparsity

@@ -4,7 +4,7 @@ Nothing else changes: graph, signatures, assets, tables and Keras metadata are c
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -27,22 +27,38 @@ def save_variables(loaded: Any, source: str, target: str, variables: Mapping[str
       variables: The variables that its checkpoint must hold, by name.
 
     Raises:
-      ModelError: If the target is the source, the checkpoint lacks a variable, or TensorFlow 1 wrote it.
+      ModelError: If the target is the source, or the checkpoint lacks a variable.
     """
     if any(same_path(os.path.join(target, part), os.path.join(source, part)) for part in ("", _VARIABLES[0])):
         raise ModelError(
             f"{target} is the SavedModel that is being read. Remedy: save to another path.", code="same-path"
         )
-    stored = _stored_variables(loaded, os.path.join(source, *_VARIABLES))
+    stored = require_values(loaded, source, variables)
+    _copy_files(source, target)
+    _write_checkpoint(os.path.join(source, *_VARIABLES), os.path.join(target, *_VARIABLES), stored)
+
+
+def require_values(loaded: Any, source: str, variables: Mapping[str, tf.Variable]) -> dict[str, tf.Variable]:
+    """Returns the loaded variables by their keys in the checkpoint of a SavedModel.
+
+    Args:
+      loaded: The loaded SavedModel.
+      source: Path that it was loaded from.
+      variables: The variables that its checkpoint must hold, by name.
+
+    Raises:
+      ModelError: If the checkpoint lacks a variable.
+    """
+    stored = _stored_variables(loaded, os.path.join(source, *_VARIABLES), variables.values())
     handles = {id(variable.handle) for variable in stored.values()}
     if missing := [name for name, variable in variables.items() if id(variable.handle) not in handles]:
         raise ModelError(
-            f"The checkpoint of the SavedModel in {source} has no values of: {', '.join(missing)}. "
-            "Remedy: save the model with tf.saved_model.save.",
+            f"The checkpoint of the SavedModel in {source} has no values of: {', '.join(missing)}. Remedy: "
+            "loaded = tf.saved_model.load(path), then tf.saved_model.save(loaded, other_path, "
+            "signatures=dict(loaded.signatures)).",
             code="missing-values",
         )
-    _copy_files(source, target)
-    _write_checkpoint(os.path.join(source, *_VARIABLES), os.path.join(target, *_VARIABLES), stored)
+    return stored
 
 
 def same_path(path: str, other: str) -> bool:
@@ -52,16 +68,17 @@ def same_path(path: str, other: str) -> bool:
     return os.path.realpath(path) == os.path.realpath(other)
 
 
-def _stored_variables(loaded: Any, prefix: str) -> dict[str, tf.Variable]:
-    """Returns the loaded variables by their keys in the checkpoint, whose object graph has the shape of `loaded`."""
+def _stored_variables(loaded: Any, prefix: str, variables: Iterable[tf.Variable]) -> dict[str, tf.Variable]:
+    """Returns the loaded variables by their keys in the checkpoint, whose object graph has the shape of `loaded`.
+
+    A checkpoint of TensorFlow 1 has no object graph. Its keys are the names of the variables.
+    """
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
     reader = tf.train.load_checkpoint(prefix)
     if not reader.has_tensor(_OBJECT_GRAPH_KEY):
-        raise ModelError(
-            f"TensorFlow 1 wrote the checkpoint {prefix}, which doesn't say which value belongs to which variable. "
-            "Remedy: load the model with tf.saved_model.load and save it with tf.saved_model.save.",
-            code="tensorflow-1-checkpoint",
-        )
+        shapes = reader.get_variable_to_shape_map()
+        by_name = {variable.name.split(":")[0]: variable for variable in variables}
+        return {name: variable for name, variable in by_name.items() if shapes.get(name) == variable.shape.as_list()}
     graph.ParseFromString(reader.get_tensor(_OBJECT_GRAPH_KEY))
     stored: dict[str, tf.Variable] = {}
     visited: set[int] = set()

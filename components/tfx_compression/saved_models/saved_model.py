@@ -117,6 +117,10 @@ class SavedModel:
         size = sum(int(np.prod(kernel.shape)) for kernel in self.kernels.values())
         return total_size(rows, size, (np.asarray(variable.numpy()) for variable in self.variables.values()))
 
+    def require_savable(self) -> None:
+        """Raises ModelError if its files can't be written with other values, so that `save` would fail."""
+        checkpoint.require_values(self.loaded, self.path, self.variables)
+
     def save(self, path: str) -> None:
         """Writes the SavedModel with the current values of its variables.
 
