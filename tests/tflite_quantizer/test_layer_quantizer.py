@@ -242,6 +242,15 @@ def test_pooling_between_float_layers_stays_in_floats(cnn):
     assert read_contents(content).float_ops["MAX_POOL_2D"] == 1
 
 
+def test_a_choice_between_computed_values_and_constants_stays_in_floats():
+    """As an unrolled recurrent layer behind a mask makes it, with its initial state of zeros."""
+    x = tf_keras.Input((3, 4), batch_size=1, name="x")
+    hidden = tf_keras.layers.LSTM(5, unroll=True)(tf_keras.layers.Masking()(x))
+    masked = net(tf_keras.Model(x, tf_keras.layers.Dense(3, name="y")(hidden)), normal(20, 3, 4))
+    for precision in ("int8", "int16x8", "int4"):
+        assert masked.error(masked.quantized(precision)) < BOUNDS[precision]
+
+
 def test_nothing_to_quantize_returns_the_model_itself(cnn):
     assert quantize_layers(cnn.content, {}) == cnn.content
 

@@ -116,7 +116,8 @@ def place_integer_activations(
 
 
 def _supports_activations(graph: PrecisionGraph, index: int, bits: int) -> bool:
-    return supports(graph.kind(index), PrecisionChoice(weightless_precision(bits)), per_channel=True)
+    choice = PrecisionChoice(weightless_precision(bits))
+    return supports(graph.kind(index), choice, per_channel=True) and not graph.selects_constants(index)
 
 
 def _recipe(

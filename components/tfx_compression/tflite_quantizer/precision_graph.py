@@ -50,6 +50,12 @@ class PrecisionGraph:
         table = operator.inputs[0] if operator.op == "GATHER" else -1
         return self.is_float(table) and self.is_constant(table)
 
+    def selects_constants(self, index: int) -> bool:
+        """Returns whether an operator chooses between computed and constant floats, which the quantizer fails on."""
+        operator = self.operators[index]
+        constants = (self.is_float(tensor) and self.is_constant(tensor) for tensor in operator.inputs)
+        return operator.op in ("SELECT", "SELECT_V2") and any(constants)
+
     def is_used(self, tensor: int) -> bool:
         """Returns whether a tensor is the input of an operator or an output of the model."""
         return tensor in self._used
