@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from zoo_models import Rows
 
+Rows = Mapping[str, np.ndarray]
 Outputs = Mapping[str, np.ndarray]
 
 
@@ -52,7 +52,8 @@ class Net:
         values = [tf.constant(rows[name]) for name in self.inputs]
         outputs = self.model(values if len(values) > 1 else values[0], training=False)
         outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
-        return {name: np.asarray(value) for name, value in zip(self.model.output_names, outputs, strict=True)}
+        names = getattr(self.model, "output_names", None) or [f"output_{place}" for place in range(len(outputs))]
+        return {name: np.asarray(value) for name, value in zip(names, outputs, strict=True)}
 
 
 def run_signature(loaded: Any, rows: Rows) -> dict[str, np.ndarray]:

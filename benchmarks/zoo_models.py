@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib.util
 import inspect
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-Rows = dict[str, np.ndarray]
+Rows = tuple[np.ndarray, ...]
 Random = np.random.Generator
 
 
@@ -30,7 +31,7 @@ class ZooModel:
       description: What it is, in a few words.
       files: Patterns of the files to unpack, or of the files in `ZOO_MODELS`.
       load: Function from the folder with these files to a Keras model, or to the path of a model.
-      draw: Function from a random generator and a number of rows to rows by input; the key "" is the only input.
+      draw: Function from a random generator and a number of rows to these rows of each input, in the inputs' order.
       package: Package on PyPI with its version; empty for a net that is built here or lies in `ZOO_MODELS`.
       rows: Number of rows that calibrate, and of rows that are compared.
       reference: File with somebody else's int8 version of the net, if there is one.
@@ -110,6 +111,22 @@ def _mhcnuggets(folder: Path) -> Any:
     return model
 
 
+def _shakkala(folder: Path) -> Any:
+    """Loads the net as the Keras that trained it (2.0), whose GRU had no reset_after yet."""
+    import h5py
+    from tf_keras import Sequential
+
+    path = folder / "shakkala/model/middle_model.h5"
+    with h5py.File(path) as file:
+        layers = json.loads(file.attrs["model_config"])["config"]
+    for layer in layers:
+        if layer["class_name"] == "Bidirectional":
+            layer["config"]["layer"]["config"]["reset_after"] = False
+    model = Sequential.from_config({"name": "middle_model", "layers": layers})
+    model.load_weights(path)
+    return model
+
+
 def _sleepecg(folder: Path) -> str:
     from zipfile import ZipFile
 
@@ -169,16 +186,16 @@ def _patches(random: Random, rows: int, *, size: int, channels: int = 3, low: fl
         cut = photograph[top : top + size * scale, left : left + size * scale]
         result[row] = cut.reshape(size, scale, size, scale, 3).mean((1, 3))
     gray = result if channels == 3 else result.mean(-1, keepdims=True)
-    return {"": (gray / 255 * (high - low) + low).astype(np.float32)}
+    return ((gray / 255 * (high - low) + low).astype(np.float32),)
 
 
 def _normal(random: Random, rows: int, *, shape: tuple[int, ...]) -> Rows:
-    return {"": random.normal(size=(rows, *shape)).astype(np.float32)}
+    return (random.normal(size=(rows, *shape)).astype(np.float32),)
 
 
 def _one_hot(random: Random, rows: int, *, length: int) -> Rows:
     """Draws DNA."""
-    return {"": np.eye(4, dtype=np.float32)[random.integers(0, 4, (rows, length))]}
+    return (np.eye(4, dtype=np.float32)[random.integers(0, 4, (rows, length))],)
 
 
 def _peptides(random: Random, rows: int) -> Rows:
@@ -186,17 +203,17 @@ def _peptides(random: Random, rows: int) -> Rows:
     values = np.eye(21, dtype=np.float32)[random.integers(0, 20, (rows, 15))]
     for row, length in enumerate(random.integers(8, 12, rows)):
         values[row, length:] = _MASKED
-    return {"": values}
+    return (values,)
 
 
-def _tokens(random: Random, rows: int, *, length: int, tokens: int, dtype: str = "float32", name: str = "") -> Rows:
-    return {name: random.integers(0, tokens, (rows, length)).astype(dtype)}
+def _tokens(random: Random, rows: int, *, length: int, tokens: int, dtype: str = "float32") -> Rows:
+    return (random.integers(0, tokens, (rows, length)).astype(dtype),)
 
 
 def _thai(random: Random, rows: int) -> Rows:
     """Draws ids of characters and of their kinds."""
     ids = random.integers(0, 178, (rows, 21)), random.integers(0, 12, (rows, 21))
-    return {f"input_{place}": values.astype(np.float32) for place, values in enumerate(ids, 1)}
+    return tuple(values.astype(np.float32) for values in ids)
 
 
 def _notes(random: Random, rows: int) -> Rows:
@@ -204,7 +221,7 @@ def _notes(random: Random, rows: int) -> Rows:
     seconds = np.arange(43_844) / 22_050
     pitches = 440 * 2 ** (random.integers(-24, 24, (rows, 3, 1)) / 12)
     sound = np.sin(2 * np.pi * pitches * seconds).mean(1) * np.exp(-seconds)
-    return {"": (0.5 * sound + 0.01 * random.normal(size=sound.shape))[..., None].astype(np.float32)}
+    return ((0.5 * sound + 0.01 * random.normal(size=sound.shape))[..., None].astype(np.float32),)
 
 
 def _light_curves(random: Random, rows: int) -> Rows:
@@ -213,13 +230,13 @@ def _light_curves(random: Random, rows: int) -> Rows:
     peaks = np.exp(-((days - random.uniform(-0.5, 0.5, (rows, 1))) ** 2) / random.uniform(0.05, 0.3, (rows, 1)))
     flux = np.stack([peaks, peaks * random.uniform(0.5, 1.5, (rows, 1))], -1)
     flux[:, :5] = 0
-    return {"": flux.astype(np.float32)}
+    return (flux.astype(np.float32),)
 
 
 def _cepstra(random: Random, rows: int) -> Rows:
     """Draws cepstral coefficients in the range that MLCommons calibrated for."""
     steps = random.normal(size=(rows, 49, 10, 1)).cumsum(1)
-    return {"": (3 * steps + np.r_[-40, np.zeros(9)][:, None]).clip(-123, 25).astype(np.float32)}
+    return ((3 * steps + np.r_[-40, np.zeros(9)][:, None]).clip(-123, 25).astype(np.float32),)
 
 
 _CODE = ("import os\nprint(os.name)\n", "#include <stdio.h>\nint main(void) { return 0; }\n", "fn main() { loop {} }\n")
@@ -227,7 +244,7 @@ _CODE = ("import os\nprint(os.name)\n", "#include <stdio.h>\nint main(void) { re
 
 def _code(random: Random, rows: int) -> Rows:
     texts = ["".join(random.permutation(_CODE)[: random.integers(1, 4)]) for _ in range(rows)]
-    return {"inputs": np.array(texts, object)}
+    return (np.array(texts, object),)
 
 
 _partial = functools.partial
@@ -311,7 +328,7 @@ MODELS = (
         "shakkala",
         "Arabic vowels, embedding and bidirectional GRU",
         ("shakkala/model/middle_model.h5",),
-        _partial(_file, path="shakkala/model/middle_model.h5"),
+        _shakkala,
         _partial(_tokens, length=315, tokens=149),
         "shakkala==1.7",
         rows=4,

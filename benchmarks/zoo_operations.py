@@ -19,7 +19,7 @@ import tfx_compression as tfc
 import zoo_comparison as comparison
 import zoo_plain
 from tfx_compression.errors import CompressionError
-from zoo_models import MODELS, Rows, ZooModel, folder_of
+from zoo_models import MODELS, ZooModel, folder_of
 from zoo_settings import BOTH, PLAIN, PRUNINGS, QUANTIZATIONS, REFERENCE
 
 SEED = 23
@@ -38,11 +38,10 @@ class Bench:
         self._folder, self._temporary, self._model = folder, temporary, model
         self.source = model.load(folder)
         self.net = comparison.Net(self.source)
-        names = self.net.inputs
-        rows = model.draw(np.random.default_rng(SEED), 2 * model.rows)
-        rows = {name or names[0]: values for name, values in rows.items()}
-        self.calibration: Rows = {name: values[: model.rows] for name, values in rows.items()}
-        self.rows: Rows = {name: values[model.rows :] for name, values in rows.items()}
+        drawn = model.draw(np.random.default_rng(SEED), 2 * model.rows)
+        rows = dict(zip(self.net.inputs, drawn, strict=True))
+        self.calibration = {name: values[: model.rows] for name, values in rows.items()}
+        self.rows = {name: values[model.rows :] for name, values in rows.items()}
         self.expected = self.net.run(self.rows)
 
     def describe(self) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from zoo_comparison import Net
-from zoo_models import Rows
+from zoo_comparison import Net, Rows
 
 
 class Plain:
