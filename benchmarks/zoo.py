@@ -59,6 +59,7 @@ def main(
     fresh: Annotated[bool, typer.Option(help="Whether rows that are finished run again.")] = False,
 ) -> None:
     """Run the zoo."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # So that the child ends, too.
     cache.mkdir(parents=True, exist_ok=True)
     results = {}
     for model in (model for model in MODELS if re.search(models, model.name)):

@@ -18,7 +18,7 @@ import tensorflow as tf
 import tfx_compression as tfc
 import zoo_comparison as comparison
 import zoo_plain
-from tfx_compression.errors import CompressionError
+from tfx_compression.errors import CompressionError, CompressionWarning
 from zoo_models import MODELS, ZooModel, folder_of
 from zoo_settings import BOTH, PLAIN, PRUNINGS, QUANTIZATIONS, REFERENCE
 
@@ -86,8 +86,7 @@ class Bench:
         started = time.perf_counter()
         result = tfc.quantize(source, tfc.Quantization(**options), data)
         seconds = time.perf_counter() - started
-        said = {"said": list(getattr(result, "warnings", ()))}
-        return {"seconds": seconds, **self._tflite(bytes(result), expected), **said}
+        return {"seconds": seconds, **self._tflite(bytes(result), expected)}
 
     def _prune(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         plan = tfc.PruningPlan(**settings)
@@ -95,7 +94,7 @@ class Bench:
         result = tfc.prune(self.source, plan)
         row: dict[str, Any] = {"seconds": time.perf_counter() - started, "asked": plan.sparsity}
         before, after = result.summary.before, result.summary.after
-        row |= {"bytes": after.bytes, "bytes_before": before.bytes, "said": list(getattr(result, "warnings", ()))}
+        row |= {"bytes": after.bytes, "bytes_before": before.bytes}
         row["reached"] = 1 - after.parameters / before.parameters if plan.structured else after.sparsity
         if not self.net.keras:
             pruned = self._saved(result)
@@ -172,9 +171,12 @@ def _row(bench: Bench, operation: str, log: Path) -> dict[str, Any]:
         except Exception as error:  # noqa: BLE001  # Whatever goes wrong is the row.
             row = {"error": first_line(error), "seconds": time.perf_counter() - started}
             row |= {"refused": isinstance(error, CompressionError), "code": getattr(error, "code", None)}
-    row.setdefault("said", []).extend(
-        str(warning.message).splitlines()[0] for warning in caught if "tfx_compression" in str(warning.category)
-    )
+    row["said"] = [
+        line
+        for warning in caught
+        if issubclass(warning.category, CompressionWarning)
+        for line in str(warning.message).splitlines()
+    ]
     sys.stdout.flush()
     sys.stderr.flush()
     with log.open("rb") as file:
