@@ -268,15 +268,6 @@ MODELS = (
         )
         for net, size, outputs in (("pnet", 36, 2), ("rnet", 24, 2), ("onet", 48, 3))
     ),
-    ZooModel(
-        "spliceai",
-        "splice sites, dilated residual CNN over 10,000 bases",
-        ("spliceai/models/spliceai1.h5",),
-        _partial(_file, path="spliceai/models/spliceai1.h5"),
-        _partial(_one_hot, length=10_200),
-        "spliceai==1.3.1",
-        rows=2,
-    ),
     *(
         ZooModel(
             f"mmsplice {net.lower()}",
@@ -378,6 +369,15 @@ MODELS = (
         _partial(_file, path="mlperf_tiny/kws"),
         _cepstra,
         reference="mlperf_tiny/kws_int8.tflite",
+    ),
+    ZooModel(
+        "spliceai",
+        "splice sites, dilated residual CNN over 10,000 bases",
+        ("spliceai/models/spliceai1.h5",),
+        _partial(_file, path="spliceai/models/spliceai1.h5"),
+        _partial(_one_hot, length=10_200),
+        "spliceai==1.3.1",
+        rows=2,
     ),
 )
 

@@ -95,7 +95,9 @@ class Bench:
         row: dict[str, Any] = {"seconds": time.perf_counter() - started, "asked": plan.sparsity}
         before, after = result.summary.before, result.summary.after
         row |= {"bytes": after.bytes, "bytes_before": before.bytes}
-        row["reached"] = 1 - after.parameters / before.parameters if plan.structured else after.sparsity
+        groups = result.record.groups
+        removed = 1 - sum(group.kept for group in groups) / sum(group.elements for group in groups)
+        row["reached"] = removed if plan.structured else after.sparsity
         if not self.net.keras:
             pruned = self._saved(result)
             return {**row, **dataclasses.asdict(comparison.compare(self.expected, pruned))}
@@ -104,7 +106,7 @@ class Bench:
         if plan.structured:
             row |= self._zeroed(result, pruned)
         else:
-            row["zeros"] = comparison.sparsity(result.model)
+            row["reached"] = comparison.sparsity(result.model)
         try:
             row["saved_difference"] = comparison.compare(pruned, self._saved(result)).largest_error
         except Exception as error:  # noqa: BLE001  # A network that can't be saved is a row, too.
