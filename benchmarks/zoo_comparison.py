@@ -123,7 +123,8 @@ class Comparison:
     """How far outputs are from the expected ones; the worst of all outputs.
 
     Attributes:
-      cosine: Cosine of the angle between the two, over all rows; None if an output is not finite.
+      cosine: Cosine of the angle between the two, over all rows, less the expected values' mean over the rows where
+        they vary by a tenth of their size or more; None if an output is not finite.
       largest_error: Largest difference, as a fraction of the largest expected value.
       agreement: Share of the rows (or positions) whose largest value is at the same place; None for single values.
     """
@@ -142,13 +143,21 @@ def compare(expected: Outputs, actual: Outputs) -> Comparison:
             raise ValueError(f"The output {name!r} has the shape {left.shape} instead of {right.shape}.")
         if not np.isfinite(left).all():
             return Comparison(None, None, None)
-        norms = float(np.linalg.norm(right) * np.linalg.norm(left))
-        same = not np.any(right) and not np.any(left)
-        cosines.append(float((right * left).sum()) / norms if norms else float(same))
+        cosines.append(_cosine(right, left))
         errors.append(float(np.abs(right - left).max() / max(np.abs(right).max(), 1e-30)))
         if right.ndim > 1 and right.shape[-1] > 1:
             agreements.append(float((right.argmax(-1) == left.argmax(-1)).mean()))
     return Comparison(min(cosines), max(errors), min(agreements, default=None))
+
+
+def _cosine(expected: np.ndarray, actual: np.ndarray) -> float:
+    mean = expected.mean(0)
+    if np.linalg.norm(expected - mean) > 0.1 * np.linalg.norm(expected):
+        expected, actual = expected - mean, actual - mean
+    norms = float(np.linalg.norm(expected) * np.linalg.norm(actual))
+    if not norms:
+        return float(not np.any(expected) and not np.any(actual))
+    return float((expected * actual).sum()) / norms
 
 
 def _pairs(expected: Outputs, actual: Outputs) -> dict[str, np.ndarray]:

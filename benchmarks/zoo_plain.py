@@ -15,11 +15,13 @@ class Plain:
     Args:
       net: The net.
       calibration: Rows that calibrate.
+      batch_size: Rows at once; None is any number.
       temporary: Folder for a SavedModel.
     """
 
-    def __init__(self, net: Net, calibration: Rows, temporary: str):
-        self._net, self._calibration, self._temporary = net, calibration, temporary
+    def __init__(self, net: Net, calibration: Rows, batch_size: int | None, temporary: str):
+        self._net, self._calibration = net, calibration
+        self._batch_size, self._temporary = batch_size, temporary
 
     def __call__(self, name: str) -> bytes:
         """Returns the TFLite model."""
@@ -48,14 +50,24 @@ class Plain:
         return bytes(tool.quantize(ranges).quantized_model)
 
     def _converter(self) -> Any:
-        if self._net.keras == 2:
+        if self._net.keras == 2 and self._batch_size is None:
             return tf.lite.TFLiteConverter.from_keras_model(self._net.model)
-        path = self._net.path
-        if not path:
-            path = os.path.join(self._temporary, "exported")
-            if not os.path.exists(path):
-                self._net.model.export(path)
+        path = self._net.path or os.path.join(self._temporary, "exported")
+        if not os.path.exists(path):
+            self._export(path)
         return tf.lite.TFLiteConverter.from_saved_model(path, signature_keys=["serving_default"])
+
+    def _export(self, path: str) -> None:
+        model = self._net.model
+        if self._batch_size is None:
+            model.export(path)
+            return
+        specs = [
+            tf.TensorSpec((self._batch_size, *values.shape[1:]), values.dtype, name=name)
+            for name, values in self._calibration.items()
+        ]
+        call = tf.function(lambda *inputs: {"output": model(inputs if len(inputs) > 1 else inputs[0], training=False)})
+        tf.saved_model.save(model, path, signatures=call.get_concrete_function(*specs))
 
 
 def _float16(_: Plain, converter: Any) -> None:
