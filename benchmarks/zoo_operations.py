@@ -60,7 +60,8 @@ class Bench:
         if name in BOTH:
             return self._prune_and_quantize(*BOTH[name])
         if name == REFERENCE:
-            return self._tflite((self._folder / self._model.reference).read_bytes(), self.expected)
+            row = self._tflite((self._folder / self._model.reference).read_bytes(), self.expected)
+            return {**row, "note": self._model.reference_note}
         started = time.perf_counter()
         content = self._plain(PLAIN[name])
         return {"seconds": time.perf_counter() - started, **self._tflite(content, self.expected)}
