@@ -12,6 +12,7 @@ from tfx_compression.cli.terminal import evaluation_table
 from tfx_compression.compressed_evaluator import report
 from tfx_compression.compressed_evaluator.evaluation import FILE, Evaluation
 from tfx_compression.lineage import MetadataReader, properties
+from tfx_compression.model_handle.compressed import SUMMARY_FILE, Summary
 
 HEADINGS = {
     "edge": "For devices: TFLite models",
@@ -69,6 +70,7 @@ class Results:
                 for gate_name, evaluation in self.evaluations.items()
                 for name, model in evaluation.candidates.items()
             },
+            "warnings": self.pruning_warnings,
             "chosen": edge.chosen,
             "blessed": blessing["blessed"] == 1,
             "serving": (
@@ -86,6 +88,12 @@ class Results:
                 else None
             ),
         }
+
+    @property
+    def pruning_warnings(self) -> list[str]:
+        """What the Pruner's model is not as asked."""
+        path = Path(self._outputs["Pruner"]["pruned_model"].uri) / SUMMARY_FILE
+        return list(Summary.model_validate_json(path.read_text()).warnings)
 
     @property
     def pruning_report(self) -> Path:
@@ -123,6 +131,8 @@ class Results:
             console.print(evaluation_table(HEADINGS[name], evaluation))
             console.print(f"[bold]{'→' if evaluation.chosen else '✗'}[/] {escape(evaluation.reason)}", highlight=False)
         console.print()
+        for warning in summary["warnings"]:
+            console.print(f"[bold yellow]![/] Pruner: {escape(warning)}", highlight=False)
         console.print(f"TFLite store        {self._stored(summary['store'])}", highlight=False)
         console.print(f"TensorFlow Serving  {self._served(summary['serving'])}", highlight=False)
 

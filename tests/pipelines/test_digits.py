@@ -80,7 +80,8 @@ def test_the_terminal_shows_a_short_summary_and_the_log_has_the_rest(first, fold
 
 
 def test_the_summary_has_baseline_candidates_and_release(summary, folder):
-    assert set(summary) == {"baseline", "candidates", "chosen", "blessed", "serving", "store"}
+    assert summary["warnings"] == []
+    assert set(summary) == {"baseline", "candidates", "warnings", "chosen", "blessed", "serving", "store"}
     assert set(summary["candidates"]) == {"dynamic", "float16", "int8", "pruned"}
     for candidate in summary["candidates"].values():
         assert {"metrics", "metric_drop", "bytes", "bytes_gzip", "latency_ms", "sparsity", "verdict"} <= set(candidate)
