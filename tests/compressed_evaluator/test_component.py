@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 import pytest
-import tensorflow_model_analysis as tfma
 import tfx_compression as tfc
+from tensorflow_model_analysis.proto import config_pb2
 from tfx.types import standard_artifacts
 from tfx_compression.errors import ConfigError
 
@@ -14,8 +14,8 @@ from tests.support.errors import raises
 
 pytestmark = pytest.mark.slow  # imports TFX
 
-METRICS = [tfma.MetricsSpec(metrics=[tfma.MetricConfig(class_name="SparseCategoricalAccuracy")])]
-LABEL = [tfma.ModelSpec(label_key="label")]
+METRICS = [config_pb2.MetricsSpec(metrics=[config_pb2.MetricConfig(class_name="SparseCategoricalAccuracy")])]
+LABEL = [config_pb2.ModelSpec(label_key="label")]
 
 
 def evaluator(**arguments: Any) -> tfc.CompressedEvaluator:
@@ -23,7 +23,7 @@ def evaluator(**arguments: Any) -> tfc.CompressedEvaluator:
         "candidates": model_channels("int8"),
         "baseline_model": channel(standard_artifacts.Model),
         "examples": channel(standard_artifacts.Examples),
-        "eval_config": tfma.EvalConfig(model_specs=LABEL, metrics_specs=METRICS),
+        "eval_config": config_pb2.EvalConfig(model_specs=LABEL, metrics_specs=METRICS),
     }
     return tfc.CompressedEvaluator(**defaults | arguments)
 
@@ -39,8 +39,8 @@ def test_each_evaluator_has_an_input_for_each_of_its_candidates():
 @pytest.mark.parametrize(
     ("arguments", "code", "named"),
     [
-        ({"eval_config": tfma.EvalConfig(metrics_specs=METRICS)}, "no-label", "label"),
-        ({"eval_config": tfma.EvalConfig(model_specs=LABEL)}, "no-metrics", "metrics"),
+        ({"eval_config": config_pb2.EvalConfig(metrics_specs=METRICS)}, "no-label", "label"),
+        ({"eval_config": config_pb2.EvalConfig(model_specs=LABEL)}, "no-metrics", "metrics"),
         ({"budget": tfc.Budget(max_metric_drop={"auc": 0.1})}, "unknown-metric", "'auc'"),
         ({"max_metric_drop": 0.1}, "no-drops", "max_metric_drop"),
         ({"candidates": {}}, "no-candidates", "candidate"),

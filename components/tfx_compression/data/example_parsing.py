@@ -96,7 +96,7 @@ def serialize(columns: Mapping[str, Sequence[Any]]) -> list[bytes]:
             if flat.dtype.kind in "OS":
                 feature.bytes_list.value.extend(flat)
             elif flat.dtype.kind in "iub":
-                feature.int64_list.value.extend(flat)
+                feature.int64_list.value.extend(flat.astype(np.int64))  # protobuf takes no bools of NumPy 2
             else:
                 feature.float_list.value.extend(flat)
     return [row.SerializeToString() for row in rows]
