@@ -211,6 +211,11 @@ class Quantization(Config):
         return self.mode_spec.calibrated
 
     @property
+    def largest_block(self) -> int:
+        """Largest number of weights that share a scale in a block; 0 without blocks."""
+        return max((self.block_size, *(rule.block_size for rule in self.rules)))
+
+    @property
     def searches(self) -> bool:
         """Whether each layer's precision is found by a search on data."""
         return self.mode_spec.layers == "search"

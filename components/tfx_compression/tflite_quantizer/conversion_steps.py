@@ -13,6 +13,7 @@ from tfx_compression.tflite.sample_rows import random_rows
 from tfx_compression.tflite.saved_model_graph import SavedModelGraph
 from tfx_compression.tflite_quantizer import calibration, equalization, sparse, tflite_metadata
 from tfx_compression.tflite_quantizer.config import Metadata, Quantization
+from tfx_compression.tflite_quantizer.dead_channels import remove_dead_channels
 from tfx_compression.tflite_quantizer.record import AutoRecord, EqualizedPair, InputRange, SparseRecord
 from tfx_compression.tflite_quantizer.rows import Columns, Rows
 
@@ -31,7 +32,9 @@ class Conversion:
     Attributes:
       quantization_aware: Whether the model brings activation ranges from training.
       input_ranges: Range of each input, if they were measured here and not by TensorFlow's converter.
-      reference: Float model that the result was made from, if that isn't `float_model`: the equalized one.
+      reference: Float model that the result was made from, if that isn't `float_model`: equalized, or without dead
+        channels.
+      notes: Changes of the float model.
       sparse: Decision about sparse kernels.
       pairs: Layers that were equalized.
       auto: Search of mode `auto`.
@@ -44,6 +47,7 @@ class Conversion:
         self.quantization_aware = SavedModelGraph(saved_model).is_quantization_aware(config.signatures)
         self.input_ranges: Mapping[str, InputRange] = {}
         self.reference = b""
+        self.notes: tuple[str, ...] = ()
         self.sparse: SparseRecord | None = None
         self.pairs: tuple[EqualizedPair, ...] = ()
         self.auto: AutoRecord | None = None
@@ -85,9 +89,12 @@ class Conversion:
         needs_float_model = mode.engine == "recipe" or config.equalize is True or config.custom_ranges
         if self.quantization_aware or not needs_float_model:
             return conversion.to_tflite(self._saved_model, self._options(config.mode), self.rows.calibration)
-        if config.searches:
-            return self._search()
         content = self.float_model
+        if mode.engine == "recipe":
+            content, self.notes = remove_dead_channels(content, self.sample_rows(content), config.largest_block)
+            self.reference = content if self.notes else b""
+        if config.searches:
+            return self._search(content)
         if config.equalize is True:
             worker.step("equalizing layers")
             content, self.pairs = equalization.equalize(content)
@@ -118,11 +125,11 @@ class Conversion:
                 code="quantization-aware",
             )
 
-    def _search(self) -> bytes:
+    def _search(self, content: bytes) -> bytes:
         from tfx_compression.tflite_quantizer import auto_search
 
         rows = self.rows
-        result = auto_search.search(self.float_model, self.config, rows.calibration, rows.trial, rows.labels)
+        result = auto_search.search(content, self.config, rows.calibration, rows.trial, rows.labels)
         self.auto, self.reference, self.pairs = result.record, result.float_model, result.pairs
         self.input_ranges = result.input_ranges
         return result.content

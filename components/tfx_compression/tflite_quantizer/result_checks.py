@@ -59,6 +59,7 @@ def check(content: bytes, converted: Conversion, folder: str) -> QuantizationRec
     outputs = _compare_outputs(content, converted, layers)
     if converted.quantization_aware and config.mode_spec.quantized:
         notes = ("The model is quantization-aware: it keeps its trained ranges and is not calibrated.", *notes)
+    notes = (*converted.notes, *notes)
     contents = read_contents(content)
     seconds = {**converted.seconds, "prove": time.perf_counter() - started}
     return QuantizationRecord(

@@ -69,7 +69,7 @@ def raise_scales(
         choice = choices.get(index)
         if choice is None or not PRECISIONS[choice.precision].weights.startswith("int"):
             continue
-        weights = _floats(model, tensors[kernel])
+        weights = floats(model, tensors[kernel])
         groups = _groups(model, graph, index, choice, per_channel)
         largest = np.abs(weights.ravel()[groups]).max(axis=1).astype(np.float64)
         smallest = _smallest(model, graph, index, choice, ranges, len(groups))
@@ -78,7 +78,7 @@ def raise_scales(
         affected = np.flatnonzero(wanted > largest)
         if not affected.size:
             continue
-        place = _unshared(model, index, graph.operators[index].inputs.index(kernel))
+        place = unshared(model, index, graph.operators[index].inputs.index(kernel))
         changed = weights.ravel().copy()
         for group in affected:
             weight = int(groups[group][0])
@@ -140,7 +140,7 @@ def _smallest(
         return np.full(groups, _SMALLEST_IN_BLOCK)
     if not PRECISIONS[choice.precision].calibrated or not biases:
         return np.zeros(groups)
-    bias = np.abs(_floats(model, model.subgraphs[0].tensors[biases[0]])).astype(np.float64)
+    bias = np.abs(floats(model, model.subgraphs[0].tensors[biases[0]])).astype(np.float64)
     (source,) = graph.activations(operator.inputs)
     low, high = ranges.get(graph.name(source), (0.0, 0.0))
     spec = PRECISIONS[choice.precision]
@@ -149,7 +149,7 @@ def _smallest(
     return (scales if groups == len(bias) else np.full(groups, scales.max())) * _LARGEST_WEIGHT
 
 
-def _unshared(model: Any, index: int, place: int) -> int:
+def unshared(model: Any, index: int, place: int) -> int:
     """Returns the tensor of an operator's input, after giving it a tensor and a buffer of its own where it has none."""
     graph = model.subgraphs[0]
     kernel = int(graph.operators[index].inputs[place])
@@ -168,5 +168,6 @@ def _unshared(model: Any, index: int, place: int) -> int:
     return len(graph.tensors) - 1
 
 
-def _floats(model: Any, tensor: Any) -> np.ndarray:
+def floats(model: Any, tensor: Any) -> np.ndarray:
+    """Returns the values of a constant of 32-bit floats."""
     return np.frombuffer(bytes(model.buffers[tensor.buffer].data), np.float32).reshape(tensor.shape)
