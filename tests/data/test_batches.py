@@ -61,6 +61,7 @@ def test_strings_are_kept(strings):
 @pytest.mark.parametrize(
     ("data", "code"),
     [
+        (tf.data.Dataset.from_tensor_slices((X, Y)), "not-batches"),
         ((X, Y[:3]), "rows"),
         ({"x": X, "z": Y[:3]}, "rows"),
         (X[:0], "no-examples"),

@@ -170,3 +170,8 @@ def test_a_full_disk_is_an_error_of_its_own(tmp_path):
     handle = model_handle.wrap(helpers.small_dense())
     with disk.largest_file(100), raises(ModelError, code="disk-full", match=str(tmp_path / "full")):
         handle.save(str(tmp_path / "full"))
+
+
+def test_a_saved_model_is_not_named_like_a_keras_file(tmp_path):
+    with raises(ModelError, code="keras-file-name"):
+        model_handle.wrap(helpers.small_dense()).save(str(tmp_path / "model.keras"))

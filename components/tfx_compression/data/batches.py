@@ -23,10 +23,12 @@ def as_batches(data: Any, batch_size: int = BATCH_ROWS) -> tf.data.Dataset:
       batch_size: Number of rows of a batch of arrays.
 
     Raises:
-      DataError: If the data is none of these (code `unknown-data`), holds no rows (`no-examples`), or its arrays have
-        different numbers of rows (`rows`).
+      DataError: If the data is none of these (code `unknown-data`), a dataset of single rows (`not-batches`), holds no
+        rows (`no-examples`), or its arrays have different numbers of rows (`rows`).
     """
     if isinstance(data, tf.data.Dataset):
+        if any(isinstance(spec, tf.TensorSpec) and spec.shape.rank == 0 for spec in tf.nest.flatten(data.element_spec)):
+            raise DataError("The dataset's elements are single rows. Remedy: data.batch(32).", code="not-batches")
         return data
     if isinstance(data, list) and data and all(isinstance(batch, tuple) for batch in data):
         data = _joined(data)

@@ -14,7 +14,7 @@ from tfx_compression.keras_models import graph, keras2, keras3, model_size
 from tfx_compression.keras_models.model_size import ModelSize
 from tfx_compression.kernels import Kernel
 from tfx_compression.kernels.variable_uses import variable_id
-from tfx_compression.model_handle.layout import KERAS_FILE, keras_files
+from tfx_compression.model_handle.layout import KERAS_ENDINGS, KERAS_FILE, keras_files
 from tfx_compression.model_handle.saving import copy_compilation, write_network
 from tfx_compression.model_handle.variable_matching import VariableMatching
 from tfx_compression.quiet import quiet_libraries
@@ -107,7 +107,7 @@ class ModelHandle:
         """Writes a SavedModel with the same signatures. A Keras 3 model is also written as a `.keras` file inside it.
 
         Args:
-          path: Path of a folder.
+          path: Path of a folder, which is not named like a Keras file.
           network: Keras network that replaces the model's, if its graph has changed shape. By default, the model's own
             network is saved with its current weights.
           signatures_fn: Function `signatures_fn(model, tf_transform_output or None)` that returns the signatures of a
@@ -115,9 +115,18 @@ class ModelHandle:
           transform_graph_uri: URI of Transform's output, for signatures that are rebuilt.
 
         Raises:
-          ModelError: The signatures can't be kept, the folder holds another `.keras` file (code `other-keras-file`), or
-            it can't be written (`unwritable-folder`; `disk-full` if no space is left).
+          ModelError: The signatures can't be kept, the path is named like a Keras file (code `keras-file-name`), the
+            folder holds another `.keras` file (`other-keras-file`), or it can't be written (`unwritable-folder`;
+            `disk-full` if no space is left).
         """
+        path = os.fspath(path)
+        if path.endswith(KERAS_ENDINGS):
+            raise ModelError(
+                f"save writes a SavedModel, which is a folder, and {path} is named like a Keras file. Remedy: another "
+                "name; for a Keras file, result.model.save(path).",
+                field="path",
+                code="keras-file-name",
+            )
         if self.path is not None and same_path(path, self.path):
             path = self.path  # TensorFlow recognizes its own files by their names only.
         try:

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfx_compression.config import require_config
 from tfx_compression.data.batches import as_batches
 from tfx_compression.errors import ConfigError, ModelError
+from tfx_compression.keras_models.data_check import explained_labels, require_fitting
 from tfx_compression.model_handle import ModelHandle, wrap
 from tfx_compression.model_handle.compressed import Compressed, Summary
 from tfx_compression.pruning import criteria, sensitivity
@@ -107,10 +108,15 @@ def prune(
     """
     require_config(plan, PruningPlan, "plan")
     handle = wrap(model, custom_objects)
-    data = None if data is None else as_batches(data)
+    if data is not None:
+        data = as_batches(data)
+        _require_batches(data)
+        if handle.kind != "saved_model":
+            require_fitting(handle.model, data)
     if not plan.structured and not isinstance(model, str | os.PathLike):
         handle = copy_model(handle)
-    pruned = prune_step(handle, plan, data, loss_fn=loss_fn, sensitivity_options=sensitivity_options)
+    with explained_labels():
+        pruned = prune_step(handle, plan, data, loss_fn=loss_fn, sensitivity_options=sensitivity_options)
     for warning in pruned.summary.warnings:
         warnings.warn(warning, stacklevel=4)
     return pruned

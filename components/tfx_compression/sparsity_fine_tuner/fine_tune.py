@@ -14,6 +14,7 @@ import tf_keras
 from tfx_compression.config import require_config
 from tfx_compression.data.batches import as_batches
 from tfx_compression.errors import ConfigError, ModelError
+from tfx_compression.keras_models.data_check import explained_labels, require_fitting
 from tfx_compression.keras_models.library import keras_library
 from tfx_compression.model_handle import ModelHandle, wrap
 from tfx_compression.model_handle.compressed import Masks, Summary, require_masked_zeros
@@ -35,6 +36,7 @@ from tfx_compression.tracing import unwrapped_errors
 
 @unwrapped_errors()
 @quiet_libraries()
+@explained_labels()
 def fine_tune(
     model: Any,
     data: Any,
@@ -117,6 +119,11 @@ def fine_tune(
         checks.require_standard_step(handle.model)
     with contextlib.ExitStack() as stack:
         passes = seeded_passes(data, config)
+        validation = None if validation_data is None else as_batches(validation_data)
+        if train_step is None and handle.kind != "saved_model":
+            require_fitting(handle.model, passes(0))
+            if validation is not None:
+                require_fitting(handle.model, validation, "validation_data")
         notes = _recalibrate(handle, plan, passes)
         session = Session(
             handle=handle,
@@ -124,7 +131,7 @@ def fine_tune(
             plan=plan,
             target_sparsity=dict(target_sparsity or {}),
             data=passes,
-            validation=finite_evaluation_data(None if validation_data is None else as_batches(validation_data), config),
+            validation=finite_evaluation_data(validation, config),
             teachers=[wrap(each, custom_objects) for each in _as_sequence(teacher)],
             loss_fn=loss_fn,
             train_step=train_step,
