@@ -98,6 +98,15 @@ def test_the_statement_compares_the_achieved_with_the_requested_sparsity(plan, r
     assert statement in page(plan=plan, step_sparsity=requested, achieved_sparsity=achieved).text
 
 
+def test_the_statement_has_the_sparsity_of_the_whole_model_if_it_is_not_as_asked():
+    summary = record().summary.model_copy(update={"warnings": ("less",)})
+    asked = {"plan": PruningPlan(sparsity=0.75), "step_sparsity": 0.75, "achieved_sparsity": 0.75}
+    shown = page(**asked, summary=summary, model_sparsity=0.125)
+    assert "as requested; of the whole model it is 12.5 %." in shown.text
+    assert 'class="decision released"' not in report.render(record(**asked, summary=summary))
+    assert 'class="decision released"' in report.render(record(**asked))
+
+
 def test_the_figures_of_the_model_before_and_after():
     shown = page()
     assert (
