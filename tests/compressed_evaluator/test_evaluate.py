@@ -464,3 +464,19 @@ def test_a_keras_file_is_refused(tmp_path):
     (tmp_path / "model.hdf5").write_bytes(b"")
     with raises(ModelError, code="keras-file", field="candidates"):
         tfc.evaluate({"keras": str(tmp_path / "model.hdf5")}, "rows", "label")
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("candidates", {"candidates": ["model.tflite"]}),
+        ("candidates['a']", {"candidates": {"a": object()}}),
+        ("baseline", {"baseline": object()}),
+        ("examples", {"examples": None}),
+        ("eval_config", {"eval_config": {}}),
+        ("schema", {"schema": "schema.pbtxt"}),
+    ],
+)
+def test_arguments_of_another_type_are_named(field, arguments):
+    with raises(ConfigError, code="wrong-type", field=field):
+        tfc.evaluate(**{"candidates": {"a": "model"}, "examples": "rows", **arguments})

@@ -1,11 +1,14 @@
 """Evaluates candidates against a baseline: one pass over the examples, measurements, and the gate's decision."""
 
 import contextlib
+import copy
 import os
 import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import UnionType
+from typing import Any
 
 import apache_beam as beam
 import tensorflow as tf
@@ -76,18 +79,38 @@ def evaluate(
     """
     if budget is not None:
         require_config(budget, Budget, "budget")
-    patterns = [examples] if isinstance(examples, str) else list(examples)
-    config = config_pb2.EvalConfig()
-    if eval_config is not None:
-        config.CopyFrom(eval_config)
+    _check_types(candidates, examples, baseline, schema, eval_config)
+    paths = {name: os.fspath(path) for name, path in candidates.items()}
+    baseline = None if baseline is None else os.fspath(baseline)
+    patterns = [os.fspath(examples)] if isinstance(examples, str | os.PathLike) else list(examples)
+    config = config_pb2.EvalConfig() if eval_config is None else copy.deepcopy(eval_config)
     if not config.model_specs:
         config.model_specs.add()
     if label_key:
         config.model_specs[0].label_key = label_key
     with contextlib.ExitStack() as stack:
         output = output_path or stack.enter_context(tempfile.TemporaryDirectory())
-        limits = budget or Budget()
-        return run(candidates, baseline, patterns, schema, config, limits, output, beam.Pipeline, reference_kernels)
+        pipeline, limits = beam.Pipeline, budget or Budget()
+        return run(paths, baseline, patterns, schema, config, limits, output, pipeline, reference_kernels)
+
+
+def _check_types(candidates: Any, examples: object, baseline: object, schema: object, eval_config: object) -> None:
+    """Raises a ConfigError for an argument of `evaluate` of another type."""
+    _require_type("candidates", candidates, Mapping, "a dict of paths by name: {'int8': 'model.tflite'}")
+    for name, path in (*candidates.items(), *([(BASELINE, baseline)] if baseline is not None else [])):
+        remedy = "a path; save a model with result.save(path) or model.export(path)"
+        _require_type(f"candidates[{name!r}]" if name != BASELINE else BASELINE, path, str | os.PathLike, remedy)
+    _require_type("examples", examples, str | os.PathLike | Sequence, "a pattern of TFRecord files, or several")
+    remedy = "a tfma.EvalConfig; proto_files.read_eval_config reads one from a file"
+    _require_type("eval_config", eval_config, config_pb2.EvalConfig | None, remedy)
+    remedy = "a schema_pb2.Schema; proto_files.read_schema reads one from a file"
+    _require_type("schema", schema, schema_pb2.Schema | None, remedy)
+
+
+def _require_type(argument: str, value: object, accepted: type | UnionType, remedy: str) -> None:
+    if not isinstance(value, accepted):
+        message = f"{argument} is a {type(value).__name__}. Remedy: {remedy}."
+        raise ConfigError(message, field=argument, code="wrong-type")
 
 
 @quiet_libraries()
@@ -112,6 +135,8 @@ def run(
       DataError: There are no examples, or some lack the label.
       ConfigError: The budget limits a metric that is not computed, or there is no label.
     """
+    if tf.io.gfile.exists(output_path) and not tf.io.gfile.isdir(output_path):
+        raise ConfigError(f"{output_path} is a file. Remedy: a folder.", field="output_path", code="unwritable-folder")
     _clear(output_path)
     paths = _locate(candidates, baseline)
     if eval_config.metrics_specs or eval_config.model_specs[0].label_key:  # Else, the outputs decide.
