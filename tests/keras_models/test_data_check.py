@@ -53,8 +53,9 @@ def test_data_that_does_not_fit_is_refused(library, data, code):
         require_fitting(net(library), data)
 
 
-def test_one_hot_losses_take_one_hot_labels(library):
-    model = net(library, "categorical_crossentropy")
+@pytest.mark.parametrize("as_function", [False, True])
+def test_one_hot_losses_take_one_hot_labels(library, as_function):
+    model = net(library, library.losses.categorical_crossentropy if as_function else "categorical_crossentropy")
     require_fitting(model, as_batches((X, ONE_HOT)))
     with raises(DataError, code="label-shape", field="validation_data"):
         require_fitting(model, as_batches((X, CLASSES)), "validation_data")

@@ -120,7 +120,7 @@ def _require_labels(model: Any, labels: Any, argument: str) -> None:
     if any(getattr(spec, "dtype", None) == tf.string for spec in specs):
         raise _error(argument, "the labels are text. Remedy: numbers of classes, or one-hot rows", "string-labels")
     outputs = list(getattr(model, "outputs", None) or ())
-    loss = model.loss if isinstance(model.loss, str) else getattr(model.loss, "name", "") or ""
+    loss = getattr(model.loss, "name", None) or getattr(model.loss, "__name__", model.loss)  # object, function or name
     if len(outputs) != 1 or len(specs) != 1 or not isinstance(specs[0], tf.TensorSpec) or specs[0].shape.rank is None:
         return
     given, output = specs[0].shape, tf.TensorShape(outputs[0].shape)
