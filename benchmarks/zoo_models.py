@@ -150,7 +150,7 @@ def _text_transformer(_: Path) -> Any:
     for _block in range(2):
         x = _encoder_block(layers, x, width=48, heads=4, activation="gelu")
     x = layers.Dense(4, activation="softmax", name="classes")(layers.GlobalAveragePooling1D()(x))
-    return tf_keras.Model(tokens, x, name="text_transformer")
+    return _vary_normalizations(tf_keras.Model(tokens, x, name="text_transformer"))
 
 
 def _vision_transformer(_: Path) -> Any:
@@ -164,7 +164,16 @@ def _vision_transformer(_: Path) -> Any:
     for _block in range(2):
         x = _encoder_block(layers, x, width=48, heads=3, activation="relu")
     x = layers.Dense(10, activation="softmax", name="classes")(layers.GlobalAveragePooling1D()(x))
-    return keras.Model(image, x, name="vision_transformer")
+    return _vary_normalizations(keras.Model(image, x, name="vision_transformer"))
+
+
+def _vary_normalizations(model: Any) -> Any:
+    """Gives each channel of the normalizations a scale and a shift of its own, as training does."""
+    random = np.random.default_rng(23)
+    for layer in model.layers:
+        if "Normalization" in type(layer).__name__:
+            layer.set_weights([weight + 0.1 * random.normal(size=weight.shape) for weight in layer.get_weights()])
+    return model
 
 
 def _encoder_block(layers: Any, x: Any, width: int, heads: int, activation: str) -> Any:

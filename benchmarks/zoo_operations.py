@@ -32,10 +32,11 @@ class Bench:
       model: The net.
       folder: Folder with its files.
       temporary: Folder for what is written on the way.
+      log: File that this process prints to.
     """
 
-    def __init__(self, model: ZooModel, folder: Path, temporary: str):
-        self._folder, self._temporary, self._model = folder, temporary, model
+    def __init__(self, model: ZooModel, folder: Path, temporary: str, log: Path):
+        self._folder, self._temporary, self._model, self._log = folder, temporary, model, log
         self.source = model.load(folder)
         self.net = comparison.Net(self.source)
         drawn = model.draw(np.random.default_rng(SEED), 2 * model.rows)
@@ -62,13 +63,23 @@ class Bench:
         if name == REFERENCE:
             row = self._tflite((self._folder / self._model.reference).read_bytes(), self.expected)
             return {**row, "note": self._model.reference_note}
-        started = time.perf_counter()
-        content = self._plain(PLAIN[name])
-        return {"seconds": time.perf_counter() - started, **self._tflite(content, self.expected)}
+        content, measured = self._measured(lambda: self._plain(PLAIN[name]))
+        return {**measured, **self._tflite(content, self.expected)}
 
     @functools.cached_property
     def _plain(self) -> Callable[[str], bytes]:
         return zoo_plain.Plain(self.net, self.calibration, self._model.batch_size, self._temporary)
+
+    def _measured(self, call: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+        """Returns a call's result, its seconds, and the number of lines that it printed."""
+        before, started = self._printed(), time.perf_counter()
+        result = call()
+        return result, {"seconds": time.perf_counter() - started, "lines_printed": self._printed() - before}
+
+    def _printed(self) -> int:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return self._log.read_bytes().count(b"\n")
 
     def _tflite(self, content: bytes, expected: comparison.Outputs) -> dict[str, Any]:
         outputs = comparison.run_tflite(content, self.rows)
@@ -85,16 +96,13 @@ class Bench:
             options["auto"] = tfc.AutoPrecision(metric="agreement", rows=searched, max_drop=0.02, output=output)
         options["calibration"] = tfc.Calibration(rows=calibrated)
         data = tf.data.Dataset.from_tensor_slices(self.calibration).batch(8)
-        started = time.perf_counter()
-        result = tfc.quantize(source, tfc.Quantization(**options), data)
-        seconds = time.perf_counter() - started
-        return {"seconds": seconds, **self._tflite(bytes(result), expected)}
+        result, measured = self._measured(lambda: tfc.quantize(source, tfc.Quantization(**options), data))
+        return {**measured, **self._tflite(bytes(result), expected)}
 
     def _prune(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         plan = tfc.PruningPlan(**settings)
-        started = time.perf_counter()
-        result = tfc.prune(self.source, plan)
-        row: dict[str, Any] = {"seconds": time.perf_counter() - started, "asked": plan.sparsity}
+        result, measured = self._measured(lambda: tfc.prune(self.source, plan))
+        row: dict[str, Any] = {**measured, "asked": plan.sparsity}
         before, after = result.summary.before, result.summary.after
         row |= {"bytes": after.bytes, "bytes_before": before.bytes}
         groups = result.record.groups
@@ -158,16 +166,14 @@ def main(name: str, cache: Path, log: Path, names: list[str]) -> None:
     os.dup2(2, 1)  # What libraries print goes to the log.
     model = next(model for model in MODELS if model.name == name)
     with tempfile.TemporaryDirectory() as temporary:
-        bench = Bench(model, folder_of(model, cache), temporary)
+        bench = Bench(model, folder_of(model, cache), temporary, log)
         print(json.dumps(bench.describe()), file=results)
         for operation in names:
-            print(json.dumps(_row(bench, operation, log)), file=results)
+            print(json.dumps(_row(bench, operation)), file=results)
 
 
-def _row(bench: Bench, operation: str, log: Path) -> dict[str, Any]:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    before, started = log.stat().st_size, time.perf_counter()
+def _row(bench: Bench, operation: str) -> dict[str, Any]:
+    started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
@@ -181,11 +187,6 @@ def _row(bench: Bench, operation: str, log: Path) -> dict[str, Any]:
         if issubclass(warning.category, CompressionWarning)
         for line in str(warning.message).splitlines()
     ]
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with log.open("rb") as file:
-        file.seek(before)
-        row["lines_printed"] = file.read().count(b"\n")
     return row
 
 
