@@ -144,9 +144,9 @@ def _seconds(row: Row) -> str:
 def _remark(row: Row) -> str:
     parts = [_reason(row), row.get("note"), *row.get("said", ())]
     if row.get("lines_printed"):
-        parts.append(f"{row['lines_printed']} lines printed")
+        parts.append(f"Lines printed: {row['lines_printed']}.")
     if row.get("agreement") is not None:
-        parts.append(f"agreement {figures.percent(row['agreement'])} %")
+        parts.append(f"Agreement: {figures.percent(row['agreement'])} %.")
     return _message(" ".join(part for part in parts if part))
 
 
