@@ -10,6 +10,7 @@ _NOISE = re.compile(
     r"No training configuration found"  # every load of a model that is not compiled
     r"|Compiled the loaded model, but the compiled metrics have yet to be built"
     r"|Skipping variable loading for optimizer"  # its state isn't used
+    r"|Error in loading the saved optimizer state"  # likewise
     r"|Found untraced functions such as"
     r"|Skipping full serialization of Keras layer"
     r"|From \S+: .* is deprecated and will be removed"

@@ -534,3 +534,9 @@ def test_arrays_are_data():
     for name, mask in given[0].masks.items():
         np.testing.assert_array_equal(given[1].masks[name], mask)
         np.testing.assert_array_equal(given[2].masks[name], mask)
+
+
+def test_a_network_without_what_a_technique_prunes_is_refused():
+    network = tf_keras.Sequential([tf_keras.layers.Dense(4, input_shape=(8,))])
+    with raises(ConfigError, field="PruningPlan.technique", code="nothing-to-prune", match="no layers"):
+        prune(network, PruningPlan(technique="filter", sparsity=0.5))

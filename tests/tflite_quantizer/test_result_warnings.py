@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import tf_keras
 from tfx_compression.tflite_quantizer.config import Quantization
+from tfx_compression.tflite_quantizer.quantize import quantize
 from tfx_compression.tflite_quantizer.record import AutoRecord, CalibrationRecord, InputRange, LayerError, OutputError
 from tfx_compression.tflite_quantizer.result_warnings import find_row_warnings, find_warnings
 
 INT8 = Quantization()
+_IO = ("integer", "float32")
 
 
 def seen(share: float | None) -> CalibrationRecord:
@@ -76,3 +79,16 @@ def test_rows_that_are_all_the_same_are_a_warning():
     assert find_row_warnings({"x": row[None]}) == ()
     assert find_row_warnings({"x": np.stack([row] * 3), "id": np.arange(3)}) == ()
     assert find_row_warnings({}) == ()
+
+
+@pytest.mark.slow
+def test_ids_that_are_rounded_are_a_warning():
+    network = tf_keras.Sequential([tf_keras.layers.Embedding(178, 4, input_shape=(8,)), tf_keras.layers.Flatten()])
+    rows = np.random.default_rng(0).integers(0, 178, (40, 8)).astype(np.float32)
+    warnings = {io: quantize(network, Quantization(io=io, min_output_cosine=None), rows).warnings for io in _IO}
+    assert [io for io, each in warnings.items() if any("whole numbers" in text for text in each)] == ["integer"]
+
+
+def test_one_noisy_layer_is_singular():
+    (warning,) = find_warnings(INT8, None, None, {}, [layer("dense", 3.5)])
+    assert "1 of 1 layers has" in warning

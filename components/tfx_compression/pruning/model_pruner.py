@@ -114,10 +114,16 @@ class ModelPruner(abc.ABC):
                 self.protected[name] = _RULE
         if not self.names:
             model = self.handle.path or getattr(self.handle.model, "name", "")
+            protected = "; ".join(f"{name!r}: {reason}" for name, reason in self.protected.items())
             raise ConfigError(
-                f"The plan leaves nothing of {model!r} to prune (technique {self.plan.technique!r}). Protected are: "
-                + ("; ".join(f"{name!r}: {reason}" for name, reason in self.protected.items()) or "no layers at all")
-                + ". Remedy: another technique, protect=(), a rule that names a layer, or trainable layers.",
+                f"The plan leaves nothing of {model!r} to prune (technique {self.plan.technique!r}). "
+                + (
+                    f"Protected are: {protected}. Remedy: another technique, protect=(), a rule that names a layer, or "
+                    "trainable layers."
+                    if protected
+                    else "The model has no layers that this technique prunes. Remedy: another technique."
+                ),
+                field="PruningPlan.technique",
                 code="nothing-to-prune",
             )
 

@@ -30,7 +30,7 @@ from tfx_compression.tflite_quantizer.record import (
     SignatureRecord,
     TensorRecord,
 )
-from tfx_compression.tflite_quantizer.result_warnings import find_row_warnings, find_warnings
+from tfx_compression.tflite_quantizer.result_warnings import find_id_warnings, find_row_warnings, find_warnings
 from tfx_compression.tflite_quantizer.rows import Columns
 from tfx_compression.version import __version__
 
@@ -86,7 +86,8 @@ def check(content: bytes, converted: Conversion, folder: str) -> QuantizationRec
         verdict=verdict,
         notes=notes,
         warnings=find_warnings(config, ranges, converted.auto, contents.float_ops, layers, outputs)
-        + (find_row_warnings(converted.rows.calibration) if ranges else ()),
+        + (find_row_warnings(converted.rows.calibration) if ranges else ())
+        + find_id_warnings(content),
         self_test=differences,
     )
 

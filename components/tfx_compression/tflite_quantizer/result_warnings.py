@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
+from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite.modes import ModeSpec
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.record import AutoRecord, CalibrationRecord, LayerError, OutputError
@@ -52,6 +54,33 @@ def find_row_warnings(columns: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     rows = max(map(len, columns.values()), default=0)
     if rows > 1 and len(constant) < len(floats) and all((each == each[:1]).all() for each in columns.values()):
         warnings.append(f"The {rows} calibration rows are all the same: {remedy}")
+    return tuple(warnings)
+
+
+def find_id_warnings(content: bytes) -> tuple[str, ...]:
+    """Returns warnings of inputs that are quantized although the model casts them to whole numbers, such as token ids.
+
+    Args:
+      content: A TFLite file.
+    """
+    model = flatbuffer.parse(content)
+    tensors = model.subgraphs[0].tensors
+    integers = (schema.TensorType.INT32, schema.TensorType.INT64)
+    quantized = {
+        int(place): tensors[place].name.decode()
+        for place in model.subgraphs[0].inputs
+        if flatbuffer.BITS.get(tensors[place].type, 0) <= 16 and tensors[place].quantization is not None
+    }
+    warnings = []
+    for operator in flatbuffer.operators(model):
+        source = operator.inputs[0] if operator.inputs else -1
+        if source in quantized and operator.op in ("QUANTIZE", "DEQUANTIZE", "RESHAPE"):
+            quantized[operator.outputs[0]] = quantized[source]
+        elif source in quantized and operator.op == "CAST" and tensors[operator.outputs[0]].type in integers:
+            warnings.append(
+                f"The model casts its input {quantized[source]!r} to whole numbers, such as ids, and quantization "
+                "rounds them to others. Remedy: io='float32', or an integer input in the signature."
+            )
     return tuple(warnings)
 
 
@@ -107,8 +136,9 @@ def _noise(layers: Sequence[LayerError]) -> list[str]:
     if not noisy:
         return []
     worst, name = noisy[0]
+    verb = "has" if len(noisy) == 1 else "have"
     return [
-        f"{len(noisy)} of {len(layers)} layers have a signal-to-noise ratio below {_NOISY_DB:.0f} dB, {name!r} the "
+        f"{len(noisy)} of {len(layers)} layers {verb} a signal-to-noise ratio below {_NOISY_DB:.0f} dB, {name!r} the "
         f"lowest ({worst:.1f} dB). Remedy: a higher precision for it (mode 'mixed', or 'auto'), equalize=True, or "
         "other calibration.ranges."
     ]
