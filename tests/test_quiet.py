@@ -68,6 +68,7 @@ def test_library_calls_print_nothing(tmp_path):
 
 
 def test_known_messages_are_held_back_and_others_are_not(caplog):
+    caplog.set_level(logging.WARNING, "tensorflow")  # which the command line changes
     with quiet_libraries():
         logging.getLogger("tensorflow").warning("No training configuration found in save file, so …")
         logging.warning("a user's callback warns")

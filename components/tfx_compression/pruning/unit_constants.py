@@ -139,7 +139,8 @@ class _Folder:
     def _one_row(self, sample: Sample | None) -> list[Any]:
         model = self._dependencies.model
         if sample is not None:
-            features = tf.nest.map_structure(lambda value: value[:1], next(iter(sample.batches()))[0])
+            first, *_ = sample.batches()  # TensorFlow warns of a cache that isn't read to its end
+            features = tf.nest.map_structure(lambda value: value[:1], first[0])
             return execution.input_values(model, features)
         return [_ones(tensor) for tensor in model.inputs]
 
