@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfx_compression.config import require_config
 from tfx_compression.data.batches import as_batches
-from tfx_compression.errors import ConfigError, ModelError
+from tfx_compression.errors import CompressionWarning, ConfigError, ModelError
 from tfx_compression.keras_models.data_check import explained_labels, require_fitting
 from tfx_compression.model_handle import ModelHandle, wrap
 from tfx_compression.model_handle.compressed import Compressed, Summary
@@ -118,7 +118,7 @@ def prune(
     with explained_labels():
         pruned = prune_step(handle, plan, data, loss_fn=loss_fn, sensitivity_options=sensitivity_options)
     for warning in pruned.summary.warnings:
-        warnings.warn(warning, stacklevel=4)
+        warnings.warn(warning, CompressionWarning, stacklevel=4)
     return pruned
 
 
