@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from tfx_compression.errors import ModelError
+from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.output_errors import output_error, require_similar
 from tfx_compression.tflite_quantizer.record import LayerError
 
@@ -11,7 +12,7 @@ from tests.support.errors import raises
 
 
 def check(error, minimum=0.5, layers=()):
-    require_similar([error], layers, minimum, "rows")
+    require_similar([error], layers, Quantization(min_output_cosine=minimum), "rows")
 
 
 def test_the_cosine_of_an_output_that_varies_is_a_correlation():
@@ -44,6 +45,24 @@ def test_rounding_of_an_output_that_hardly_varies_is_close():
     x = np.full((30, 10), 0.1, np.float32) + 0.001 * normal(30, 10)
     error = output_error("y", x, np.round(x * 256) / 256)
     assert not error.centered and error.cosine > 0.99
+    assert not error.constant
+    deviations = x - x.mean(axis=0)
+    rounded = np.round(x * 256) / 256 - x.mean(axis=0)
+    expected = np.vdot(deviations, rounded) / np.linalg.norm(deviations) / np.linalg.norm(rounded)
+    assert error.centered_cosine == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_one_value_for_all_rows_is_told_from_variation_beyond_rounding(offset):
+    x = offset + 0.1 * normal(50, 1)
+    error = output_error("y", x, np.full_like(x, x.mean() + 0.1))
+    assert error.constant and abs(error.centered_cosine) < 0.01
+    assert (error.cosine < 0.01) == (offset == 0.0)
+    assert not output_error("y", x, x).constant
+    assert output_error("y", np.arange(5), np.zeros(5, int)).constant
+    hardly = 300.0 + 1e-4 * normal(50, 1)  # float32 has steps of 3e-5 there
+    error = output_error("y", hardly, np.full_like(hardly, 300.0))
+    assert not error.constant and error.centered_cosine is None
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (8, 1), (3,)])

@@ -12,7 +12,7 @@ from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite_quantizer import self_test, sources
 
 from tests.support import helpers
-from tests.support.conversions import CALIBRATION_ROWS, normal, quantized, saved_wide_net
+from tests.support.conversions import CALIBRATION_ROWS, in_this_process, normal, quantized, saved_wide_net
 from tests.support.errors import raises
 
 pytestmark = pytest.mark.slow  # converts models
@@ -150,3 +150,24 @@ def test_a_files_signatures_are_each_compared_with_float(tmp_path):
     record = quantized(str(tmp_path / "m"), {"x": normal(20, 4)}, mode="int8", signatures=tuple(signatures)).record
     assert {error.signature for error in record.outputs} == set(signatures)
     assert all(error.cosine > 0.99 and error.rows == 20 for error in record.outputs)
+
+
+def test_an_offset_that_swallows_the_variation_is_a_warning():
+    x = tf_keras.Input((8,), name="x")
+    model = tf_keras.Model(x, tf_keras.layers.Dense(1, name="kelvin")(tf_keras.layers.Dense(8, "tanh")(x)))
+    model.layers[-1].set_weights([0.05 * normal(8, 1), np.array([300.0])])
+    with in_this_process(), pytest.warns(tfc.CompressionWarning, match="'kelvin' is the same for all 64 rows"):
+        result = tfc.quantize(model, tfc.Quantization(mode="int8"), normal(64, 8))
+    (output,) = result.record.outputs
+    assert output.constant and output.cosine > 0.999 and output.centered_cosine < 0.1
+
+
+def test_constant_rows_come_before_the_operator_that_they_break():
+    x = tf_keras.Input((8,), name="x")
+    model = tf_keras.Model(x, tf_keras.layers.Dense(2, name="y")(tf_keras.layers.Dense(8, "relu", name="hidden")(x)))
+    model.layers[1].set_weights([normal(8, 8), normal(8)])
+    with (
+        in_this_process(),
+        raises(ModelError, code="not-runnable", match="All calibration values of 'x' are 0.*hidden"),
+    ):
+        tfc.quantize(model, tfc.Quantization(mode="int16x8"), np.zeros((20, 8), np.float32))

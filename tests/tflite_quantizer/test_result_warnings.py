@@ -65,9 +65,26 @@ def test_outputs_far_from_float_are_a_warning(cosine, count):
     assert all("'logits'" in warning and "0.850" in warning for warning in warnings)
 
 
+def test_an_output_that_lost_its_variation_is_a_warning():
+    fields = {"output": "kelvin", "rows": 7, "cosine": 1.0, "max_error": 0.3}
+    similar = OutputError(**fields, centered_cosine=0.95)
+    different = OutputError(**fields, centered_cosine=0.4)
+    constant = OutputError(**fields, centered_cosine=0.0, constant=True)
+    texts = [find_warnings(INT8, None, None, {}, (), (output,)) for output in (similar, different, constant)]
+    assert [len(each) for each in texts] == [0, 1, 1]
+    assert "0.400" in texts[1][0] and "all 7 rows" in texts[2][0]
+
+
+def test_the_remedy_of_a_far_output_has_more_bits():
+    far = (OutputError(output="y", rows=7, cosine=0.5, max_error=1.0),)
+    for mode, others in {"int4": ["'int8'"], "int8": ["'int16x8'", "'dynamic'"], "float16": ["'float32'"]}.items():
+        (warning,) = find_warnings(Quantization(mode=mode), None, None, {}, (), far)
+        assert all(other in warning for other in others) and f"'{mode}'" not in warning
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_a_constant_input_is_a_warning(value):
-    columns = {"flag": np.full((5, 2), value, np.float32), "x": np.arange(10, dtype=np.float32).reshape(5, 2)}
+    columns = {"flag": np.full((9, 2), value, np.float32), "x": np.arange(18, dtype=np.float32).reshape(9, 2)}
     (warning,) = find_row_warnings(columns)
     assert "'flag'" in warning and f"{value:g}" in warning
 
@@ -76,9 +93,14 @@ def test_rows_that_are_all_the_same_are_a_warning():
     row = np.arange(4, dtype=np.float32)
     (warning,) = find_row_warnings({"x": np.stack([row] * 3), "id": np.zeros((3, 1), np.int32)})
     assert "3" in warning
-    assert find_row_warnings({"x": row[None]}) == ()
-    assert find_row_warnings({"x": np.stack([row] * 3), "id": np.arange(3)}) == ()
+    assert find_row_warnings({"x": np.stack([row] * 9), "id": np.arange(9)}) == ()
     assert find_row_warnings({}) == ()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8])
+def test_few_rows_are_a_warning(rows):
+    warnings = find_row_warnings({"x": np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)})
+    assert [f"on {rows} row" in warning for warning in warnings] == [True] * (rows < 8)
 
 
 @pytest.mark.slow

@@ -2,9 +2,13 @@
 
 Outputs are compared by cosine similarity, as EasyQuant compares tensors (Wu et al. 2020, arXiv:2006.16669), over all
 rows together. Most outputs vary around a mean, and then the cosine of the values themselves is close to 1 even if every
-row gets the same result. So the float model's mean over the rows is subtracted from both models' values where the float
-model's values vary by a tenth of their size or more. The cosine is then a correlation, which is 0 for a model that
-returns one result for all rows.
+row gets the same result. So the centered cosine is computed as well: the cosine after the float model's mean over the
+rows, of each element, is subtracted from both models' values. It is a correlation, which is 0 for a model that returns
+one result for all rows.
+
+The cosine that decides whether a conversion fails is the centered one where the float model's values vary by a tenth of
+their size or more (norm of the deviations from the mean against the norm of the values), and the plain one otherwise.
+An output that varies less may lose its variation by rounding in a sane conversion; that is a warning.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +17,12 @@ import numpy as np
 
 from tfx_compression.errors import ModelError
 from tfx_compression.tflite.interpreter import Interpreter
+from tfx_compression.tflite_quantizer import remedies
+from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.record import LayerError, OutputError
 
-_VARIES = 0.1  # variation of an output, relative to its size, from which on the mean is subtracted
+_VARIES = 0.1  # variation of an output, relative to its size, from which on the centered cosine decides
+_NOISE = 1e-5  # relative to the size: an output that varies less is constant, up to the rounding of float32 sums
 _NEGLIGIBLE = 1e-6  # relative to the size: such a difference of an output that is zero or constant is rounding
 
 Columns = Mapping[str, np.ndarray]
@@ -58,34 +65,46 @@ def output_error(name: str, expected: np.ndarray, actual: np.ndarray, signature:
         return error.model_copy(update={"finite": False})
     x, y = np.where(counted, x, 0.0), np.where(counted, y, 0.0)
     error = error.model_copy(update={"max_error": float(np.abs(x - y).max(initial=0.0))})
-    if expected.dtype.kind != "f":  # A class is right or wrong; its number has no direction.
-        return error
     size = float(np.linalg.norm(x))
     deviations = np.where(counted, x - x.sum(axis=0) / np.maximum(counted.sum(axis=0), 1), 0.0)
-    if centered := bool(np.linalg.norm(deviations) > _VARIES * size):
-        x, y = deviations, y - (x - deviations)
+    varies = bool(np.linalg.norm(deviations) > _NOISE * size)
+    error = error.model_copy(update={"constant": varies and bool((y == y[:1]).all())})
+    if expected.dtype.kind != "f":  # A class is right or wrong; its number has no direction.
+        return error
+    centered_cosine = _cosine(deviations, y - (x - deviations), size) if varies else None
+    centered = bool(np.linalg.norm(deviations) > _VARIES * size)
+    cosine = centered_cosine if centered else _cosine(x, y, size)
+    return error.model_copy(update={"cosine": cosine, "centered": centered, "centered_cosine": centered_cosine})
+
+
+def _cosine(x: np.ndarray, y: np.ndarray, size: float) -> float | None:
+    """Returns the cosine similarity of all values; None where both are zero, up to rounding of values of a size."""
     power = np.linalg.norm(x) * np.linalg.norm(y)
     if power:
-        cosine: float | None = float(np.vdot(x, y) / power)
-    else:  # One of them is all zeros.
-        cosine = None if np.linalg.norm(x - y) <= _NEGLIGIBLE * (1.0 + size) else 0.0
-    return error.model_copy(update={"cosine": cosine, "centered": centered})
+        return float(np.vdot(x, y) / power)
+    return None if np.linalg.norm(x - y) <= _NEGLIGIBLE * (1.0 + size) else 0.0
 
 
 def require_similar(
-    outputs: Sequence[OutputError], layers: Sequence[LayerError], min_cosine: float | None, rows: str
+    outputs: Sequence[OutputError],
+    layers: Sequence[LayerError],
+    config: Quantization,
+    rows: str,
+    warnings: Sequence[str] = (),
 ) -> None:
     """Checks that each output resembles the float model's.
 
     Args:
       outputs: Errors of the outputs.
       layers: Errors of the layers, of which the error names the worst.
-      min_cosine: `Quantization.min_output_cosine`.
+      config: Configuration of the conversion.
       rows: Description of the rows.
+      warnings: Warnings of the calibration rows, which the error repeats.
 
     Raises:
       ModelError: If an output isn't finite where the float model's is, or its cosine is too small.
     """
+    min_cosine = config.min_output_cosine
     if min_cosine is None:
         return
     for error in outputs:
@@ -100,10 +119,13 @@ def require_similar(
         )
         noisy = sorted((layer.snr_db, layer.layer) for layer in layers if layer.snr_db is not None)
         worst = f" The noisiest layer is {noisy[0][1]!r} ({noisy[0][0]:.1f} dB)." if noisy else ""
+        ranges = "calibration.ranges='percentile' or 'mse' against outliers, " * (
+            config.needs_data and config.mode_spec.from_float_model
+        )
         raise ModelError(
-            f"The output {error.output!r} of the TFLite model {difference}, on {error.rows} {rows}.{worst} Remedy: a "
-            "mode with more bits ('int8', 'dynamic', 'float16'), data like what the model will see, "
-            "calibration.ranges='percentile' or 'mse' against outliers, or min_output_cosine=None to accept it.",
+            f"The output {error.output!r} of the TFLite model {difference}, on {error.rows} {rows}."
+            f"{worst} {''.join(f'{each} ' for each in warnings)}Remedy: {remedies.more_bits(config.mode)}, data like "
+            f"what the model will see, {ranges}or min_output_cosine=None to accept it.",
             field="Quantization.min_output_cosine",
             code="output-differs",
         )

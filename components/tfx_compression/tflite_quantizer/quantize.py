@@ -19,7 +19,7 @@ from tfx_compression.tflite.contents import read_contents
 from tfx_compression.tflite.features import is_string
 from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite.saved_model_graph import SavedModelGraph
-from tfx_compression.tflite_quantizer import conversion_folder, conversion_worker, result_checks, self_test, sources
+from tfx_compression.tflite_quantizer import conversion_folder, conversion_worker, remedies, self_test, sources
 from tfx_compression.tflite_quantizer.calibration import require_finite
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.quantized_model import QuantizedModel
@@ -135,7 +135,7 @@ def _run_worker(folder: str, path: str, config: Quantization, rows: Rows) -> Non
             raise ModelError(
                 f"What the model in {path} becomes in mode {config.mode!r} makes the runtime crash: the process "
                 f"{error.reason} while {error.step}. A device would crash, too. "
-                f"Remedy: {sized}{result_checks.other_modes(config.mode)}.",
+                f"Remedy: {sized}{remedies.other_modes(config.mode)}.",
                 field="Quantization.mode",
                 code="crashes-runtime",
             ) from error

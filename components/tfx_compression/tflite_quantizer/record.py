@@ -88,7 +88,10 @@ class OutputError(Config):
       finite: Whether all values are finite where the float model's are.
       max_error: Largest absolute difference; None without `finite`.
       cosine: Cosine similarity of the two models' values, over all rows; None for integers, and where both are zero.
-      centered: Whether the float model's mean was subtracted first, so that `cosine` is a correlation.
+      centered: Whether `cosine` is `centered_cosine`, because the float model's values vary by a tenth of their size.
+      centered_cosine: Cosine similarity after the float model's mean over the rows is subtracted from both, which is a
+        correlation; None for integers, and where the float model's values don't vary.
+      constant: Whether the converted model returns the same for all rows and the float model doesn't.
     """
 
     signature: str = ""
@@ -98,6 +101,8 @@ class OutputError(Config):
     max_error: float | None = None
     cosine: float | None = None
     centered: bool = False
+    centered_cosine: float | None = None
+    constant: bool = False
 
 
 class SparseRecord(Config):
@@ -219,6 +224,9 @@ class QuantizationRecord(Config):
         lines = [f"Mode {self.config.mode}: {self.bytes:,} bytes ({self.bytes_gzip:,} gzipped)."]
         for error in self.outputs:
             cosine = "" if error.cosine is None else f"cosine {error.cosine:.4f}, "
+            if error.centered_cosine is not None and not error.centered:
+                cosine += f"less the mean {error.centered_cosine:.4f}, "
             difference = "not finite" if error.max_error is None else f"largest difference {error.max_error:.3g}"
-            lines.append(f"Output {error.output!r} against float: {cosine}{difference}, on {error.rows} rows.")
+            rows = f"{error.rows} row{'s' if error.rows != 1 else ''}"
+            lines.append(f"Output {error.output!r} against float: {cosine}{difference}, on {rows}.")
         return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])

@@ -139,6 +139,10 @@ def _outputs(outputs: Sequence[OutputError]) -> list[Column]:
         tables.text_column("output", [error.output for error in outputs]),
         tables.number_column("cosine", ["" if error.cosine is None else _cosine(error.cosine) for error in outputs]),
         tables.number_column(
+            "less the mean",
+            ["" if error.centered_cosine is None else _cosine(error.centered_cosine) for error in outputs],
+        ),
+        tables.number_column(
             "largest difference",
             ["not finite" if error.max_error is None else f"{error.max_error:.3g}" for error in outputs],
         ),

@@ -16,7 +16,7 @@ from tfx_compression.tflite.contents import read_contents
 from tfx_compression.tflite.features import is_string
 from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite.sample_rows import random_rows, zero_rows
-from tfx_compression.tflite_quantizer import calibration, layer_errors, output_errors, self_test
+from tfx_compression.tflite_quantizer import calibration, layer_errors, output_errors, remedies, self_test
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.conversion_steps import FREE_SIZE, Conversion
 from tfx_compression.tflite_quantizer.devices.judge import judge
@@ -52,11 +52,13 @@ def check(content: bytes, converted: Conversion, folder: str) -> QuantizationRec
     """
     started = time.perf_counter()
     config = converted.config
-    _run_once(content, converted)
+    calibrated = config.needs_data and not converted.quantization_aware
+    row_warnings = find_row_warnings(converted.rows.calibration) if calibrated else ()
+    _run_once(content, converted, row_warnings)
     verdict = _require_target(content, config)
     ranges = _calibration_record(content, converted)
     layers, differences, notes = _compare(content, converted, folder)
-    outputs = _compare_outputs(content, converted, layers)
+    outputs = _compare_outputs(content, converted, layers, row_warnings)
     if converted.quantization_aware and config.mode_spec.quantized:
         notes = ("The model is quantization-aware: it keeps its trained ranges and is not calibrated.", *notes)
     notes = (*converted.notes, *notes)
@@ -86,13 +88,13 @@ def check(content: bytes, converted: Conversion, folder: str) -> QuantizationRec
         verdict=verdict,
         notes=notes,
         warnings=find_warnings(config, ranges, converted.auto, contents.float_ops, layers, outputs)
-        + (find_row_warnings(converted.rows.calibration) if ranges else ())
+        + row_warnings
         + find_id_warnings(content),
         self_test=differences,
     )
 
 
-def _run_once(content: bytes, converted: Conversion) -> None:
+def _run_once(content: bytes, converted: Conversion, row_warnings: tuple[str, ...]) -> None:
     worker.step("running the TFLite model for the first time")
     try:
         rows = converted.sample_rows(content)
@@ -102,8 +104,9 @@ def _run_once(content: bytes, converted: Conversion) -> None:
             raise
         mode = converted.config.mode
         raise ModelError(
-            f"The converted model doesn't run, because no kernel takes what mode {mode!r} makes of "
-            f"{_failing_operator(content, str(error))}. Remedy: {other_modes(mode)}.",
+            f"{''.join(f'{each} ' for each in row_warnings)}The converted model doesn't run, because no kernel takes "
+            f"what mode {mode!r} makes of {_failing_operator(content, str(error))}. Remedy: "
+            f"{remedies.other_modes(mode)}.",
             field="Quantization.mode",
             code="not-runnable",
         ) from error
@@ -117,12 +120,6 @@ def _run_once(content: bytes, converted: Conversion) -> None:
             raise ModelError(
                 f"The signature {name!r} of the TFLite model doesn't run: {error}", code="not-runnable"
             ) from error
-
-
-def other_modes(mode: str) -> str:
-    """Returns modes that most models run in, other than `mode`, for a remedy."""
-    *others, last = (repr(name) for name in ("int8", "dynamic", "float16") if name != mode)
-    return f"mode {', '.join(others)} or {last}"
 
 
 def _failing_operator(content: bytes, message: str) -> str:
@@ -184,7 +181,9 @@ def _compare(
     return layer_errors.compare(converted.reference or float_model, content, columns), differences, notes
 
 
-def _compare_outputs(content: bytes, converted: Conversion, layers: tuple[LayerError, ...]) -> tuple[OutputError, ...]:
+def _compare_outputs(
+    content: bytes, converted: Conversion, layers: tuple[LayerError, ...], row_warnings: tuple[str, ...]
+) -> tuple[OutputError, ...]:
     """Returns each output's error against the float model, after checking it."""
     config = converted.config
     if not config.mode_spec.quantized:
@@ -197,9 +196,7 @@ def _compare_outputs(content: bytes, converted: Conversion, layers: tuple[LayerE
         columns = rows or random_rows(Interpreter(content, signature=name or None).inputs, _OUTPUT_ROWS, FREE_SIZE)
         columns = {key: values[:_OUTPUT_ROWS] for key, values in columns.items()}
         outputs += output_errors.compare(float_model, content, columns, name)
-    output_errors.require_similar(
-        outputs, layers, config.min_output_cosine, "rows of the data" if rows else "random rows"
-    )
+    output_errors.require_similar(outputs, layers, config, "rows of the data" if rows else "random rows", row_warnings)
     return outputs
 
 

@@ -7,11 +7,13 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfx_compression.tflite import flatbuffer
 from tfx_compression.tflite.modes import ModeSpec
+from tfx_compression.tflite_quantizer import remedies
 from tfx_compression.tflite_quantizer.config import Quantization
 from tfx_compression.tflite_quantizer.record import AutoRecord, CalibrationRecord, LayerError, OutputError
 
 _NOISY_DB = 10.0
 _SIMILAR = 0.9  # cosine similarity of an output with the float model's
+_FEW_ROWS = 8  # Fewer say little about the ranges of other rows.
 
 
 def find_warnings(
@@ -33,7 +35,7 @@ def find_warnings(
       outputs: Each output's error against the float model.
     """
     return (
-        *_outputs(outputs),
+        *_outputs(config.mode, outputs),
         *_saturation(config, calibration),
         *_metric_drop(config, auto),
         *_floats(config.mode_spec, float_ops),
@@ -42,7 +44,7 @@ def find_warnings(
 
 
 def find_row_warnings(columns: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """Returns warnings of calibration rows that show no range: constant inputs, and rows that are all the same.
+    """Returns warnings of calibration rows that show no range: constant inputs, rows that are all the same, few rows.
 
     Args:
       columns: [rows, …] values by input.
@@ -54,6 +56,11 @@ def find_row_warnings(columns: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     rows = max(map(len, columns.values()), default=0)
     if rows > 1 and len(constant) < len(floats) and all((each == each[:1]).all() for each in columns.values()):
         warnings.append(f"The {rows} calibration rows are all the same: {remedy}")
+    elif 0 < rows < _FEW_ROWS and not constant:
+        warnings.append(
+            f"The ranges are measured on {rows} row{'s' if rows > 1 else ''} only, and other rows may exceed them. "
+            "Remedy: more rows, 100 or so."
+        )
     return tuple(warnings)
 
 
@@ -118,14 +125,25 @@ def _floats(mode: ModeSpec, float_ops: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _outputs(outputs: Sequence[OutputError]) -> list[str]:
+def _outputs(mode: str, outputs: Sequence[OutputError]) -> list[str]:
     """Warns of outputs that differ much from the float model's."""
-    return [
-        f"The output {error.output!r} has a cosine similarity of {error.cosine:.3f} with the float model's on "
-        f"{error.rows} rows. Remedy: a mode with more bits, or data like what the model will see."
-        for error in outputs
-        if error.cosine is not None and error.cosine < _SIMILAR
-    ]
+    remedy = f"Remedy: {remedies.more_bits(mode)}, or data like what the model will see."
+    warnings = []
+    for error in outputs:
+        centered = error.centered_cosine
+        if error.constant:
+            difference = f"is the same for all {error.rows} rows, unlike the float model's"
+        elif error.cosine is not None and error.cosine < _SIMILAR:
+            difference = f"has a cosine similarity of {error.cosine:.3f} with the float model's on {error.rows} rows"
+        elif centered is not None and centered < _SIMILAR:
+            difference = (
+                f"varies little around its mean, and differently: less the float model's mean, it has a cosine "
+                f"similarity of {centered:.3f} with the float model's on {error.rows} rows"
+            )
+        else:
+            continue
+        warnings.append(f"The output {error.output!r} {difference}. {remedy}")
+    return warnings
 
 
 def _noise(layers: Sequence[LayerError]) -> list[str]:
