@@ -64,6 +64,22 @@ def test_verify_confirms_an_intact_model(run, root):
     assert run("store", "verify", root, "digits", 1) == (0, "digits 1 matches its manifest\n", "")
 
 
+def test_what_is_damaged_does_not_hide_the_rest_of_a_list(run, root):
+    manifest = root / "digits" / "versions" / "2" / "manifest.json"
+    manifest.chmod(0o644)
+    manifest.write_text("{")
+    (root / "letters" / "channels.json").write_text("[]")
+    status, out, err = run("store", "list", root, "--json")
+    assert (status, err) == (0, "")
+    rows = {(row["name"], row["version"]): row for row in json.loads(out)}
+    assert set(rows) == {("digits", 1), ("digits", 2), ("digits", 3), ("letters", 1), ("letters", None)}
+    assert str(manifest) in rows["digits", 2]["problem"]
+    assert "channels.json" in rows["letters", None]["problem"]
+    assert rows["digits", 3]["bytes"] == 3000
+    assert out.count("problem") == 2
+    assert "damaged" in run("store", "list", root)[1]
+
+
 def test_brackets_in_a_path_are_printed_unchanged(run, tmp_path):
     odd = tmp_path / "a [bold] name"
     odd.mkdir()

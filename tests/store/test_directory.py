@@ -3,8 +3,8 @@
 import hashlib
 import itertools
 import json
-import os
 import random
+import shutil
 import zlib
 from collections.abc import Callable
 
@@ -74,8 +74,9 @@ def test_a_publisher_cannot_set_digest_size_number_or_name(store):
 def test_a_model_is_published_from_bytes_or_a_path(store, tmp_path):
     path = tmp_path / "model.tflite"
     path.write_bytes(_MODEL)
-    versions = [store.publish("digits", model, {}) for model in (_MODEL, path, str(path))]
-    assert len({store.manifest("digits", version)["sha256"] for version in versions}) == 1
+    for version, model in enumerate((_MODEL, path, str(path)), 1):
+        assert store.publish("digits", model, {"recipe": str(version)}) == version
+    assert len({store.manifest("digits", version)["sha256"] for version in store.versions("digits")}) == 1
 
 
 def test_published_files_are_read_only(store, root):
@@ -138,15 +139,44 @@ def test_a_manifest_that_is_not_json_leaves_no_version(store, root, value):
     assert files_below(root) == before
 
 
-def test_the_remains_of_a_killed_publisher_are_removed_a_day_later(store, root):
+def test_the_remains_of_a_killed_publisher_are_removed(store, root):
     publish(store, 1)
-    old, new = (root / "digits" / "versions" / f".partial-{age}" for age in ("old", "new"))
-    for folder in (old, new):
-        folder.mkdir()
-    os.utime(old, (0, 0))
+    remains = root / "digits" / "versions" / ".partial"
+    remains.mkdir()
+    (remains / "model.tflite").write_bytes(b"half")
     store.publish("digits", content(2), {})
-    assert not old.exists()
-    assert new.exists()
+    assert not remains.exists()
+    assert store.versions("digits") == [1, 2]
+
+
+def test_the_same_bytes_and_recipe_are_one_version(store):
+    assert store.publish("digits", _MODEL, {"recipe": "a", "attempt": 1}) == 1
+    assert store.publish("digits", _MODEL, {"recipe": "a", "attempt": 2}) == 1
+    assert store.publish("digits", _MODEL, {"recipe": "b"}) == 2
+    assert store.publish("digits", content(1), {"recipe": "a"}) == 3
+    assert store.publish("letters", _MODEL, {"recipe": "a"}) == 1
+    assert store.manifest("digits", 1)["attempt"] == 1
+
+
+def test_a_damaged_version_is_published_anew(store, root):
+    publish(store, 2)
+    overwrite(model_file(root, 1), b"damaged")
+    assert store.publish("digits", content(1), {}) == 3
+
+
+def test_the_number_of_a_deleted_version_is_never_given_again(store, root):
+    publish(store, 3)
+    for version in (3, 2):
+        shutil.rmtree(root / "digits" / "versions" / str(version))
+    assert store.versions("digits") == [1]
+    assert store.publish("digits", content(4), {}) == 4
+
+
+def test_a_damaged_memory_of_numbers_is_an_error_that_names_its_file(store, root):
+    publish(store, 1)
+    overwrite(root / "digits" / "last_version", b"many")
+    with raises(StoreError, code="damaged", match="last_version"):
+        store.publish("digits", content(2), {})
 
 
 # Pulling and verifying
@@ -249,6 +279,17 @@ def test_a_damaged_manifest_is_named(store, root, tmp_path):
         with raises(StoreError, code="damaged", match=str(manifest)):
             call("digits", 1)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("operation", ["promote", "rollback"])
+def test_a_channel_never_moves_to_a_damaged_version(store, root, operation):
+    publish(store, 2)
+    store.promote("digits", 1, "stable")
+    store.promote("digits", 2, "stable")
+    overwrite(model_file(root, 1), content(9))
+    with raises(StoreError, code="damaged", match="digits 1"):
+        store.promote("digits", 1, "stable") if operation == "promote" else store.rollback("digits", "stable")
+    assert store.channels("digits") == {"stable": 2}
 
 
 def test_a_damaged_channels_file_is_named(store, root):

@@ -55,6 +55,18 @@ def test_a_blessed_model_becomes_the_next_version_and_its_channel_moves(tmp_path
     assert (tmp_path / "pulled").read_bytes() == CONTENT
 
 
+def test_a_rerun_after_a_kill_completes_the_release_that_was_begun(tmp_path, model, pushed):
+    push(tmp_path, pushed, model=model)  # Killed before TFX recorded its output, as far as ML Metadata knows.
+    again = artifact(standard_artifacts.PushedModel, tmp_path / "again")
+    push(tmp_path, again, model=model)
+    store = stores.open(str(tmp_path / "store"))
+    assert (store.versions("digits"), store.channels("digits")) == ([1], {"canary": 1})
+    assert again.get_string_custom_property("pushed_version") == "1"
+    (tmp_path / "model/tflite.json").write_text(json.dumps({"ops": {"CONV_2D": 2}, "runtime": "newer"}))
+    push(tmp_path, artifact(standard_artifacts.PushedModel, tmp_path / "other"), model=model)
+    assert store.versions("digits") == [1, 2]  # The same bytes of another recipe.
+
+
 def test_the_manifest_describes_the_model(tmp_path, model, pushed):
     push(tmp_path, pushed, model=model, model_blessing=blessing(tmp_path, True))
     manifest = stores.open(str(tmp_path / "store")).manifest("digits", 1)

@@ -1,8 +1,9 @@
 """`tfx-compression store`: list, show, pull, promote, roll back and verify the models of a TFLite store."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -11,6 +12,7 @@ from rich.table import Table
 from tfx_compression import store as stores
 from tfx_compression.cli.arguments import AsJson, Name, StoreUri, Version
 from tfx_compression.cli.output import print_rich
+from tfx_compression.errors import StoreError
 
 app = typer.Typer(no_args_is_help=True, help="A TFLite store: list, pull, promote, roll back, verify.")
 
@@ -20,24 +22,42 @@ Channel = Annotated[str, typer.Argument(help="Channel of the model.", metavar="C
 @app.command("list")
 def list_versions(store_uri: StoreUri, as_json: AsJson = False) -> None:
     """List the models with their versions and channels."""
-    store = stores.open(store_uri)
-    rows = [
-        {
-            "name": name,
-            "version": version,
-            "bytes": store.manifest(name, version).get("bytes", 0),
-            "channels": [channel for channel, pointed in store.channels(name).items() if pointed == version],
-        }
-        for name in store.names()
-        for version in store.versions(name)
-    ]
+    rows = list(_rows(stores.open(store_uri)))
     if as_json:
         print(json.dumps(rows, indent=1))
         return
     table = Table("name", "version", "bytes", "channels")
     for row in rows:
-        table.add_row(str(row["name"]), str(row["version"]), f"{row['bytes']:,}", ", ".join(row["channels"]))
+        size = "damaged" if "problem" in row else f"{row['bytes']:,}"
+        table.add_row(row["name"], str(row["version"]), size, escape(", ".join(row["channels"])))
     print_rich(table if rows else f"No models in {escape(store_uri)}.")
+    for row in rows:
+        if "problem" in row:
+            print_rich(f"[bold]✗[/] {escape(row['problem'])}")
+
+
+def _rows(store: stores.StoreBackend) -> Iterator[dict[str, Any]]:
+    """Yields the versions of each model. What is damaged has a `problem` and doesn't hide the others."""
+    for name in store.names():
+        problems = []
+        versions, channels = [], {}
+        try:
+            channels = store.channels(name)
+        except StoreError as error:
+            problems.append(str(error))
+        try:
+            versions = store.versions(name)
+        except StoreError as error:
+            problems = [str(error)]
+        for version in versions:
+            pointing = [channel for channel, pointed in channels.items() if pointed == version]
+            row = {"name": name, "version": version, "bytes": None, "channels": pointing}
+            try:
+                yield row | {"bytes": store.manifest(name, version)["bytes"]}
+            except StoreError as error:
+                yield row | {"problem": str(error)}
+        for problem in problems:
+            yield {"name": name, "version": None, "bytes": None, "channels": [], "problem": problem}
 
 
 @app.command()

@@ -1,11 +1,25 @@
 """The channels of one model: the version that each points at, and the versions that it pointed at before."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import pydantic
 
 from tfx_compression.errors import StoreError
+from tfx_compression.store.manifests import VersionNumber
+from tfx_compression.store.names import require_name
 
 _HISTORY = "_history"  # Not a valid name of a channel.
+
+
+def _channel_name(text: str) -> str:
+    require_name(text)
+    return text
+
+
+_ChannelName = Annotated[str, pydantic.AfterValidator(_channel_name)]
+_VERSIONS = pydantic.TypeAdapter(dict[_ChannelName, VersionNumber])
+_FORMER = pydantic.TypeAdapter(dict[_ChannelName, list[VersionNumber]])
 
 
 class Channels:
@@ -14,19 +28,20 @@ class Channels:
     Args:
       stored: Content of the model's `channels.json`: version by channel and, under `_history`, the list of versions of
         each channel, the current one last.
-      place: Path of the file, for the error.
 
     Raises:
-      StoreError: The content has another form (code "damaged").
+      ValueError: The content has another form.
     """
 
     def __init__(self, stored: Mapping[str, Any]):
         versions = {channel: version for channel, version in stored.items() if channel != _HISTORY}
-        history = stored.get(_HISTORY, {})
-        if not _is_versions(versions.values()) or not _is_history(history):
-            raise ValueError(f"its channels are not versions with a history of versions: {dict(stored)!r}")
-        self._versions: dict[str, int] = versions
-        self._history: dict[str, list[int]] = {channel: list(former) for channel, former in history.items()}
+        try:
+            self._versions = _VERSIONS.validate_python(versions)
+            self._history = _FORMER.validate_python(stored.get(_HISTORY, {}))
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or _HISTORY
+            raise ValueError(f"{place!r}: {first['msg']}") from error
 
     @property
     def versions(self) -> dict[str, int]:
@@ -63,13 +78,3 @@ class Channels:
         history.pop()
         self._versions[channel] = history[-1]
         return history[-1]
-
-
-def _is_versions(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, int) for value in values)
-
-
-def _is_history(history: Any) -> bool:
-    return isinstance(history, Mapping) and all(
-        isinstance(former, list) and _is_versions(former) for former in history.values()
-    )

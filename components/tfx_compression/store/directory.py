@@ -4,33 +4,34 @@
 <root>/<name>/versions/<version>/model.tflite     read-only
                                  manifest.json    read-only
 <root>/<name>/channels.json                       {"stable": 42, "canary": 43, "_history": {…}}
+<root>/<name>/last_version                        43, the largest number so far, also if its version was deleted
+<root>/<name>/.lock                               held by whoever publishes or moves a channel
 ```
 
-A version appears by renaming a complete folder, which fails if the number is taken. So a reader never sees half a
-version, and two writers never get the same number. `channels.json` is replaced in one step, under a lock.
+A version appears by renaming a complete folder, and `channels.json` is replaced in one step, so a reader needs no lock
+and never sees half of either.
 """
 
 import contextlib
-import errno
-import fcntl
 import os
+import re
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tfx_compression.errors import StoreError
-from tfx_compression.store import manifests
+from tfx_compression.store import guarded_files, manifests
 from tfx_compression.store.channels import Channels
 from tfx_compression.store.names import is_name, require_name
 
 _MODEL = "model.tflite"
 _MANIFEST = "manifest.json"
 _CHANNELS = "channels.json"
-_PARTIAL = ".partial-"
-_ABANDONED_SECONDS = 24 * 3600
+_LAST_VERSION = "last_version"
+_PARTIAL = ".partial"
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 
 
 class DirectoryStore:
@@ -58,37 +59,49 @@ class DirectoryStore:
             raise self._not_writable(error) from error
 
     def publish(self, name: str, model: bytes | str | os.PathLike[str], manifest: Mapping[str, Any]) -> int:
-        """Adds a version and returns its number."""
+        """Adds a version, unless the last attempt did, and returns its number."""
         require_name(name)
         content = model if isinstance(model, bytes) else Path(model).read_bytes()
-        versions = self._versions_folder(name)
+        fields = manifests.complete(manifest, name, content)
+        manifests.encode(fields)
+        self._require_folders(name)
         try:
-            _make_folder(versions)
-            _remove_abandoned(versions)
-            partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=versions))
-            try:
-                _write(partial / _MODEL, content)
-                return self._publish_folder(name, partial, manifests.complete(manifest, name, content))
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)  # After success the folder has its new name.
+            guarded_files.make_folder(self._versions_folder(name))
+            with self._locked(name):
+                version = self._same_release(name, fields)
+                if version is None:
+                    version = self._add(name, content, fields)
+                self._remember_number(name)
+                return version
         except OSError as error:
             raise self._not_writable(error) from error
 
-    def _publish_folder(self, name: str, partial: Path, manifest: Mapping[str, Any]) -> int:
-        """Completes the manifest and renames the folder to the next free number."""
-        while True:
-            version = max(self.versions(name), default=0) + 1
-            _write(partial / _MANIFEST, manifests.encode({**manifest, "version": version}))
-            partial.chmod(0o755)
-            _sync(partial)
-            try:
-                partial.rename(partial.parent / str(version))
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                continue  # Another writer took the number.
-            _sync(partial.parent)
-            return version
+    def _same_release(self, name: str, fields: Mapping[str, Any]) -> int | None:
+        """Returns the intact version of the same bytes and recipe, if there is one."""
+        for version in reversed(self.versions(name)):
+            with contextlib.suppress(StoreError):  # A damaged version is not the same.
+                stored = self._stored(name, version)
+                if (stored.sha256, stored.recipe) == (fields["sha256"], fields.get("recipe")):
+                    self.verify(name, version)
+                    return version
+        return None
+
+    def _add(self, name: str, content: bytes, fields: Mapping[str, Any]) -> int:
+        """Writes a version under the next free number. Removes what a killed publisher left."""
+        version = max([self._last_version(name), *self.versions(name)]) + 1
+        partial = self._versions_folder(name) / _PARTIAL
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir()
+        try:
+            guarded_files.write(partial / _MODEL, content)
+            guarded_files.write(partial / _MANIFEST, manifests.encode({**fields, "version": version}))
+            guarded_files.sync(partial)
+            partial.rename(partial.parent / str(version))
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # After success the folder has its new name.
+        guarded_files.sync(partial.parent)
+        return version
 
     def names(self) -> list[str]:
         """Returns the names of the models.
@@ -100,35 +113,51 @@ class DirectoryStore:
             raise StoreError(f"There is no store in {self.uri}. The first release makes one.", code="no-store")
         if not self.root.is_dir():
             raise StoreError(f"The store {self.uri} is not a directory.", code="not-a-directory")
-        candidates = (path.parent.name for path in self.root.glob("*/versions"))
-        return sorted(name for name in candidates if is_name(name) and self.versions(name))
+        with os.scandir(self.root) as entries:
+            folders = [entry.name for entry in entries if is_name(entry.name) and entry.is_dir(follow_symlinks=False)]
+        return sorted(name for name in folders if self._versions_folder(name).is_symlink() or self.versions(name))
 
     def versions(self, name: str) -> list[int]:
         """Returns the versions of a model, ascending."""
         require_name(name)
+        self._require_folders(name)
         folder = self._versions_folder(name)
-        numbers = [path.name for path in folder.glob("*")] if folder.is_dir() else []
-        return sorted(int(number) for number in numbers if number.isascii() and number.isdecimal())
+        if not folder.is_dir():
+            return []
+        with os.scandir(folder) as entries:
+            return sorted(
+                int(entry.name)
+                for entry in entries
+                if _NUMBER.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+            )
 
     def manifest(self, name: str, version: int) -> dict[str, Any]:
         """Returns the manifest of a version."""
-        return _read_object(self._folder(name, version) / _MANIFEST)
+        path = self._folder(name, version) / _MANIFEST
+        try:
+            fields = manifests.decode(guarded_files.read(path, manifests.SIZE_LIMIT))
+            manifests.require_version(fields, name, version)
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from error
+        return fields
 
     def channels(self, name: str) -> dict[str, int]:
         """Returns the version that each channel points at."""
         return self._channels(name).versions
 
     def promote(self, name: str, version: int, channel: str) -> None:
-        """Points a channel at a version."""
+        """Points a channel at a version, after checking its model against its manifest."""
         require_name(channel)
-        self._folder(name, version)
-        with self._locked_channels(name) as channels:
+        self.verify(name, version)
+        with self._changed_channels(name) as channels:
             channels.promote(channel, version)
 
     def rollback(self, name: str, channel: str) -> int:
-        """Points a channel back at its previous version and returns that version."""
-        with self._locked_channels(name) as channels:
-            return channels.rollback(channel, f"{name} in {self.uri}")
+        """Points a channel back at its previous version, after the same check, and returns that version."""
+        with self._changed_channels(name) as channels:
+            version = channels.rollback(channel, f"{name} in {self.uri}")
+            self.verify(name, version)
+            return version
 
     def pull(
         self, name: str, to: str | os.PathLike[str], *, channel: str = "stable", version: int | None = None
@@ -136,18 +165,33 @@ class DirectoryStore:
         """Writes the model of a version to a file and returns the version."""
         if version is None:
             version = self._promoted(name, channel)
-        content = self._verified(name, version)
+        self.verify(name, version)
         target = Path(to)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            _replace(target, content)
+            guarded_files.replace(target, self._content(name, version))
         except OSError as error:
             raise StoreError(f"{target} can't be written: {error.strerror or error}.", code="not-writable") from error
         return version
 
     def verify(self, name: str, version: int) -> None:
         """Checks the model of a version against its manifest."""
-        self._verified(name, version)
+        for _ in self._content(name, version):
+            pass
+
+    def _content(self, name: str, version: int) -> Iterator[bytes]:
+        """Yields the pieces of a version's flatbuffer, checked against the manifest."""
+        stored = self._stored(name, version)
+        path = self._folder(name, version) / _MODEL
+        try:
+            yield from manifests.matching(
+                stored, guarded_files.chunks(path, stored.bytes), f"{name} {version} in {self.uri}"
+            )
+        except OSError as error:
+            raise StoreError(f"{name} {version} in {self.uri} is damaged: {error}.", code="damaged") from error
+
+    def _stored(self, name: str, version: int) -> manifests.StoredFields:
+        return manifests.require_version(self.manifest(name, version), name, version)
 
     def _promoted(self, name: str, channel: str) -> int:
         """Returns the version that a channel points at."""
@@ -161,56 +205,74 @@ class DirectoryStore:
             )
         return versions[channel]
 
-    def _verified(self, name: str, version: int) -> bytes:
-        """Returns the flatbuffer of a version after checking it against the manifest."""
-        manifest = self.manifest(name, version)
-        try:
-            content = (self._folder(name, version) / _MODEL).read_bytes()
-        except OSError as error:
-            raise StoreError(f"{name} {version} in {self.uri} can't be read: {error}.", code="damaged") from error
-        manifests.require_match(manifest, content, f"{name} {version} in {self.uri}")
-        return content
-
     def _versions_folder(self, name: str) -> Path:
         return self.root / name / "versions"
 
+    def _require_folders(self, name: str) -> None:
+        """Raises StoreError if the folders of a model are links, which could lead anywhere."""
+        for folder in (self.root / name, self._versions_folder(name)):
+            if folder.is_symlink():
+                raise StoreError(f"{folder} is a link, and a store has none. Remedy: remove it.", code="damaged")
+
     def _folder(self, name: str, version: int) -> Path:
         """Returns the folder of a version."""
-        require_name(name)
-        folder = self._versions_folder(name) / str(version)
-        if not folder.is_dir():
-            known = ", ".join(map(str, self.versions(name)))
+        known = self.versions(name)
+        if version not in known:
             if not known:
                 raise self._unknown_model(name)
             raise StoreError(
-                f"There is no version {version} of {name!r} in {self.uri}. Versions: {known}.", code="unknown-version"
+                f"There is no version {version} of {name!r} in {self.uri}. Versions: {', '.join(map(str, known))}.",
+                code="unknown-version",
             )
-        return folder
+        return self._versions_folder(name) / str(version)
+
+    def _last_version(self, name: str) -> int:
+        """Returns the largest number that was remembered, 0 before the first."""
+        path = self.root / name / _LAST_VERSION
+        try:
+            text = guarded_files.read(path, 32).decode("ascii").strip()
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from error
+        if not _NUMBER.fullmatch(text):
+            raise _damaged(path, f"{text!r} is no number of a version")
+        return int(text)
+
+    def _remember_number(self, name: str) -> None:
+        """Remembers the largest number, so that it isn't given again if its version is deleted."""
+        largest = max(self.versions(name))
+        if largest > self._last_version(name):
+            guarded_files.replace(self.root / name / _LAST_VERSION, [f"{largest}\n".encode()])
 
     def _channels(self, name: str) -> Channels:
         require_name(name)
+        self._require_folders(name)
         path = self.root / name / _CHANNELS
-        stored = _read_object(path) if path.exists() else {}
         try:
-            return Channels(stored)
-        except ValueError as error:
-            raise StoreError(f"{path} is damaged: {error}.", code="damaged") from error
+            return Channels(manifests.decode(guarded_files.read(path, manifests.SIZE_LIMIT)))
+        except (FileNotFoundError, NotADirectoryError):
+            return Channels({})
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from error
 
     @contextlib.contextmanager
-    def _locked_channels(self, name: str) -> Iterator[Channels]:
+    def _changed_channels(self, name: str) -> Iterator[Channels]:
         """Yields the channels of a model to one writer at a time and writes them unless an error is raised."""
         require_name(name)
-        folder = self.root / name
-        if not folder.is_dir():
+        self._require_folders(name)
+        if not (self.root / name).is_dir():
             raise self._unknown_model(name)
         try:
-            with (folder / ".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with self._locked(name):
                 channels = self._channels(name)
                 yield channels
-                _replace(folder / _CHANNELS, manifests.encode(channels.stored()))
+                guarded_files.replace(self.root / name / _CHANNELS, [manifests.encode(channels.stored())])
         except OSError as error:
             raise self._not_writable(error) from error
+
+    def _locked(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return guarded_files.locked(self.root / name / ".lock")
 
     def _unknown_model(self, name: str) -> StoreError:
         return StoreError(
@@ -226,63 +288,5 @@ class DirectoryStore:
         )
 
 
-def _remove_abandoned(versions: Path) -> None:
-    """Removes what killed publishers left behind, once it is too old to belong to a running one."""
-    for partial in versions.glob(f"{_PARTIAL}*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
-                shutil.rmtree(partial, ignore_errors=True)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file.
-
-    Raises:
-      StoreError: The file can't be read or holds no JSON object (code "damaged").
-    """
-    try:
-        return manifests.decode(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} is damaged: {error}.", code="damaged") from error
-
-
-def _make_folder(path: Path) -> None:
-    """Makes a folder and its parents, and syncs them to disk."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
-        _sync(folder.parent)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a read-only file and syncs it to disk."""
-    path.unlink(missing_ok=True)
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    path.chmod(0o444)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file next to `path`, syncs it to disk and renames it to `path`."""
-    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _damaged(path: Path, error: Exception | str) -> StoreError:
+    return StoreError(f"{path} is damaged: {error}.", code="damaged")

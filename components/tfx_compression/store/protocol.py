@@ -21,16 +21,17 @@ class StoreBackend(Protocol):
         """Raises StoreError if this user can't write to the store. Changes nothing."""
 
     def publish(self, name: str, model: bytes | str | os.PathLike[str], manifest: Mapping[str, Any]) -> int:
-        """Adds a version of a model. Moves no channel.
+        """Adds a version of a model, unless there is an intact one of the same bytes and recipe. Moves no channel.
 
         Args:
           name: Name of the model.
           model: The flatbuffer, or the path of a file that holds it.
           manifest: Description of the version, which must be JSON. The store sets `name`, `version`, `sha256`, `bytes`
-            and `bytes_gzip` itself.
+            and `bytes_gzip` itself. `recipe`, a text, says how the model was made.
 
         Returns:
-          The number of the version, one more than the largest so far.
+          The number of the version: one more than the largest so far, deleted versions included, or that of the same
+          release. An attempt that was killed can therefore be repeated.
         """
 
     def names(self) -> list[str]:
@@ -50,13 +51,13 @@ class StoreBackend(Protocol):
         """Returns the version that each channel of a model points at."""
 
     def promote(self, name: str, version: int, channel: str) -> None:
-        """Points a channel at a version. Makes the channel if there is none."""
+        """Points a channel at a version, after `verify`. Makes the channel if there is none."""
 
     def rollback(self, name: str, channel: str) -> int:
-        """Points a channel back at its previous version and returns that version.
+        """Points a channel back at its previous version, after `verify`, and returns that version.
 
         Raises:
-          StoreError: The channel has no previous version (code "no-previous-version").
+          StoreError: The channel has no previous version (code "no-previous-version"), or that version is damaged.
         """
 
     def pull(

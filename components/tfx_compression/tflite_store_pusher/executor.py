@@ -1,5 +1,6 @@
 """Runs the TFLiteStorePusher."""
 
+import hashlib
 import json
 import os
 from typing import Any
@@ -82,10 +83,12 @@ def _read_tflite(model: types.Artifact) -> bytes:
 
 def _manifest(model: types.Artifact, blessing: types.Artifact | None) -> dict[str, Any]:
     """Returns the description of a model in its artifacts: configuration, metrics, operators, inputs, outputs, URIs."""
-    details = os.path.join(model.uri, _TFLITE_DETAILS)
+    path = os.path.join(model.uri, _TFLITE_DETAILS)
+    details = files.read_json(path) if tf.io.gfile.exists(path) else {}
     properties = artifacts.custom_properties(model)
     return {
-        **(files.read_json(details) if tf.io.gfile.exists(details) else {}),
+        **details,
+        "recipe": hashlib.sha256(json.dumps(details, sort_keys=True).encode()).hexdigest(),
         "properties": {name: value for name, value in properties.items() if isinstance(value, str | int | float)},
         "model_uri": model.uri,
         "blessing_uri": blessing.uri if blessing else None,
