@@ -3,6 +3,7 @@
 import tensorflow_model_analysis as tfma
 import tfx_compression as tfc
 from tfx import v1 as tfx
+from tfx.dsl.components.base import executor_spec
 from tfx.dsl.components.base.base_node import BaseNode
 
 from pipelines.settings import Settings
@@ -88,6 +89,7 @@ def components(settings: Settings, input_base: str) -> list[BaseNode]:
         push_destination=tfx.proto.PushDestination(
             filesystem=tfx.proto.PushDestination.Filesystem(base_directory=settings.serving_directory)
         ),
+        custom_executor_spec=executor_spec.ExecutorClassSpec(tfc.VerifyingPusherExecutor),
     )
     store_pusher = tfc.TFLiteStorePusher(
         model=edge.outputs["best_model"],

@@ -30,6 +30,7 @@ _HOME = {
     "StoreTarget": "store.target",
     "PruningPlanArtifact": "tfx_support.artifacts",
     "EvaluationReport": "tfx_support.artifacts",
+    "VerifyingPusherExecutor": "tfx_support.verifying_pusher",
     "Compressed": "model_handle.compressed",
     "QuantizedModel": "tflite_quantizer.quantized_model",
     "Evaluation": "compressed_evaluator.evaluation",
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from tfx_compression.tflite_quantizer.quantized_model import QuantizedModel
     from tfx_compression.tflite_store_pusher.component import TFLiteStorePusher
     from tfx_compression.tfx_support.artifacts import EvaluationReport, PruningPlanArtifact
+    from tfx_compression.tfx_support.verifying_pusher import VerifyingPusherExecutor
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ def evaluator(**arguments: Any) -> tfc.CompressedEvaluator:
         "baseline_model": channel(standard_artifacts.Model),
         "examples": channel(standard_artifacts.Examples),
         "eval_config": config_pb2.EvalConfig(model_specs=LABEL, metrics_specs=METRICS),
+        "budget": tfc.Budget(max_bytes=1000),
     }
     return tfc.CompressedEvaluator(**defaults | arguments)
 
@@ -46,6 +47,8 @@ def test_each_evaluator_has_an_input_for_each_of_its_candidates():
         ({"candidates": {}}, "no-candidates", "candidate"),
         ({"candidates": model_channels("int-8")}, "invalid-name", "int-8"),
         ({"baseline_model": None}, "no-baseline", "allow_first=True"),
+        ({"budget": tfc.Budget(min_slice_rows=5)}, "no-limits", "accept_anything"),
+        ({"budget": None}, "no-limits", "accept_anything"),
     ],
 )
 def test_an_evaluator_that_cannot_decide_is_refused(arguments, code, named):
@@ -54,4 +57,14 @@ def test_an_evaluator_that_cannot_decide_is_refused(arguments, code, named):
 
 
 def test_a_first_release_needs_no_baseline():
-    assert "baseline_model" not in evaluator(baseline_model=None, budget=tfc.Budget(allow_first=True)).inputs
+    assert (
+        "baseline_model" not in evaluator(baseline_model=None, budget=tfc.Budget(allow_first=True, max_bytes=1)).inputs
+    )
+
+
+def test_thresholds_or_a_word_of_the_user_replace_limits():
+    threshold = config_pb2.MetricThreshold(value_threshold=config_pb2.GenericValueThreshold(lower_bound={"value": 0.5}))
+    metric = config_pb2.MetricConfig(class_name="SparseCategoricalAccuracy", threshold=threshold)
+    config = config_pb2.EvalConfig(model_specs=LABEL, metrics_specs=[config_pb2.MetricsSpec(metrics=[metric])])
+    assert evaluator(budget=None, eval_config=config).exec_properties["budget"]
+    assert evaluator(budget=tfc.Budget(accept_anything=True))

@@ -1,5 +1,7 @@
 """CompressedEvaluator's executor: an empty split, and the first release of a model."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import tensorflow_model_analysis as tfma
@@ -9,6 +11,7 @@ from tfx import types
 from tfx.types import standard_artifacts
 from tfx_compression.compressed_evaluator.executor import Executor
 from tfx_compression.errors import DataError
+from tfx_compression.tfx_support import blessings
 
 from tests.support import helpers
 from tests.support.artifacts import artifact, examples_artifact, run_executor
@@ -64,4 +67,7 @@ def test_a_first_release_is_blessed_as_one(tmp_path, outputs):
     assert blessing.get_int_custom_property("first_release") == 1
     assert "first release" in blessing.get_string_custom_property("reason")
     assert not blessing.has_custom_property("baseline_model_uri")
+    blessings.require_match(blessing, outputs["best_model"])
+    digest = hashlib.sha256(tfc.Budget(allow_first=True).to_json().encode()).hexdigest()
+    assert blessing.get_string_custom_property("budget_sha256") == digest
     assert (tmp_path / "best_model/Format-Serving/saved_model.pb").exists()

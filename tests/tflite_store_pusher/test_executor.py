@@ -9,6 +9,7 @@ from tfx import types
 from tfx.types import standard_artifacts
 from tfx_compression.errors import ModelError, StoreError
 from tfx_compression.tflite_store_pusher.executor import Executor
+from tfx_compression.tfx_support import blessings
 
 from tests.support.artifacts import artifact, run_executor
 from tests.support.errors import raises
@@ -35,8 +36,11 @@ def pushed(tmp_path) -> types.Artifact:
 
 
 def blessing(folder, blessed: bool) -> types.Artifact:
+    """Returns a blessing of the model in a folder."""
     result = artifact(standard_artifacts.ModelBlessing, folder / "blessing")
     result.set_int_custom_property("blessed", int(blessed))
+    digest = blessings.model_digest(artifact(standard_artifacts.Model, folder / "model"))
+    result.set_string_custom_property(blessings.MODEL_DIGEST, digest)
     return result
 
 
@@ -90,6 +94,14 @@ def test_the_artifact_has_the_place_of_the_release(tmp_path, model, pushed):
 def test_a_refused_model_is_not_pushed(tmp_path, model, pushed):
     push(tmp_path, pushed, model=model, model_blessing=blessing(tmp_path, False))
     assert pushed.get_int_custom_property("pushed") == 0
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_blessing_of_other_bytes_is_refused(tmp_path, model, pushed):
+    blessed = blessing(tmp_path, True)
+    (tmp_path / "model/Format-Serving/tflite").write_bytes(CONTENT[:-1] + b"R")
+    with raises(ModelError, code="blessing-of-other-bytes"):
+        push(tmp_path, pushed, model=model, model_blessing=blessed)
     assert not (tmp_path / "store").exists()
 
 

@@ -140,6 +140,10 @@ class Budget(Config):
     """Whether a candidate may be released without a baseline, as the first release. The limits that compare with the
     baseline are then skipped, and the blessing says so."""
 
+    accept_anything: bool = False
+    """Whether CompressedEvaluator may bless candidates although the budget sets no limit and the eval_config no
+    threshold."""
+
     @classmethod
     def limits(cls) -> dict[str, Limit]:
         """Returns the kind of each limit by field."""

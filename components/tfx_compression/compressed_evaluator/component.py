@@ -13,7 +13,7 @@ from tfx.utils import json_utils, proto_utils
 
 from tfx_compression.compressed_evaluator import executor
 from tfx_compression.compressed_evaluator.budget import Budget
-from tfx_compression.compressed_evaluator.eval_config import BASELINE, complete_config
+from tfx_compression.compressed_evaluator.eval_config import BASELINE, complete_config, has_thresholds
 from tfx_compression.errors import ConfigError
 from tfx_compression.tfx_support import artifacts, declaration
 
@@ -93,8 +93,8 @@ class CompressedEvaluator(base_beam_component.BaseBeamComponent):
             Resolver's, before any model was blessed) counts as None.
           examples: Examples that the models' `serving_default` takes, usually the ExampleGen's.
           eval_config: TFMA's configuration. The first ModelSpec, with the label, applies to all models.
-          budget: Limits and objective. Without limits, every candidate that misses no threshold of `eval_config` may be
-            released.
+          budget: Limits and objective. A budget without limits needs thresholds in `eval_config`, or
+            `accept_anything`.
           schema: Schema of the examples.
           max_metric_drop: Overrides the allowed drop of every metric in the budget, also at run time.
           example_split: Split to evaluate on.
@@ -102,8 +102,8 @@ class CompressedEvaluator(base_beam_component.BaseBeamComponent):
             bits on every machine, instead of XNNPACK, which devices run.
 
         Raises:
-          ConfigError: A candidate's name is invalid, there is no label, or `eval_config` doesn't compute a limited
-            metric.
+          ConfigError: A candidate's name is invalid, there is no label, `eval_config` doesn't compute a limited
+            metric, or nothing limits what is blessed.
         """
         budget = budget or Budget()
         names = sorted(candidates)
@@ -147,6 +147,13 @@ def _check(
             "trainer.outputs['model'], or Budget(allow_first=True) for the first release.",
             field="baseline_model",
             code="no-baseline",
+        )
+    if not budget.set_limits and not budget.accept_anything and not has_thresholds(eval_config):
+        raise ConfigError(
+            "CompressedEvaluator would bless any model: the budget has no limit, and the eval_config no threshold. "
+            "Remedy: Budget(max_metric_drop={…}, max_bytes=…), or Budget(accept_anything=True).",
+            field="budget",
+            code="no-limits",
         )
     models = [*names, BASELINE] if has_baseline else names
     complete_config(models, eval_config, budget, has_baseline=has_baseline)

@@ -85,6 +85,20 @@ def require_valid_metrics(config: config_pb2.EvalConfig, schema: schema_pb2.Sche
             ) from error
 
 
+def has_thresholds(eval_config: config_pb2.EvalConfig) -> bool:
+    """Returns whether a configuration has a threshold that a candidate could miss."""
+    return any(
+        spec.thresholds
+        or spec.per_slice_thresholds
+        or spec.cross_slice_thresholds
+        or any(
+            metric.HasField("threshold") or metric.per_slice_thresholds or metric.cross_slice_thresholds
+            for metric in spec.metrics
+        )
+        for spec in eval_config.metrics_specs
+    )
+
+
 def _require_label(eval_config: config_pb2.EvalConfig) -> None:
     spec = eval_config.model_specs[0] if eval_config.model_specs else config_pb2.ModelSpec()
     if not spec.label_key and not spec.label_keys:

@@ -1,5 +1,6 @@
 """The executor of CompressedEvaluator: reads models and examples, evaluates, writes the decision and the report."""
 
+import hashlib
 import json
 import os
 from typing import Any
@@ -17,7 +18,8 @@ from tfx_compression.compressed_evaluator import evaluate, report
 from tfx_compression.compressed_evaluator.budget import Budget
 from tfx_compression.compressed_evaluator.eval_config import BASELINE
 from tfx_compression.compressed_evaluator.evaluation import Evaluation
-from tfx_compression.tfx_support import artifacts, inputs
+from tfx_compression.errors import ModelError
+from tfx_compression.tfx_support import artifacts, blessings, inputs
 
 
 class Executor(evaluator_executor.Executor):
@@ -47,6 +49,7 @@ class Executor(evaluator_executor.Executor):
         budget = Budget.merged(exec_properties["budget"], {})
         if (drop := exec_properties.get("max_metric_drop")) is not None:
             budget = Budget.merged(budget.to_json(), {"max_metric_drop": dict.fromkeys(budget.max_metric_drop, drop)})
+        digests = {name: blessings.model_digest(model) for name, model in candidates.items()}
         evaluation = evaluate.run(
             candidates={name: artifacts.model_path(model) for name, model in candidates.items()},
             baseline=artifacts.model_path(baseline) if baseline is not None else None,
@@ -62,8 +65,16 @@ class Executor(evaluator_executor.Executor):
         models = {**candidates, **({BASELINE: baseline} if baseline is not None else {})}
         page = report.render({"": evaluation}, origins={"": {name: _origin(model) for name, model in models.items()}})
         files.write_text(os.path.join(artifacts.single(output_dict, "report").uri, artifacts.REPORT_FILE), page)
-        self._copy_chosen(evaluation, chosen, artifacts.single(output_dict, "best_model"))
-        self._bless(evaluation, chosen, baseline, artifacts.single(output_dict, "blessing"))
+        best = artifacts.single(output_dict, "best_model")
+        self._copy_chosen(evaluation, chosen, best)
+        if evaluation.chosen:
+            _require_unchanged(best, digests[evaluation.chosen])
+        blessing = artifacts.single(output_dict, "blessing")
+        self._bless(evaluation, chosen, baseline, blessing)
+        digest_of_budget = hashlib.sha256(budget.to_json().encode()).hexdigest()
+        artifacts.set_properties(blessing, **{blessings.BUDGET_DIGEST: digest_of_budget})
+        if evaluation.chosen:
+            artifacts.set_properties(blessing, **{blessings.MODEL_DIGEST: digests[evaluation.chosen]})
 
     def _copy_chosen(self, evaluation: Evaluation, chosen: types.Artifact | None, best: types.Artifact) -> None:
         """Copies the chosen candidate with the properties of its artifact, and adds its metrics."""
@@ -120,6 +131,16 @@ class Executor(evaluator_executor.Executor):
                     constants.ARTIFACT_PROPERTY_CURRENT_MODEL_ID_KEY: chosen.id,
                 },
             )
+
+
+def _require_unchanged(best: types.Artifact, digest: str) -> None:
+    """Raises ModelError if the copy of the chosen model isn't what was measured."""
+    if blessings.model_digest(best) != digest:
+        raise ModelError(
+            f"The files of the chosen model changed while it was evaluated: {best.uri} has other bytes than were "
+            "measured. Remedy: run the evaluator again, with nothing else writing to the pipeline's folder.",
+            code="changed-while-evaluated",
+        )
 
 
 def _origin(model: types.Artifact) -> dict[str, object]:

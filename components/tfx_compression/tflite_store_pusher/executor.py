@@ -8,7 +8,6 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 from tfx import types
-from tfx.components.util import model_utils
 from tfx.dsl.components.base import base_executor
 
 from tfx_compression import files
@@ -16,7 +15,7 @@ from tfx_compression.errors import ModelError
 from tfx_compression.store import StoreTarget
 from tfx_compression.store import open as open_store
 from tfx_compression.tflite import flatbuffer
-from tfx_compression.tfx_support import artifacts
+from tfx_compression.tfx_support import artifacts, blessings
 
 _MANIFEST = "manifest.json"
 _TFLITE_DETAILS = "tflite.json"  # TFLiteQuantizer writes it next to its model.
@@ -39,17 +38,19 @@ class Executor(base_executor.BaseExecutor):
           exec_properties: `target` (JSON).
 
         Raises:
-          ModelError: The artifact has no TFLite model (code "no-tflite-model").
+          ModelError: The artifact has no TFLite model (code "no-tflite-model"), or its blessing is about other bytes.
           StoreError: The store can't be written.
         """
         pushed = artifacts.single(output_dict, "pushed_model")
         blessing = artifacts.optional(input_dict, "model_blessing")
         tf.io.gfile.makedirs(pushed.uri)
-        if blessing is not None and not model_utils.is_model_blessed(blessing):
+        if blessing is not None and not blessings.is_blessed(blessing):
             logging.info("Nothing is pushed: %s was not blessed.", artifacts.single(input_dict, "model").uri)
             artifacts.set_properties(pushed, pushed=0)
             return
         model = artifacts.single(input_dict, "model")
+        if blessing is not None:
+            blessings.require_match(blessing, model)
         target = StoreTarget.merged(exec_properties["target"], {})
         content = _read_tflite(model)
         store = open_store(target.uri)
