@@ -2,7 +2,6 @@
 
 import html.parser
 import json
-import re
 from typing import Any
 
 
@@ -29,8 +28,7 @@ class Page(html.parser.HTMLParser):
 
     def specs(self) -> list[dict[str, Any]]:
         """What the plots draw."""
-        shown = (re.fullmatch(r'show\("\w+", (.*)\);', script, re.DOTALL) for script in self.scripts)
-        return [json.loads(actual[1]) for actual in shown if actual]
+        return [json.loads(script) for script in self.scripts if script.startswith("{")]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)

@@ -180,8 +180,8 @@ def test_a_share_outside_the_range_is_marked_above_its_limit():
         ["age", "-2.5 to 80", "-2 to 80", "0.4 %"],
         ["free", "0 to 1", "0 to 1", ""],
     ]
-    assert '<td class="bad">12.5 %' in source
-    assert '<td class="">0.4 %' in source
+    assert '<td class="bad"><bdi>12.5 %' in source
+    assert '<td class=""><bdi>0.4 %' in source
 
 
 AUTO = AutoRecord(

@@ -62,7 +62,7 @@ def code_version(component_module: str) -> str:
     for path in sorted(package.rglob("*")):
         folder = path.relative_to(package).parts[0]
         is_other_component = folder != component and (package / folder / "component.py").exists()
-        if path.suffix in (".py", ".jinja") and not is_other_component and folder not in _COMMAND_LINE:
+        if path.suffix in (".py", ".jinja", ".js") and not is_other_component and folder not in _COMMAND_LINE:
             digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return f"{__version__}+{digest.hexdigest()[:12]}"
 
