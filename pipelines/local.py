@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from tfx_compression import store
+from tfx_compression.cli.output import shown
 from tfx_compression.cli.terminal import output_to, working
 
 from pipelines.digits import settings
@@ -65,7 +66,8 @@ def main(
                 ),
             )
     except OSError as error:
-        message = f"[bold red]error:[/] {folder}: {error}. Remedy: --folder with a folder that this user can write to."
+        remedy = "Remedy: --folder with a folder that this user can write to."
+        message = f"[bold red]error:[/] {shown(folder)}: {shown(error)}. {remedy}"
         Console(stderr=True, soft_wrap=True).print(message, highlight=False)
         raise typer.Exit(1) from error
     raise typer.Exit(0 if released else 1)
@@ -113,7 +115,7 @@ def _run(console: Console, folder: Path, make_settings: Callable[[], Settings]) 
                 # No state cache: Beam takes longer to measure its size than these small runs take.
                 beam_pipeline_args=["--runner=DirectRunner", "--max_cache_memory_usage_mb=0"],
             )
-        console.print(f"[bold]{run_settings.name}[/] in {_shown(folder)}", highlight=False)
+        console.print(f"[bold]{shown(run_settings.name)}[/] in {shown(_relative(folder))}", highlight=False)
         with working(console, "Running …"):
             tfx.orchestration.LocalDagRunner().run(pipeline)
         run_results = results.Results(metadata)
@@ -131,10 +133,10 @@ def _run(console: Console, folder: Path, make_settings: Callable[[], Settings]) 
         _explain(console, progress, error, folder)
         return False
     run_results.print(console, summary)
-    console.print(f"Report              {_shown(folder / 'report.html')}", highlight=False)
-    console.print(f"Pruning report      {_shown(folder / 'pruning.html')}", highlight=False)
-    console.print(f"Quantization report {_shown(folder / 'quantization.html')}", highlight=False)
-    console.print(f"Log                 {_shown(folder / 'pipeline.log')}", highlight=False)
+    console.print(f"Report              {shown(_relative(folder / 'report.html'))}", highlight=False)
+    console.print(f"Pruning report      {shown(_relative(folder / 'pruning.html'))}", highlight=False)
+    console.print(f"Quantization report {shown(_relative(folder / 'quantization.html'))}", highlight=False)
+    console.print(f"Log                 {shown(_relative(folder / 'pipeline.log'))}", highlight=False)
     return True
 
 
@@ -146,11 +148,11 @@ def _explain(console: Console, progress: Progress, error: Exception, folder: Pat
     if progress.running:
         place = f"{progress.running} failed"
     console.print(f"  [red]✗[/] [bold]{place}[/]: ", end="")
-    console.print(f"{type(error).__name__}: {text}", markup=False, highlight=False)
-    console.print(f"Log  {_shown(folder / 'pipeline.log')}", highlight=False)
+    console.print(shown(f"{type(error).__name__}: {text}"), highlight=False)
+    console.print(f"Log  {shown(_relative(folder / 'pipeline.log'))}", highlight=False)
 
 
-def _shown(path: Path) -> str:
+def _relative(path: Path) -> str:
     """Returns a path relative to the working directory, if it is below that."""
     working_directory = Path.cwd()
     return str(path.relative_to(working_directory) if path.is_relative_to(working_directory) else path)

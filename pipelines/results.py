@@ -6,8 +6,8 @@ from typing import Any
 
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 from rich.console import Console
-from rich.markup import escape
 from tfx_compression import store as stores
+from tfx_compression.cli.output import shown
 from tfx_compression.cli.terminal import evaluation_table
 from tfx_compression.compressed_evaluator import report
 from tfx_compression.compressed_evaluator.evaluation import FILE, Evaluation
@@ -129,12 +129,12 @@ class Results:
         for name, evaluation in self.evaluations.items():
             console.print()
             console.print(evaluation_table(HEADINGS[name], evaluation))
-            console.print(f"[bold]{'→' if evaluation.chosen else '✗'}[/] {escape(evaluation.reason)}", highlight=False)
+            console.print(f"[bold]{'→' if evaluation.chosen else '✗'}[/] {shown(evaluation.reason)}", highlight=False)
         console.print()
         for warning in summary["warnings"]:
-            console.print(f"[bold yellow]![/] Pruner: {escape(warning)}", highlight=False)
-        console.print(f"TFLite store        {self._stored(summary['store'])}", highlight=False)
-        console.print(f"TensorFlow Serving  {self._served(summary['serving'])}", highlight=False)
+            console.print(f"[bold yellow]![/] Pruner: {shown(warning)}", highlight=False)
+        console.print(f"TFLite store        {shown(self._stored(summary['store']))}", highlight=False)
+        console.print(f"TensorFlow Serving  {shown(self._served(summary['serving']))}", highlight=False)
 
     def _stored(self, pushed: dict[str, Any] | None) -> str:
         """Describes the TFLite release. One from the cache may have been deleted or replaced since."""

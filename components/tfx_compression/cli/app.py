@@ -10,9 +10,9 @@ import warnings
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from tfx_compression.cli import evaluate_command, inspect_command, lineage_command, store_commands
+from tfx_compression.cli.output import shown
 from tfx_compression.errors import CompressionError
 from tfx_compression.version import __version__
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _print_error(label: str, message: str) -> None:
-    Console(stderr=True, soft_wrap=True, emoji=False).print(f"[bold red]{label}[/] {escape(message)}", highlight=False)
+    Console(stderr=True, soft_wrap=True, emoji=False).print(f"[bold red]{label}[/] {shown(message)}", highlight=False)
 
 
 def _summary(error: Exception) -> str:

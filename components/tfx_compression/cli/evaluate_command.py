@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from tfx_compression.cli.arguments import AsJson
-from tfx_compression.cli.output import print_rich
+from tfx_compression.cli.output import print_rich, shown
 from tfx_compression.cli.terminal import evaluation_table, output_to, working
 from tfx_compression.errors import ConfigError
 
@@ -53,7 +52,7 @@ def evaluate(
     limits = _budget(budget)
     output.mkdir(parents=True, exist_ok=True)
     log = output / "log.txt"
-    with output_to(log) as console, working(console, f"Evaluating {', '.join(paths)} …"):
+    with output_to(log) as console, working(console, f"Evaluating {shown(', '.join(paths))} …"):
         from tfx_compression.compressed_evaluator import evaluate as evaluator
         from tfx_compression.compressed_evaluator import proto_files, report
 
@@ -74,8 +73,8 @@ def evaluate(
         print(evaluation.to_json())
     else:
         print_rich(evaluation_table(f"{evaluation.rows:,} examples", evaluation))
-        print_rich(f"[bold]{'→' if evaluation.chosen else '✗'}[/] {escape(evaluation.reason)}")
-        print_rich(f"[dim]report[/] {escape(str(page))}   [dim]log[/] {escape(str(log))}")
+        print_rich(f"[bold]{'→' if evaluation.chosen else '✗'}[/] {shown(evaluation.reason)}")
+        print_rich(f"[dim]report[/] {shown(page)}   [dim]log[/] {shown(log)}")
     if evaluation.chosen is None:
         raise typer.Exit(2)
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from tfx_compression.cli.arguments import AsJson
-from tfx_compression.cli.output import print_rich, readable
+from tfx_compression.cli.output import print_rich, readable, shown
 
 
 def inspect(
@@ -28,15 +27,15 @@ def inspect(
     if as_json:
         print(json.dumps(description, indent=1))
         return
-    table = Table(title=escape(str(model)), title_justify="left")
+    table = Table(title=shown(model), title_justify="left")
     for column in ("kernel", "weights", "zeros"):
         table.add_column(column, justify="left" if column == "kernel" else "right")
     for layer in description["layers"]:
-        table.add_row(escape(layer["name"]), f"{layer['size']:,}", f"{100 * layer['sparsity']:.1f} %")
+        table.add_row(shown(layer["name"]), f"{layer['size']:,}", f"{100 * layer['sparsity']:.1f} %")
     print_rich(table)
     for key, value in description.items():
         if key != "layers":
-            print_rich(f"[dim]{key.replace('_', ' ')}[/] {escape('unknown' if value is None else readable(value))}")
+            print_rich(f"[dim]{key.replace('_', ' ')}[/] {shown('unknown' if value is None else readable(value))}")
 
 
 @contextlib.contextmanager

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from tfx_compression import store as stores
 from tfx_compression.cli.arguments import AsJson, Name, StoreUri, Version
-from tfx_compression.cli.output import print_rich, readable
+from tfx_compression.cli.output import print_rich, readable, shown
 
 
 def lineage(
@@ -30,8 +29,8 @@ def lineage(
     if as_json:
         print(json.dumps([dataclasses.asdict(step) for step in steps], indent=1))
         return
-    print_rich(f"[bold]{escape(name)} {version}[/]")
+    print_rich(f"[bold]{shown(name)} {version}[/]")
     for step in steps:
-        print_rich(f"\n[bold]{step.title}[/] by {escape(step.node)}")
+        print_rich(f"\n[bold]{step.title}[/] by {shown(step.node)}")
         for key, value in step.details.items():
-            print_rich(f"  [dim]{key.replace('_', ' ')}[/] {escape(readable(value))}")
+            print_rich(f"  [dim]{key.replace('_', ' ')}[/] {shown(readable(value))}")

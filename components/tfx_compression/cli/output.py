@@ -4,6 +4,9 @@ import sys
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
+
+from tfx_compression.printable import printable
 
 
 def print_rich(renderable: Any) -> None:
@@ -13,6 +16,14 @@ def print_rich(renderable: Any) -> None:
     """
     width = None if sys.stdout.isatty() else 10_000
     Console(soft_wrap=True, emoji=False, highlight=False, width=width).print(renderable)
+
+
+def shown(value: object) -> str:
+    """Returns a value as text that a terminal shows as it is: without markup of Rich's and without control characters.
+
+    Names that come from models, stores and metadata go through it.
+    """
+    return escape(printable(str(value)))
 
 
 def readable(value: Any) -> str:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from tfx_compression import store as stores
 from tfx_compression.cli.arguments import AsJson, Name, StoreUri, Version
-from tfx_compression.cli.output import print_rich
+from tfx_compression.cli.output import print_rich, shown
 from tfx_compression.errors import StoreError
 
 app = typer.Typer(no_args_is_help=True, help="A TFLite store: list, pull, promote, roll back, verify.")
@@ -29,11 +28,11 @@ def list_versions(store_uri: StoreUri, as_json: AsJson = False) -> None:
     table = Table("name", "version", "bytes", "channels")
     for row in rows:
         size = "damaged" if "problem" in row else f"{row['bytes']:,}"
-        table.add_row(row["name"], str(row["version"]), size, escape(", ".join(row["channels"])))
-    print_rich(table if rows else f"No models in {escape(store_uri)}.")
+        table.add_row(row["name"], str(row["version"]), size, shown(", ".join(row["channels"])))
+    print_rich(table if rows else f"No models in {shown(store_uri)}.")
     for row in rows:
         if "problem" in row:
-            print_rich(f"[bold]✗[/] {escape(row['problem'])}")
+            print_rich(f"[bold]✗[/] {shown(row['problem'])}")
 
 
 def _rows(store: stores.StoreBackend) -> Iterator[dict[str, Any]]:
@@ -76,25 +75,25 @@ def pull(
 ) -> None:
     """Write a version's model to a file, after checking it against its manifest."""
     pulled = stores.open(store_uri).pull(name, to, channel=channel, version=version)
-    print_rich(f"{escape(name)} {pulled} in {escape(str(to))}")
+    print_rich(f"{shown(name)} {pulled} in {shown(to)}")
 
 
 @app.command()
 def promote(store_uri: StoreUri, name: Name, version: Version, channel: Channel) -> None:
     """Point a channel at a version."""
     stores.open(store_uri).promote(name, version, channel)
-    print_rich(f"{escape(channel)} of {escape(name)} is version {version}")
+    print_rich(f"{shown(channel)} of {shown(name)} is version {version}")
 
 
 @app.command()
 def rollback(store_uri: StoreUri, name: Name, channel: Channel) -> None:
     """Point a channel back at its previous version."""
     version = stores.open(store_uri).rollback(name, channel)
-    print_rich(f"{escape(channel)} of {escape(name)} is version {version} again")
+    print_rich(f"{shown(channel)} of {shown(name)} is version {version} again")
 
 
 @app.command()
 def verify(store_uri: StoreUri, name: Name, version: Version) -> None:
     """Check a version's model against its manifest."""
     stores.open(store_uri).verify(name, version)
-    print_rich(f"{escape(name)} {version} matches its manifest")
+    print_rich(f"{shown(name)} {version} matches its manifest")

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.spinner import Spinner
 from rich.table import Table
+
+from tfx_compression.cli.output import shown
 
 if TYPE_CHECKING:
     from tfx_compression.compressed_evaluator.evaluation import Evaluation
@@ -64,7 +65,7 @@ def evaluation_table(title: str, evaluation: "Evaluation") -> Table:
     colors = {"chosen": "bold green", "held": "green", "refused": "red", "failed": "red"}
     for row in summary_rows(evaluation):
         table.add_row(
-            escape(row.name.replace("baseline as", "  as")),
+            shown(row.name.replace("baseline as", "  as")),
             _formatted(row.metric, "{:.4f}"),
             _formatted(row.drop.value if row.drop else None, "{:+.4f}"),
             f"{row.model.bytes:,}",
