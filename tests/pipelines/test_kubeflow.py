@@ -83,7 +83,7 @@ def test_every_executor_and_artifact_type_imports_from_the_wheel(spec, wheel):
         if line.startswith("title: tfx_compression")
     }
     ours = sorted(path for path in paths if path.startswith("tfx_compression"))
-    assert len(ours) == 5
+    assert len(ours) == 6
     assert types == {"tfx_compression.PruningPlanArtifact", "tfx_compression.EvaluationReport"}
     code = """
 from tfx.utils import import_utils
