@@ -197,3 +197,95 @@ def test_normalization_over_all_channels_is_noted_as_inexact(groups):
     model = keras.Model(x, keras.layers.Dense(2, name="out")(keras.layers.GlobalAveragePooling2D()(normalized)))
     pruned = prune(model, PruningPlan(technique="filter", protect=(), sparsity=0.5))
     assert ("'norm' computes its statistics" in pruned.record.groups[0].inexact) == (groups == 1)
+
+
+def assert_exact(model, kept, also):
+    """Asserts that removal equals units with weights of zero (in `also`, too), and returns the folding."""
+    dependencies = DependencyGraph(model)
+    folding = unit_constants.fold(dependencies, kept)
+    pruned = remove(dependencies, kept, folding.values)
+    zeroed(model, {name: ~units for name, units in kept.items()} | also)
+    inputs = exactness.random_inputs(model)
+    exactness.assert_equal(exactness.outputs(model, inputs), exactness.outputs(pruned, inputs))
+    return folding
+
+
+@both_keras
+@pytest.mark.parametrize("center", [True, False])
+def test_behind_a_normalization_without_a_scale_units_put_out_a_constant(K, center):
+    x = K.Input((4, 4, 2))
+    hidden = K.layers.Conv2D(4, 2, use_bias=False, name="hidden")(x)
+    normalized = K.layers.ReLU()(K.layers.BatchNormalization(scale=False, center=center, name="norm")(hidden))
+    model = K.Model(x, K.layers.Conv2D(2, 2, name="out")(normalized))
+    exactness.with_random_weights(model).get_layer("norm").moving_mean.assign([-1.0, -2.0, 0.5, -0.5])
+    assert not assert_exact(model, {"hidden": KEPT}, also={"norm": ~KEPT}).inexact
+
+
+@both_keras
+def test_a_normalization_along_another_axis_takes_no_constants(K):
+    x = K.Input((4, 3))
+    hidden = K.layers.Dense(4, activation="sigmoid", name="hidden")(x)
+    bare = K.layers.Dense(4, use_bias=False, name="bare")(hidden)
+    model = K.Model(x, K.layers.Dense(2)(K.layers.Flatten()(K.layers.BatchNormalization(axis=1)(bare))))
+    folding = unit_constants.fold(DependencyGraph(model), {"hidden": KEPT})
+    assert not folding.values
+    assert "'bare' has no bias" in folding.inexact["hidden"]
+
+
+@both_keras
+def test_a_shared_layer_gets_the_average_over_its_calls_and_the_record_says_so(K):
+    x = K.Input((3,))
+    constant = K.layers.Dense(4, activation="sigmoid", name="constant")(x)
+    shared = K.layers.Dense(2, name="shared")
+    outputs = [shared(constant), shared(K.layers.Dense(4, activation="relu", name="zero")(x))]
+    model = exactness.with_random_weights(K.Model(x, K.layers.Dense(1)(K.layers.Add()(outputs))))
+    kernel, bias = (weight.numpy() for weight in model.get_layer("shared").weights)
+    dependencies = DependencyGraph(model)
+    (coupled,) = [name for name, group in dependencies.groups.items() if "constant" in group.layers]
+    folding = unit_constants.fold(dependencies, {coupled: KEPT})
+    (value,) = folding.values.values()
+    np.testing.assert_allclose(value, bias + (0.5 * kernel[~KEPT].sum(axis=0) + 0) / 2, rtol=1e-5)
+    assert "calls" in folding.inexact[coupled]
+
+
+@both_keras
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_an_initial_state_reaches_the_recurrent_kernel_averaged_over_the_steps(K, bidirectional):
+    steps = K.Input((3, 2))
+    state = K.layers.Dense(4, activation="sigmoid", name="state")(K.layers.Flatten()(steps))
+    layer = K.layers.SimpleRNN(4, name="rnn")
+    layer = K.layers.Bidirectional(layer, name="rnn") if bidirectional else layer
+    recurrent = layer(steps, initial_state=[state, state] if bidirectional else state)
+    model = exactness.with_random_weights(K.Model(steps, K.layers.Dense(2)(recurrent)))
+    dependencies = DependencyGraph(model)
+    layer = model.get_layer("rnn")
+    cells = [each.cell for each in ((layer.forward_layer, layer.backward_layer) if bidirectional else (layer,))]
+    (coupled,) = [name for name, group in dependencies.groups.items() if "state" in group.layers]
+    folding = unit_constants.fold(dependencies, {coupled: KEPT})
+    for cell in cells:
+        expected = cell.bias.numpy() + 0.5 / 3 * cell.recurrent_kernel.numpy()[~KEPT].sum(axis=0)  # at the first step
+        np.testing.assert_allclose(folding.values[id(cell.bias)], expected, rtol=1e-5)
+    assert folding.inexact.keys() == {coupled}
+
+
+@both_keras
+def test_constants_that_are_not_finite_are_lost_and_the_record_says_so(K):
+    x = K.Input((3,))
+    hidden = K.layers.Dense(4, name="hidden")(x) / K.layers.Dense(4, name="divisor")(x)
+    model = K.Model(x, K.layers.Dense(2, name="out")(hidden))
+    pruned = prune(model, PruningPlan(technique="neuron", protect=(), sparsity=0.5))
+    assert all(np.isfinite(weight).all() for weight in pruned.model.get_weights())
+    assert "'out' gets, are not finite" in pruned.record.groups[0].inexact
+    assert any("lost to out" in note for note in pruned.record.notes)
+
+
+@pytest.mark.slow
+def test_repeated_pruning_with_data_logs_no_warning(caplog):
+    for _ in range(6):
+        x = tf_keras.Input((3,))
+        hidden = tf_keras.layers.BatchNormalization()(tf_keras.layers.Dense(4, activation="sigmoid")(x))
+        model = tf_keras.Model(x, tf_keras.layers.Dense(2)(hidden))
+        rows = np.ones((64, 3), np.float32)
+        plan = PruningPlan(technique="neuron", protect=(), sparsity=0.5)
+        prune(model, plan, helpers.batches(rows, np.zeros(64)))
+    assert "retracing" not in caplog.text

@@ -6,6 +6,7 @@ Wu & Johnson 2021, arXiv:2105.07576).
 """
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -63,7 +64,9 @@ class _Moments:
         self._order: list[int] = []  # of the ids of layers, once for each of their calls
         self._sums = {key: (np.float64(0), np.float64(0)) for key in layers}
         self._weights = dict.fromkeys(layers, 0)
-        self._traced = tf.function(self._batch_moments, autograph=False, reduce_retracing=True)
+        # TensorFlow counts the traces of a function's code, over all networks; a partial has none.
+        traced = functools.partial(self._batch_moments)
+        self._traced = tf.function(traced, autograph=False, reduce_retracing=True)
         self.rows = 0
 
     def add(self, inputs: list[Any]) -> None:

@@ -54,11 +54,19 @@ class ChannelMap:
 
 @dataclasses.dataclass(frozen=True)
 class WeightAxis:
-    """An axis of a weight, with the channel id of each index."""
+    """An axis of a weight, with the channel id of each index.
+
+    Attributes:
+      variable: The weight.
+      axis: Its axis.
+      ids: Channel id of each index of the axis.
+      measured: Whether the weight is a statistic of the data, which no removed unit has set to zero.
+    """
 
     variable: Any
     axis: int
     ids: ChannelIds
+    measured: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,11 +184,11 @@ class ChannelRegistry:
         """Couples the ids that a layer gets at this call with those of its other calls."""
         self.couple(self.coupled_calls.setdefault((id(layer), key), ids), ids)
 
-    def index(self, variable: Any, axis: int, ids: ChannelIds) -> None:
-        """Registers that channels index an axis of a weight."""
+    def index(self, variable: Any, axis: int, ids: ChannelIds, measured: bool = False) -> None:
+        """Registers that channels index an axis of a weight; see `WeightAxis`."""
         axis %= len(variable.shape)
         ids = np.broadcast_to(ids, (int(variable.shape[axis]),))
-        known = self.weight_axes.setdefault((id(variable), axis), WeightAxis(variable, axis, ids))
+        known = self.weight_axes.setdefault((id(variable), axis), WeightAxis(variable, axis, ids, measured))
         if known.ids is not ids:
             self.couple(known.ids, ids)
 

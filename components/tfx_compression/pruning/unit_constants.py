@@ -1,11 +1,13 @@
 """What removed units still put out once their weights are zero: constants that move into the biases of the next layers.
 
 A unit whose kernel, bias, scale and shift are zero puts out f(0), which is not zero for sigmoid, softplus, exponential,
-hard_sigmoid and others. Dropping it would shift every layer that uses it. Each such layer multiplies linearly, so that
-its own kernel tells what the constant adds to its output. With data, the unit's mean takes the place of the constant.
+hard_sigmoid and others, nor behind a normalization without a scale, whose moving statistics stay. Dropping it would
+shift every layer that uses it. Each such layer multiplies linearly, so that its own kernel tells what the constant adds
+to its output. With data, the unit's mean takes the place of the constant.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -49,7 +51,7 @@ def zeroed_values(dependencies: DependencyGraph, keep: KeepFn) -> list[tuple[Any
     values: dict[int, tuple[Any, np.ndarray]] = {}
     for key, weight_axis in registry.weight_axes.items():
         stays = keep(weight_axis.ids)
-        if key not in registry.consumers and not stays.all():
+        if key not in registry.consumers and not weight_axis.measured and not stays.all():
             variable, value = values.get(key[0], (weight_axis.variable, None))
             value = np.asarray(variable.numpy()) if value is None else value
             shape = [-1 if axis == weight_axis.axis else 1 for axis in range(value.ndim)]
@@ -81,7 +83,7 @@ class _Target:
       variable: The variable.
       sign: 1 for a bias, -1 for a moving mean.
       consumer: Kernel that removed units no longer reach.
-      channels: Its inputs whose removed units put out something.
+      channels: Its inputs whose removed units put out something at one of its calls.
       outputs: What they add to the output of the layer, [positions, *bias shape], for each call.
     """
 
@@ -104,7 +106,7 @@ class _Target:
             return "their means on the data take the place of removed units"
         joined = np.concatenate(self.outputs)
         if self.consumer.place is None or np.ptp(joined, axis=0).max() > _TOLERANCE * np.abs(joined).max():
-            return f"layer {layer!r} gets the average of their constants, which differ at its borders or steps"
+            return f"layer {layer!r} gets the average of their constants, which differ at its borders, steps or calls"
         return ""
 
 
@@ -127,7 +129,8 @@ class _Folder:
             constants = {key: value.numpy() for key, value in self._inputs(self._one_row(sample)).items()}
         constants = {key: self._removed(key, value) for key, value in constants.items()}
         channels = {key: value.any(axis=tuple(range(value.ndim - 1))) for key, value in constants.items()}
-        channels = {key: mask for key, mask in channels.items() if mask.any()}
+        used = {key[1:] for key, mask in channels.items() if mask.any()}
+        channels = {key: mask for key, mask in channels.items() if key[1:] in used}  # a call that gets zeros counts too
         if not channels:
             return Folding()
         if sample is None:
@@ -173,7 +176,8 @@ class _Folder:
             keys[:] = values
             return list(values.values())
 
-        traced = tf.function(means, autograph=False, reduce_retracing=True)
+        # TensorFlow counts the traces of a function's code, over all networks; a partial has none.
+        traced = tf.function(functools.partial(means), autograph=False, reduce_retracing=True)
         for batch in sample.batches():
             inputs = execution.input_values(self._dependencies.model, batch[0])
             count = int(tf.nest.flatten(inputs)[0].shape[0])
@@ -203,34 +207,47 @@ class _Folder:
     def _assign(self, outputs: Mapping[Key, np.ndarray], channels: Mapping[Key, np.ndarray], on_data: bool) -> Folding:
         """Adds the mean over positions and calls to each layer's bias."""
         folding = Folding()
+        what = "means on the data" if on_data else "constants"
         targets: dict[tuple[int, int, int | None], _Target] = {}
-        dropped = {}
+        changed, dropped, infinite = {}, {}, {}
         for key, output in outputs.items():
             consumer = self._consumers[key[1:]]
             variable, sign = self._variable_for(key)
-            if variable is None:
+            if variable is not None:
+                target = _Target(variable, sign, consumer, channels[key], [])
+                target = targets.setdefault((id(variable), *key[1:]), target)
+                target.outputs.append(output)
+                target.channels = target.channels | channels[key]
+            elif channels[key].any():
                 name = self._dependencies.name_of(consumer.layer)
                 dropped[name] = True
                 self._note_groups(folding, consumer, channels[key], f"layer {name!r} has no bias for their constants")
-            else:
-                target = targets.setdefault(
-                    (id(variable), *key[1:]), _Target(variable, sign, consumer, channels[key], [])
-                )
-                target.outputs.append(output)
         for target in targets.values():
+            if not target.channels.any():
+                continue
+            name = self._dependencies.name_of(target.consumer.layer)
             value = folding.values.get(id(target.variable), np.asarray(target.variable.numpy()))
-            folding.values[id(target.variable)] = (value + target.change()).astype(value.dtype)
-            if reason := target.inexact(self._dependencies.name_of(target.consumer.layer), on_data):
+            with np.errstate(over="ignore", invalid="ignore"):
+                value = (value + target.change()).astype(value.dtype)
+            if np.isfinite(value).all():
+                changed[name] = True
+                folding.values[id(target.variable)] = value
+                reason = target.inexact(name, on_data)
+            else:
+                infinite[name] = True
+                reason = f"their {what}, which layer {name!r} gets, are not finite"
+            if reason:
                 self._note_groups(folding, target.consumer, target.channels, reason)
-        what = "means on the data" if on_data else "constants"
         units = f"Removed units whose activation of zero is not zero: their {what} are"
-        if changed := dict.fromkeys(self._dependencies.name_of(each.consumer.layer) for each in targets.values()):
+        remedy = "Remedy: fine-tuning, or a rule of sparsity 0 for the layers before."
+        if changed:
             folding.notes.append(f"{units} in the biases of {_listed(changed)}.")
         if dropped:
             folding.notes.append(
-                f"{units} lost to {_listed(dropped)}: no bias there, and no batch normalization right behind. "
-                "Remedy: fine-tuning, or a rule of sparsity 0 for the layers before."
+                f"{units} lost to {_listed(dropped)}: no bias there, and no batch normalization right behind. {remedy}"
             )
+        if infinite:
+            folding.notes.append(f"{units} lost to {_listed(infinite)}: they are not finite there. {remedy}")
         return folding
 
     def _variable_for(self, key: Key) -> tuple[Any, float]:
@@ -275,19 +292,40 @@ def _input_of(call: graph.Call, layer: Any, place: int | None) -> Any:
     """Returns the tensor that a layer multiplies by a kernel when a layer that holds it, or itself, is called."""
     given = [value for name, value in call.arguments.items() if "mask" not in name]
     tensors = [value for value in tf.nest.flatten(given) if tf.is_tensor(value)]
-    if place is None:  # the state of a recurrent layer
-        return tf.nest.flatten(layer(tensors[0]))[0]
+    if place is None:
+        return _mean_state(call, layer, tensors)
     tensor = tensors[place]
     if type(call.layer).__name__ == "TimeDistributed":
         tensor = tf.reshape(tensor, tf.concat([[-1], tf.shape(tensor)[2:]], 0))
     return tensor
 
 
+def _mean_state(call: graph.Call, layer: Any, tensors: list[Any]) -> Any:
+    """Returns the state that a recurrent layer multiplies by its recurrent kernel, averaged over the steps."""
+    _, *states = tensors
+    if layer is not call.layer:  # inside a bidirectional layer, which halves its initial states
+        half = len(states) // 2
+        states = states[:half] if layer is call.layer.forward_layer else states[half:]
+    masks = {name: value for name, value in call.arguments.items() if name == "mask" and tf.is_tensor(value)}
+    returns_sequences = layer.return_sequences
+    try:
+        layer.return_sequences = True
+        outputs = tf.nest.flatten(layer(tensors[0], initial_state=states or None, **masks))[0]
+    finally:
+        layer.return_sequences = returns_sequences
+    first = states[0] if states else tf.zeros_like(outputs[:, 0])
+    return tf.reduce_mean(tf.concat([tf.cast(first, outputs.dtype)[:, None], outputs[:, :-1]], 1), 1)
+
+
 def _normalizations_after(model: Any) -> Iterable[tuple[int, Any]]:
-    """Yields the id of each tensor that only a batch normalization of its own uses, and the normalization."""
+    """Yields the id of each tensor that only a batch normalization of its own uses, and the normalization.
+
+    The normalization has one moving mean for each index of the last axis.
+    """
     calls = list(graph.calls(model))
     users: dict[int, list[Any]] = {id(tensor): [None] for tensor in model.outputs}
     times: dict[int, int] = {}
+    ranks = {id(tensor): len(tensor.shape) for call in calls for tensor in call.outputs}
     for call in calls:
         times[id(call.layer)] = times.get(id(call.layer), 0) + 1
         for tensor in call.inputs:
@@ -296,7 +334,9 @@ def _normalizations_after(model: Any) -> Iterable[tuple[int, Any]]:
             yield from _normalizations_after(call.layer)
     for tensor_id, layers in users.items():
         if len(layers) == 1 and hasattr(layers[0], "moving_mean") and times[id(layers[0])] == 1:
-            yield tensor_id, layers[0]
+            axes = tf.nest.flatten(layers[0].axis)
+            if tensor_id in ranks and [axis % ranks[tensor_id] for axis in axes] == [ranks[tensor_id] - 1]:
+                yield tensor_id, layers[0]
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -48,4 +48,4 @@ def _register_weights(registry: ChannelRegistry, layer: Any, ids: ChannelIds) ->
         if variable is scale:
             registry.add_scale(variable, ids)
         elif len(variable.shape) == 1:
-            registry.index(variable, 0, ids)
+            registry.index(variable, 0, ids, measured=variable is not getattr(layer, "beta", None))
