@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tfx_compression.compressed_size import gzipped
+from tfx_compression.errors import ModelError
 
 
 class FileSize(NamedTuple):
@@ -36,6 +37,23 @@ def size(path: str) -> FileSize:
 def is_disk_full(error: BaseException) -> bool:
     """Returns whether a failed write says that there is no space left, or that the file got too large."""
     return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+def unwritable(subject: str, path: str, error: BaseException, remedy: str) -> ModelError:
+    """Returns the error of a failed write (code `unwritable-folder`; `disk-full` if no space is left).
+
+    Args:
+      subject: What should have been written; starts a sentence.
+      path: Where.
+      error: The failure.
+      remedy: What to pass instead, if there is space.
+    """
+    full = is_disk_full(error)
+    remedy = "free space on the disk, or another disk" if full else remedy
+    return ModelError(
+        f"{subject} can't be written to {path}: {str(error).rstrip(' .')}. Remedy: {remedy}.",
+        code="disk-full" if full else "unwritable-folder",
+    )
 
 
 def write_bytes(path: str, content: bytes) -> None:

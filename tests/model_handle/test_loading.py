@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from tfx_compression import kernels, model_handle
-from tfx_compression.errors import ModelError
+from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.pruning.plan import PruningPlan
 from tfx_compression.pruning.prune import prune
 
@@ -126,6 +126,12 @@ def test_a_damaged_saved_model_is_refused(tmp_path, file, content, layers):
     (path / file).write_bytes(content)
     with pytest.raises(ModelError, match=rf"(?s){path}.*Remedy"):
         model_handle.load(str(path))
+
+
+def test_custom_objects_without_names_are_refused(tmp_path):
+    for model in (tmp_path, object()):
+        with raises(ConfigError, code="not-a-mapping", field="custom_objects", match="list"):
+            model_handle.wrap(model, [tf_keras.layers.Dense])
 
 
 def test_an_unknown_file_system_is_refused():

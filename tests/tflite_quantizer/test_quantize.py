@@ -182,3 +182,32 @@ def test_an_error_of_a_layer_arrives_as_the_layer_raised_it():
     model.traced = True
     with pytest.raises(LookupError, match=r"^no value$"):
         quantize(model, tfc.Quantization(mode="dynamic"))
+
+
+def test_an_error_names_the_model_and_not_its_copy(tmp_path):
+    x = tf_keras.Input((4, 4), name="x")
+    model = tf_keras.Model(x, tf_keras.layers.Lambda(tf.linalg.inv, name="y")(x), name="inverse")
+    config = tfc.Quantization(mode="dynamic")
+    model.save(tmp_path / "inverse.h5")
+    with in_this_process():
+        with raises(ModelError, code="missing-operators", match="^The model 'inverse' can't") as caught:
+            quantize(model, config)
+        assert "/model" not in str(caught.value)
+        with raises(ModelError, code="missing-operators", match=f"^The model in {tmp_path}/inverse.h5 can't"):
+            quantize(tmp_path / "inverse.h5", config)
+
+
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
+    with in_this_process():
+        result = quantize(wide_dense(), tfc.Quantization(mode="float32"))
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "model.tflite"):
+        with raises(ModelError, code="unwritable-folder", match=str(path)):
+            result.save(path)
+
+
+def test_free_sizes_that_the_quantizer_cannot_prepare_are_named():
+    x = tf_keras.Input((None, 4), name="steps")
+    model = tf_keras.Model(x, tf_keras.layers.Conv1D(8, 3, activation="relu", name="y")(x))
+    with in_this_process(), raises(ModelError, code="free-size", match=r"'steps' \[-1, -1, 4\]"):
+        quantize(model, tfc.Quantization(mode="int4"), normal(20, 30, 4))

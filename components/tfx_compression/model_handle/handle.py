@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfx_compression import kernels
 from tfx_compression.errors import ModelError
-from tfx_compression.files import is_disk_full
+from tfx_compression.files import unwritable
 from tfx_compression.keras_models import graph, keras2, keras3, model_size
 from tfx_compression.keras_models.model_size import ModelSize
 from tfx_compression.kernels import Kernel
@@ -133,12 +133,7 @@ class ModelHandle:
             self._refuse_other_keras_files(path, network is None and signatures_fn is None)
             self._save(path, network, signatures_fn, transform_graph_uri)
         except (OSError, tf.errors.OpError) as error:
-            full = is_disk_full(error)
-            remedy = "free space on the disk, or another disk" if full else "a folder that can be created and written"
-            raise ModelError(
-                f"The model can't be written to {path}: {str(error).rstrip(' .')}. Remedy: {remedy}.",
-                code="disk-full" if full else "unwritable-folder",
-            ) from error
+            raise unwritable("The model", path, error, "a folder that can be created and written") from error
 
     def _save(
         self, path: str, network: Any, signatures_fn: SignaturesFn | None, transform_graph_uri: str | None

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfx_compression.errors import ModelError
+from tfx_compression.errors import ConfigError, ModelError
 from tfx_compression.keras_models import graph, keras2, keras3
 from tfx_compression.keras_models.library import is_keras3
 from tfx_compression.model_handle.handle import ModelHandle, ModelKind
@@ -27,7 +27,9 @@ def load(path: str, custom_objects: Mapping[str, Any] | None = None) -> ModelHan
       ModelError: There is no model (code `missing-model`), none of a known format (`unknown-format`) or none that can
         be loaded (`unreadable-model`), there are several `.keras` files (`several-keras-files`), or TensorFlow doesn't
         know the file system (`unknown-file-system`).
+      ConfigError: `custom_objects` is not a mapping (`not-a-mapping`).
     """
+    _require_mapping(custom_objects)
     try:
         exists = tf.io.gfile.exists(path)
     except tf.errors.OpError as error:
@@ -63,7 +65,9 @@ def wrap(model: Any, custom_objects: Mapping[str, Any] | None = None) -> ModelHa
     Raises:
       ModelError: The model is none of these (code `unknown-format`), or `load` can't load the path. Or it is a result
         whose graph changed, and the signatures are still those of the original (`changed-graph`).
+      ConfigError: `custom_objects` is not a mapping (`not-a-mapping`).
     """
+    _require_mapping(custom_objects)
     if isinstance(model, ModelHandle):
         return model
     if isinstance(getattr(model, "handle", None), ModelHandle):
@@ -81,6 +85,16 @@ def wrap(model: Any, custom_objects: Mapping[str, Any] | None = None) -> ModelHa
         "Remedy: a tf_keras or keras model, or the path of a SavedModel, .keras, .h5 or .hdf5 file.",
         code="unknown-format",
     )
+
+
+def _require_mapping(custom_objects: Any) -> None:
+    if custom_objects is not None and not isinstance(custom_objects, Mapping):
+        raise ConfigError(
+            f"custom_objects is a {type(custom_objects).__name__}, {custom_objects!r}, and has to be a mapping. "
+            "Remedy: custom_objects={name: class or function}, by the names in the file.",
+            field="custom_objects",
+            code="not-a-mapping",
+        )
 
 
 def _wrap_result(result: Any) -> ModelHandle:

@@ -1,6 +1,7 @@
 """Conversion of a model to TFLite, without a pipeline."""
 
 import os
+import re
 import tempfile
 import time
 import warnings
@@ -12,7 +13,7 @@ import tensorflow as tf
 from tfx_compression import worker
 from tfx_compression.config import require_config
 from tfx_compression.data.batches import as_batches
-from tfx_compression.errors import CompressionWarning, DataError, ModelError, WorkerError
+from tfx_compression.errors import CompressionError, CompressionWarning, DataError, ModelError, WorkerError
 from tfx_compression.quiet import quiet_libraries
 from tfx_compression.saved_models import feature_signatures
 from tfx_compression.tflite.contents import read_contents
@@ -104,8 +105,20 @@ def quantize_saved_model(path: str, config: Quantization, read: RowReader | None
 @quiet_libraries()
 def _quantize(model: Any, config: Quantization, data: Any, custom_objects: Mapping[str, Any] | None) -> QuantizedModel:
     with tempfile.TemporaryDirectory(prefix="tfx-compression-") as folder:
-        path = sources.as_saved_model(model, os.path.join(folder, "model"), custom_objects)
-        return quantize_saved_model(path, config, None if data is None else first_rows(as_batches(data), config))
+        copy = os.path.join(folder, "model")
+        try:
+            path = sources.as_saved_model(model, copy, custom_objects)
+            return quantize_saved_model(path, config, None if data is None else first_rows(as_batches(data), config))
+        except CompressionError as error:
+            error.args = (_with_name(str(error), copy, sources.describe(model)),)
+            raise
+
+
+def _with_name(text: str, copy: str, name: str) -> str:
+    """Returns a message with a model's name in place of the path of its temporary copy."""
+    path = re.escape(copy)
+    text = re.sub(rf"\b([Tt])he (?:model|SavedModel) in {path}\b", lambda match: match[1] + name[1:], text)
+    return re.sub(rf"{path}\b", lambda _: name, text)
 
 
 def _run_worker(folder: str, path: str, config: Quantization, rows: Rows) -> None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 
 import numpy as np
+import tensorflow as tf
 
 from tfx_compression import files
 from tfx_compression.tflite.contents import ModelContents
@@ -47,8 +48,17 @@ class QuantizedModel:
         return self.record.summary
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the TFLite file, and the folders above it."""
-        files.write_bytes(os.fspath(path), self.content)
+        """Writes the TFLite file, and the folders above it.
+
+        Raises:
+          ModelError: It can't be written (code `unwritable-folder`; `disk-full` if no space is left).
+        """
+        path = os.fspath(path)
+        try:
+            files.write_bytes(path, self.content)
+        except (OSError, tf.errors.OpError) as error:
+            remedy = "the path of a file, in a folder that can be created and written"
+            raise files.unwritable("The TFLite file", path, error, remedy) from error
 
     def __bytes__(self) -> bytes:
         return self.content

@@ -10,6 +10,7 @@ import numpy as np
 
 from tfx_compression.errors import ModelError
 from tfx_compression.tflite import flatbuffer
+from tfx_compression.tflite.interpreter import Interpreter
 from tfx_compression.tflite.modes import PRECISIONS
 from tfx_compression.tflite_quantizer.litert import algorithm_manager, qtyping, quantizer
 
@@ -87,12 +88,30 @@ class Recipe:
         try:
             result = engine.quantize(ranges or None, enable_progress_bar=False, enable_progress_report=False)
         except (ValueError, RuntimeError) as error:
+            _refuse_free_sizes(content, error)
             raise ModelError(
                 f"litert-quantizer can't quantize the model as chosen: {str(error).rstrip(' .')}. Remedy: mode 'int8' "
                 "or 'dynamic', or another precision for the layers that it names.",
                 code="refused-by-quantizer",
             ) from error
         return _as_converter_writes(bytes(result.quantized_model))
+
+
+def _refuse_free_sizes(content: bytes, error: Exception) -> None:
+    """Raises an error that names the inputs with free sizes, if a model has them and its kernels can't be prepared.
+
+    The quantizer prepares them with ones in place of free sizes, which is smaller than the kernel of a convolution.
+    """
+    inputs = Interpreter(content).inputs.values()
+    free = [f"{tensor.name!r} {list(tensor.shape)}" for tensor in inputs if -1 in tensor.shape[1:]]
+    if not free or "failed to prepare" not in str(error):
+        return
+    raise ModelError(
+        f"The model has inputs of free size, {', '.join(free)} (-1 is free), which litert-quantizer takes as 1, and a "
+        f"layer doesn't take that: {str(error).rstrip(' .')}. Remedy: an input of fixed size, such as "
+        "Input((30, 4)) instead of Input((None, 4)), or mode 'int8', 'dynamic' or 'int4_dynamic'.",
+        code="free-size",
+    ) from error
 
 
 def _operator_config(choice: PrecisionChoice, per_channel: bool, unsigned: bool = False) -> tuple[str, Any]:

@@ -26,16 +26,14 @@ def as_saved_model(model: Any, folder: str, custom_objects: Mapping[str, Any] | 
 
     Raises:
       ModelError: If there is no model, or a subclassed model was never called.
+      ConfigError: If `custom_objects` is not a mapping.
     """
     if isinstance(model, str | os.PathLike) and tf.saved_model.contains_saved_model(os.fspath(model)):
         return os.fspath(model)
     if isinstance(model, Compressed):
         model.save(folder)
         return folder
-    if isinstance(model, str | os.PathLike):
-        handle = model_handle.load(os.fspath(model), custom_objects)
-    else:
-        handle = model_handle.wrap(model)
+    handle = model_handle.wrap(model, custom_objects)
     try:
         if handle.kind == "keras3" and handle.network is None:
             _export(handle.model, folder)
@@ -50,6 +48,14 @@ def as_saved_model(model: Any, folder: str, custom_objects: Mapping[str, Any] | 
             code="unknown-inputs",
         ) from error
     return folder
+
+
+def describe(model: Any) -> str:
+    """Returns what an error calls a model: by its path, or else by its name."""
+    if isinstance(model, str | os.PathLike):
+        return f"the model in {os.fspath(model)}"
+    name = getattr(model.model if isinstance(model, Compressed) else model, "name", None)
+    return f"the model {name!r}" if name else "the model"
 
 
 def _export(model: Any, folder: str) -> None:
