@@ -1,5 +1,6 @@
 """Magnitude pruning of models' weights, compared with NumPy."""
 
+import keras
 import numpy as np
 import pytest
 import tf_keras
@@ -12,6 +13,8 @@ from tfx_compression.pruning.weight_pruner import WeightPruner
 
 from tests.support import helpers
 from tests.support.errors import raises
+
+both_keras = pytest.mark.parametrize("K", [tf_keras, keras], ids=["keras2", "keras3"])
 
 # Kernels of small_cnn and their sizes; the depthwise kernel of a separable convolution is not pruned.
 PRUNABLE = {
@@ -191,3 +194,37 @@ def test_a_model_and_its_path_give_the_same_result(tmp_path):
     assert by_path.summary == by_model.summary
     for one, other in zip(by_path.model.get_weights(), by_model.model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def two_outputs(K):
+    """Returns a subclassed model, not yet called, whose call returns a dict of two outputs."""
+
+    class TwoOutputs(K.Model):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.hidden = K.layers.Dense(40, activation="relu", name="hidden")
+            self.middle = K.layers.Dense(60, activation="relu", name="middle")
+            self.heads = [K.layers.Dense(1, name="u"), K.layers.Dense(1, name="v")]
+
+        def call(self, x):
+            x = self.middle(self.hidden(x))
+            return {layer.name: layer(x) for layer in self.heads}
+
+    return TwoOutputs()
+
+
+@both_keras
+def test_both_last_layers_of_a_subclassed_model_in_memory_are_protected(K):
+    model = two_outputs(K)
+    model(np.ones((2, 3), np.float32))
+    pruned = prune(model, PruningPlan(sparsity=0.5))
+    protected = [group.name.split("/")[-1] for group in pruned.record.groups if "last" in group.protected]
+    assert protected == ["u", "v"]
+
+
+@both_keras
+@pytest.mark.parametrize("technique", ["weight", "neuron"])
+def test_a_model_that_was_never_called_is_refused(K, technique):
+    for model in (two_outputs(K), K.Sequential([K.layers.Dense(3), K.layers.Dense(2)])):
+        with raises(ModelError, code="not-built"):
+            prune(model, PruningPlan(technique=technique, sparsity=0.5))

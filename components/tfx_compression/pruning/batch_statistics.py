@@ -14,11 +14,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfx_compression.keras_models import execution, graph
+from tfx_compression.pruning.sample import finite_inputs
 
 LEAST_ROWS = 64  # fewer say less about the data than the statistics of the whole network do
 
 
-def recalibrate(network: Any, data: tf.data.Dataset, batches: int, batch_size: int) -> list[str]:
+def recalibrate(network: Any, data: tf.data.Dataset, batches: int, batch_size: int) -> tuple[list[Any], list[str]]:
     """Computes the moving means and variances of a network's batch normalizations anew.
 
     Each normalization uses the moments of the batch, as in training, and everything else is in inference mode. Frozen
@@ -31,29 +32,45 @@ def recalibrate(network: Any, data: tf.data.Dataset, batches: int, batch_size: i
       batch_size: Rows per batch.
 
     Returns:
-      Messages for the user: none without such a normalization.
+      The normalizations with new statistics, and messages for the user.
+
+    Raises:
+      DataError: A value of the data is NaN or infinite.
     """
     layers = {id(layer): layer for layer in _normalizations(network)}
     if not layers or not batches:
-        return []
+        return [], []
     if tf.distribute.has_strategy():
-        return ["The statistics of batch normalizations are those of the whole network, as a strategy is active."]
+        return [], ["The statistics of batch normalizations are those of the whole network, as a strategy is active."]
     before = {key: (layer.moving_mean.numpy(), layer.moving_variance.numpy()) for key, layer in layers.items()}
     moments = _Moments(network, layers)
     with _no_momentum(layers.values()):
         for features, *_ in data.unbatch().batch(batch_size).take(batches):
-            moments.add(execution.input_values(network, features))
+            moments.add(finite_inputs(network, features, moments.rows))
     enough = moments.rows >= LEAST_ROWS
+    changed, notes = [], []
     for key, layer in layers.items():
-        mean, variance = moments.result(key) if enough else before[key]
+        new = [value.astype(old.dtype) for value, old in zip(moments.result(key), before[key], strict=True)]
+        finite = all(np.isfinite(value).all() for value in new)
+        mean, variance = new if enough and finite else before[key]
         layer.moving_mean.assign(mean)
         layer.moving_variance.assign(variance)
+        if enough and finite:
+            changed.append(layer)
+        elif enough:
+            notes.append(
+                f"The input of {layer.name!r} is not finite on the data, so its statistics are left as they are."
+            )
     if not enough:
-        return [
+        return [], [
             f"The data has {moments.rows} rows, too few for new statistics of the batch normalizations, which takes "
             f"{LEAST_ROWS}: they are those of the whole network. Remedy: more rows, or fine-tuning."
         ]
-    return [f"The statistics of {len(layers)} batch normalizations were computed anew on {moments.rows:,} rows."]
+    if changed:
+        notes.append(
+            f"The statistics of {len(changed)} batch normalizations were computed anew on {moments.rows:,} rows."
+        )
+    return changed, notes
 
 
 class _Moments:

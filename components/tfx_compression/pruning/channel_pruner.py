@@ -96,12 +96,17 @@ class ChannelPruner(ModelPruner):
         network = surgery.remove(self.dependencies, kept, folding.values)
         copy_compilation(self.handle.model, network)
         self.notes += folding.notes
+        inexact = {name: group.inexact for name, group in self.dependencies.groups.items() if group.inexact}
+        inexact = folding.inexact | inexact
         if self._data is not None and any(not units.all() for units in kept.values()):
             plan = self.plan
-            self.notes += recalibrate(network, self._data, plan.recalibrate_batches, plan.batch_size)
+            changed, notes = recalibrate(network, self._data, plan.recalibrate_batches, plan.batch_size)
+            self.notes += notes
+            if changed:
+                reason = "the statistics of batch normalizations were computed anew on the data"
+                inexact = {name: "; ".join(filter(None, [inexact.get(name), reason])) for name in kept}
         channels = surgery.channels_left(self.dependencies, kept)
-        inexact = {name: group.inexact for name, group in self.dependencies.groups.items() if group.inexact}
-        inexact = {name: reason for name, reason in (folding.inexact | inexact).items() if name in kept}
+        inexact = {name: reason for name, reason in inexact.items() if name in kept}
         return AppliedPruning(network, model_size.measure(network), channels=channels, inexact=inexact)
 
     def counts(self, name: str) -> bool:

@@ -76,7 +76,19 @@ def _copied_keras_model(handle: ModelHandle) -> Any:
     if graph.is_functional(model):
         return _cloned(model)
     with keras_library(model).utils.custom_object_scope(_custom_objects(model)):
-        return copy.deepcopy(model)
+        new = copy.deepcopy(model)
+    _copy_input_specs(model, new)
+    return new
+
+
+def _copy_input_specs(model: Any, new: Any) -> None:
+    """Gives the copy of a subclassed model the shapes of its inputs, which it knows from its first call."""
+    if is_keras3(model):
+        new._called = model._called
+        new._build_shapes_dict = model._build_shapes_dict
+    elif model._saved_model_arg_spec is not None:
+        args, kwargs = model._saved_model_arg_spec
+        new._set_save_spec(args[0], list(args[1:]), kwargs)
 
 
 def _loaded_again(handle: ModelHandle) -> Any:

@@ -104,10 +104,12 @@ def prune(
     Raises:
       ConfigError: The plan doesn't fit the model or its sparsity can't be reached; the message has the highest that
         can.
-      ModelError: The model can't be pruned this way, can't be copied, or has a weight that is not finite.
+      ModelError: The model can't be pruned this way, can't be copied, has no weights yet, or a weight is not finite.
+      DataError: The data doesn't fit the model, or a value is NaN or infinite.
     """
     require_config(plan, PruningPlan, "plan")
     handle = wrap(model, custom_objects)
+    _require_built(handle)
     if data is not None:
         data = as_batches(data)
         _require_batches(data)
@@ -155,6 +157,7 @@ def prune_step(
     """
     if handle.kind == "saved_model":
         handle.model.require_savable()
+    _require_built(handle)
     _require_finite(handle)
     _require_batches(data)
     step_sparsity = plan.first_step_sparsity if step_sparsity is None else step_sparsity
@@ -275,6 +278,16 @@ def _schedule_notes(plan: PruningPlan) -> list[str]:
         f"Schedule {plan.schedule!r}: this is its first step, to {plan.first_step_sparsity:.3g} of "
         f"{plan.sparsity:.3g}; SparsityFineTuner takes the rest."
     ]
+
+
+def _require_built(handle: ModelHandle) -> None:
+    """Raises ModelError for a Keras model that has no weights yet."""
+    if handle.kind != "saved_model" and not handle.model.built:
+        raise ModelError(
+            f"The model {handle.model.name!r} has no weights yet, as it doesn't know the shape of its inputs. Remedy: "
+            "call it on a batch of data first: model(features).",
+            code="not-built",
+        )
 
 
 def _require_finite(handle: ModelHandle) -> None:

@@ -3,10 +3,40 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfx_compression.data.iteration import elements
 from tfx_compression.errors import DataError
+from tfx_compression.keras_models import execution
+
+
+def finite_inputs(model: Any, features: Any, rows_before: int = 0) -> list[Any]:
+    """Returns the values of a functional model's inputs for a batch of features.
+
+    Args:
+      model: The model.
+      features: The batch.
+      rows_before: Number of rows in the batches before, for the error.
+
+    Raises:
+      DataError: A value is NaN or infinite.
+    """
+    values = execution.input_values(model, features)
+    for tensor, value in zip(model.inputs, values, strict=True):
+        if not tf.is_tensor(value) or not hasattr(value, "numpy") or not value.dtype.is_floating:
+            continue
+        rows = value.numpy().reshape(len(value), -1)
+        bad = np.flatnonzero(~np.isfinite(rows.astype(np.float64)).all(axis=1))
+        if bad.size:
+            raise DataError(
+                f"The input {tensor.name!r} is NaN or infinite in {bad.size} of the data's first "
+                f"{rows_before + len(rows)} rows, row {rows_before + bad[0]} first. Remedy: clean or fill in the "
+                "feature, or another split.",
+                field="data",
+                code="not-finite",
+            )
+    return values
 
 
 class Sample:

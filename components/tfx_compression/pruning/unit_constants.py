@@ -15,12 +15,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfx_compression import kernels
+from tfx_compression.errors import CompressionError
 from tfx_compression.keras_models import clone, execution, graph
 from tfx_compression.keras_models.keras3 import LOADING_FAILURES
 from tfx_compression.pruning.channel_map import ConsumingAxis, KeepFn
 from tfx_compression.pruning.dependency_graph import DependencyGraph
 from tfx_compression.pruning.model_pruner import assigned
-from tfx_compression.pruning.sample import Sample
+from tfx_compression.pruning.sample import Sample, finite_inputs
 
 _RECURRENT = ("LSTM", "GRU", "SimpleRNN")
 _FREE_SIZE = 64  # of an input's axis whose size is not fixed
@@ -66,10 +67,15 @@ def fold(dependencies: DependencyGraph, kept: Mapping[str, np.ndarray], sample: 
       dependencies: Dependency graph of the network, which is left as it is.
       kept: The units to keep, [units] of bool, by group.
       sample: Rows on which units whose constant is not zero are averaged; None folds the constants.
+
+    Raises:
+      DataError: The sample has no rows, or a value is NaN or infinite.
     """
     try:
         with assigned([(state, state.numpy()) for state in _states(dependencies.model)]):
             return _Folder(dependencies, dependencies.keep_fn(kept)).fold(sample)
+    except CompressionError:
+        raise
     except (*LOADING_FAILURES, NotImplementedError, tf.errors.OpError) as error:
         note = f"What removed units put out could not be computed, and was dropped: {str(error).splitlines()[0]}"
         return Folding(notes=[note])
@@ -143,8 +149,7 @@ class _Folder:
         model = self._dependencies.model
         if sample is not None:
             first, *_ = sample.batches()  # TensorFlow warns of a cache that isn't read to its end
-            features = tf.nest.map_structure(lambda value: value[:1], first[0])
-            return execution.input_values(model, features)
+            return [value[:1] for value in finite_inputs(model, first[0])]
         return [_ones(tensor) for tensor in model.inputs]
 
     def _inputs(self, inputs: list[Any]) -> dict[Key, tf.Tensor]:
@@ -179,7 +184,7 @@ class _Folder:
         # TensorFlow counts the traces of a function's code, over all networks; a partial has none.
         traced = tf.function(functools.partial(means), autograph=False, reduce_retracing=True)
         for batch in sample.batches():
-            inputs = execution.input_values(self._dependencies.model, batch[0])
+            inputs = finite_inputs(self._dependencies.model, batch[0], rows)
             count = int(tf.nest.flatten(inputs)[0].shape[0])
             values = dict(zip(keys, results, strict=True)) if (results := traced(inputs)) else {}
             for key, mask in channels.items():

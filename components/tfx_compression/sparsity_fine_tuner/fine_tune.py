@@ -164,7 +164,8 @@ def _recalibrate(handle: ModelHandle, plan: PruningPlan | None, passes: Batches)
     """Computes the statistics of batch normalizations anew if channels were removed."""
     if plan is None or not plan.structured or handle.network is None:
         return []
-    return recalibrate(handle.network, passes(0), plan.recalibrate_batches, plan.batch_size)
+    _, notes = recalibrate(handle.network, passes(0), plan.recalibrate_batches, plan.batch_size)
+    return notes
 
 
 def _masks_of_zeros(handle: ModelHandle) -> dict[str, np.ndarray]:
