@@ -189,3 +189,12 @@ def test_the_arena_limit_can_cost_bytes(float_cnn, data):
     limited = search(float_cnn, config, calibration, trial, None)
     assert judge(limited.content, "cpu").arena_bytes <= limit
     assert len(limited.content) >= len(anywhere.content)
+
+
+def test_a_precision_that_the_quantizer_cannot_make_is_not_chosen(tmp_path):
+    """litert-quantizer fails where only one of two calls of a layer has floats made of fewer bits."""
+    layer, inputs = tf_keras.layers.Dense(8), tf_keras.Input((8,), name="input_1")
+    network = tf_keras.Model(inputs, layer(tf_keras.layers.ReLU()(layer(inputs))))
+    path = sources.as_saved_model(network, str(tmp_path / "shared"))
+    auto = {"metric": "agreement", "max_drop": 0.1, "precisions": ("float16", "int8_weight_only")}
+    assert quantized(path, {"input_1": normal(90, 8)}, mode="auto", auto=auto).record.auto.drop <= 0.1

@@ -168,7 +168,7 @@ class _VariantSearch:
         for precision in self._config.auto.precisions:
             if precision in allowed and PRECISIONS[precision].quantized:
                 content = self._quantize({index: precision})
-                if self._runs(content):
+                if content is not None and self._runs(content):
                     yield _Option(precision, len(content), self._metric.output_error(content))
         yield _Option("float32", len(self.float_model), 0.0)
 
@@ -225,10 +225,10 @@ class _VariantSearch:
         if key not in self._trials:
             worker.step(f"{self._prefix}trying {name}")
             content = self._quantize(assignment)
-            value, drop = self._metric.measure(content)
-            if not (np.isfinite(drop) and self._runs(content)):
+            value, drop = (np.nan, np.inf) if content is None else self._metric.measure(content)
+            if content is None or not (np.isfinite(drop) and self._runs(content)):
                 drop = np.inf
-            trial = self._trials[key] = _Trial(assignment, content, value, drop)
+            trial = self._trials[key] = _Trial(assignment, content or self.float_model, value, drop)
             self._records.append(
                 TrialRecord(
                     step=f"{self._prefix}{name}",
@@ -242,14 +242,20 @@ class _VariantSearch:
     def _runs(self, content: bytes) -> bool:
         return judge(content, self._config.target, self._config.max_arena_bytes).runs
 
-    def _quantize(self, assignment: Assignment) -> bytes:
-        return quantize_layers(
-            self.float_model,
-            {index: PrecisionChoice(precision) for index, precision in assignment.items()},
-            self.ranges.tensors,
-            io=self._config.io,
-            per_channel=self._config.per_channel,
-        )
+    def _quantize(self, assignment: Assignment) -> bytes | None:
+        """Returns the flatbuffer, or None if the quantizer can't make it."""
+        try:
+            return quantize_layers(
+                self.float_model,
+                {index: PrecisionChoice(precision) for index, precision in assignment.items()},
+                self.ranges.tensors,
+                io=self._config.io,
+                per_channel=self._config.per_channel,
+            )
+        except ModelError as error:
+            if error.code != "refused-by-quantizer":
+                raise
+            return None
 
 
 def _lower_hull(options: Iterator[_Option]) -> list[_Option]:

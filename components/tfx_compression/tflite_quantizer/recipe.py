@@ -87,7 +87,7 @@ class Recipe:
             engine.update_quantization_recipe(scope, kind, config, algorithm)
         try:
             result = engine.quantize(ranges or None, enable_progress_bar=False, enable_progress_report=False)
-        except (ValueError, RuntimeError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             _refuse_free_sizes(content, error)
             raise ModelError(
                 f"litert-quantizer can't quantize the model as chosen: {str(error).rstrip(' .')}. Remedy: mode 'int8' "
