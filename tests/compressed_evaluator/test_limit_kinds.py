@@ -155,6 +155,7 @@ def test_a_missed_limit_refuses_the_candidate_and_the_reason_quotes_it(case):
     assert evaluation.reason.endswith(f"int8: {evaluation.verdicts['int8'][0].sentence}")
 
 
+@pytest.mark.slow
 def test_a_new_limit_is_one_field_of_the_budget():
     class BudgetWithFewLayers(Budget):
         max_layers: Annotated[

@@ -176,6 +176,7 @@ def test_weights_without_a_model_are_refused(tmp_path, library, name):
         model_handle.load(str(tmp_path / name))
 
 
+@pytest.mark.slow
 def test_the_result_of_a_step_is_a_model(tmp_path):
     path = str(tmp_path / "model")
     helpers.small_cnn().save(path, save_format="tf")
@@ -188,6 +189,7 @@ def test_the_result_of_a_step_is_a_model(tmp_path):
     assert model_handle.wrap(from_memory).model is from_memory.model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", [tf_keras, keras])
 @pytest.mark.parametrize("ending", [".keras", ".h5", ".hdf5"])
 def test_a_keras_file_loads_in_the_keras_that_wrote_it_and_saves_again(tmp_path, library, ending):

@@ -69,6 +69,7 @@ def values(spec: dict[str, Any]) -> list[dict[str, Any]]:
 # The result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plan", "requested", "achieved", "statement"),
     [
@@ -175,6 +176,7 @@ def test_the_plot_shows_kept_fractions_and_protection():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 40, 41, 200])
 def test_vega_draws_few_and_many_groups_in_the_colors_of_the_page(count):
     import vl_convert

@@ -203,6 +203,7 @@ def test_the_activations_of_all_calls_of_a_shared_layer_are_joined(library):
     np.testing.assert_allclose(scores(model, data, "activation_mean")["shared"], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 @BOTH
 def test_the_gates_of_a_recurrent_layer_are_those_of_its_kernel_and_all_rows_of_its_bias(library):
     (x, y), layers = rows((4, 3), 1), library.layers

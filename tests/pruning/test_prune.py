@@ -439,6 +439,7 @@ def test_sensitivity_spares_the_layer_that_the_metric_depends_on_and_resumes(tmp
     assert again.record.sensitivity == pruned.record.sensitivity
 
 
+@pytest.mark.slow
 def test_the_sensitivity_of_filters_is_that_of_their_removal(model):
     plan = PruningPlan(
         technique="filter", allocation="sensitivity", sparsity=0.5, sensitivity_levels=(0.5,), target="macs", protect=()

@@ -115,6 +115,7 @@ def loss_at(one, level):
     return float(np.interp(level, one.levels, worse))
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.tuples(*[st.floats(-0.2, 2).map(lambda x: round(x, 3))] * 3), min_size=1, max_size=3),

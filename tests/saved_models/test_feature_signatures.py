@@ -242,6 +242,7 @@ def save_with_lookup(path, *others: str) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_signature_that_tflite_can_not_have_is_replaced(tmp_path):
     signature = feature_signature(save_with_lookup(tmp_path / "model", "plain", "whole", "wide", "lookup", "examples"))
     (note,) = signature.notes

@@ -200,6 +200,7 @@ def test_errors_of_a_traced_loss_arrive_as_raised():
         fine_tune(pruned_dense(loss=loss, run_eagerly=False), nets.points(), FineTuning(epochs=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["accuracy", *(pytest.param(name, marks=slow) for name in ("acc", "AUC"))])
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_loss_and_metrics_by_name_compile_a_model(library, metric):

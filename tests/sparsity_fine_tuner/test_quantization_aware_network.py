@@ -111,6 +111,7 @@ def test_supported_layers_are_quantized_with_close_answers(make, features, float
     assert np.array_equal(tf.nest.flatten(network(features))[0], expected[0]), "the original doesn't change"
 
 
+@pytest.mark.slow
 def test_convolution_before_a_relu_layer_is_rounded():
     network = quantization_aware(_residual()).network
     wrapped = {layer.name: layer for layer in network.layers if kernels.is_quantize_wrapper(layer)}

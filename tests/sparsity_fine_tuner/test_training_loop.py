@@ -322,6 +322,7 @@ def kind_of(library):
     return "keras2" if library is tf_keras else "keras3"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_custom_train_step_trains_and_logs(library):
     pruned = nets.pruned(nets.dense(kind_of(library), None), sparsity=0.5)

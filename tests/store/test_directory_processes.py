@@ -29,6 +29,7 @@ def _publish_many(root: Path, start: "multiprocessing.synchronize.Barrier", writ
         results.put((store.publish("digits", model, {"writer": writer}), model))
 
 
+@pytest.mark.slow
 def test_concurrent_writers_get_different_numbers_and_readers_see_whole_versions(root):
     start, results = _processes.Barrier(4), _processes.Queue()
     writers = [_processes.Process(target=_publish_many, args=(root, start, writer, results)) for writer in range(4)]
