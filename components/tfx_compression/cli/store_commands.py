@@ -38,16 +38,13 @@ def list_versions(store_uri: StoreUri, as_json: AsJson = False) -> None:
 def _rows(store: stores.StoreBackend) -> Iterator[dict[str, Any]]:
     """Yields the versions of each model. What is damaged has a `problem` and doesn't hide the others."""
     for name in store.names():
-        problems = []
-        versions, channels = [], {}
-        try:
-            channels = store.channels(name)
-        except StoreError as error:
-            problems.append(str(error))
+        versions: list[int] = []
+        channels: dict[str, int] = {}
         try:
             versions = store.versions(name)
+            channels = store.channels(name)
         except StoreError as error:
-            problems = [str(error)]
+            yield {"name": name, "version": None, "bytes": None, "channels": [], "problem": str(error)}
         for version in versions:
             pointing = [channel for channel, pointed in channels.items() if pointed == version]
             row = {"name": name, "version": version, "bytes": None, "channels": pointing}
@@ -55,8 +52,6 @@ def _rows(store: stores.StoreBackend) -> Iterator[dict[str, Any]]:
                 yield row | {"bytes": store.manifest(name, version)["bytes"]}
             except StoreError as error:
                 yield row | {"problem": str(error)}
-        for problem in problems:
-            yield {"name": name, "version": None, "bytes": None, "channels": [], "problem": problem}
 
 
 @app.command()

@@ -133,13 +133,7 @@ class DirectoryStore:
 
     def manifest(self, name: str, version: int) -> dict[str, Any]:
         """Returns the manifest of a version."""
-        path = self._folder(name, version) / _MANIFEST
-        try:
-            fields = manifests.decode(guarded_files.read(path, manifests.SIZE_LIMIT))
-            manifests.require_version(fields, name, version)
-        except (OSError, ValueError) as error:
-            raise _damaged(path, error) from error
-        return fields
+        return self._stored(name, version).model_dump(exclude_unset=True)
 
     def channels(self, name: str) -> dict[str, int]:
         """Returns the version that each channel points at."""
@@ -191,7 +185,12 @@ class DirectoryStore:
             raise StoreError(f"{name} {version} in {self.uri} is damaged: {error}.", code="damaged") from error
 
     def _stored(self, name: str, version: int) -> manifests.StoredFields:
-        return manifests.require_version(self.manifest(name, version), name, version)
+        path = self._folder(name, version) / _MANIFEST
+        try:
+            fields = manifests.decode(guarded_files.read(path, manifests.SIZE_LIMIT))
+            return manifests.require_version(fields, name, version)
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from error
 
     def _promoted(self, name: str, channel: str) -> int:
         """Returns the version that a channel points at."""
