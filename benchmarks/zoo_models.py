@@ -27,7 +27,7 @@ class ZooModel:
 
     Attributes:
       name: Name in the tables.
-      description: What it is, in a few words.
+      description: Description in a few words.
       files: Patterns of the files to unpack, or of the files in `ZOO_MODELS`.
       load: Function from the folder with these files to a Keras model, or to the path of a model.
       draw: Function from a random generator and a number of rows to these rows of each input, in the inputs' order.
@@ -35,7 +35,7 @@ class ZooModel:
       rows: Number of rows that calibrate, and of rows that are compared.
       batch_size: Rows at once in TFLite, where loops have to know; None is any number.
       reference: File with somebody else's int8 version of the net, if there is one.
-      reference_note: What to know of that file.
+      reference_note: Remark on that file.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What the zoo does to each net, in a process of its own: `zoo.py` starts it and reads a line of JSON per operation."""
+"""The zoo's operations on a net. `zoo.py` starts this as a process per net and reads a line of JSON per operation."""
 
 import dataclasses
 import functools

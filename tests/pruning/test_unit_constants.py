@@ -1,5 +1,7 @@
 """What removed units put out with weights of zero moves into the biases of the layers that used it."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -110,17 +112,23 @@ CONSUMERS = {
 }
 
 
-@pytest.mark.slow
-@both_keras
-@pytest.mark.parametrize("consumer", CONSUMERS)
-def test_every_layer_with_a_kernel_takes_the_constants_of_its_inputs(K, consumer):
-    model = sequences(K, CONSUMERS[consumer](K))
+def require_exact_removal(model: Any) -> unit_constants.Folding:
+    """Requires that removal from the layer `hidden` equals zero weights there, which it sets; returns the folding."""
     dependencies = DependencyGraph(model)
     folding = unit_constants.fold(dependencies, {"hidden": KEPT})
     pruned = remove(dependencies, {"hidden": KEPT}, folding.values)
     zeroed(model, {"hidden": ~KEPT})
     inputs = exactness.random_inputs(model)
     exactness.assert_equal(exactness.outputs(model, inputs), exactness.outputs(pruned, inputs))
+    return folding
+
+
+@pytest.mark.slow
+@both_keras
+@pytest.mark.parametrize("consumer", CONSUMERS)
+def test_every_layer_with_a_kernel_takes_the_constants_of_its_inputs(K, consumer):
+    model = sequences(K, CONSUMERS[consumer](K))
+    folding = require_exact_removal(model)
     assert not folding.inexact
 
 
@@ -131,12 +139,7 @@ def test_attention_takes_the_constants_in_query_key_and_value(K):
     attention = K.layers.MultiHeadAttention(2, 3, output_shape=4, name="attention")
     x = attention(hidden(one), hidden(other))
     model = exactness.with_random_weights(K.Model([one, other], K.layers.Dense(2, name="out")(x)))
-    dependencies = DependencyGraph(model)
-    folding = unit_constants.fold(dependencies, {"hidden": KEPT})
-    pruned = remove(dependencies, {"hidden": KEPT}, folding.values)
-    zeroed(model, {"hidden": ~KEPT})
-    inputs = exactness.random_inputs(model)
-    exactness.assert_equal(exactness.outputs(model, inputs), exactness.outputs(pruned, inputs))
+    require_exact_removal(model)
 
 
 @both_keras
